@@ -1,0 +1,63 @@
+"""Every exception that is meant for the user.
+
+AblateError
+├── StudyError (ValueError)        the study file: what was given, where, what is allowed
+├── PlanError (ValueError)         a valid study that cannot be planned as asked
+├── RecordError (ValueError)       a run folder that cannot be read, or was written by another study
+├── DataError (ValueError)         a data set that is missing, damaged or refused
+├── CheckpointError (RuntimeError) no usable checkpoint, or one that does not fit the trial
+├── LoadError (ValueError)         weights that do not fit the model
+├── AnalysisError (ValueError)     results that cannot be analysed as asked
+├── TrackingError (RuntimeError)   the tracking store cannot be used as asked
+└── ClusterError (RuntimeError)    Ray or a machine
+    └── PlacementError             a gang that can never be placed; names the missing resource
+
+Each message says what was given, what is allowed, and what to do next. They are built from
+plain strings, so they survive pickling between processes.
+"""
+
+from __future__ import annotations
+
+
+class AblateError(Exception):
+    """Base of all errors that the command line prints without a traceback."""
+
+
+class StudyError(AblateError, ValueError):
+    """The study file is wrong; the message starts with ``file:line:``."""
+
+
+class PlanError(AblateError, ValueError):
+    """The study is valid, but cannot be planned as asked."""
+
+
+class RecordError(AblateError, ValueError):
+    """A run folder cannot be read, or belongs to another study."""
+
+
+class DataError(AblateError, ValueError):
+    """A data set is missing, damaged or refused."""
+
+
+class CheckpointError(AblateError, RuntimeError):
+    """No usable checkpoint, or one that does not fit the trial."""
+
+
+class LoadError(AblateError, ValueError):
+    """Weights do not fit the model they are loaded into."""
+
+
+class AnalysisError(AblateError, ValueError):
+    """Results cannot be analysed as asked."""
+
+
+class TrackingError(AblateError, RuntimeError):
+    """The tracking store cannot be used as asked."""
+
+
+class ClusterError(AblateError, RuntimeError):
+    """Ray or a machine failed in a way that retrying the trial cannot mend."""
+
+
+class PlacementError(ClusterError):
+    """A gang that this cluster can never place; the message names the missing resource."""

@@ -1,0 +1,353 @@
+"""The study folder: the truth about a study, and the only reader and writer of it.
+
+::
+
+    runs/<study>/study.json
+                 trials/<id>/trial.json             what is asked; never changes
+                             outcome.json           what came of it; written last, by the controller
+                             checkpoints/step-000500/...
+                             attempts/<k>/trace.jsonl    a row per optimizer step
+                                          evals.jsonl    a row per evaluation
+                                          events.jsonl   what the markers saw
+                                          heartbeat.json the latest numbers, for people
+                                          result.json    the attempt's own last word
+                                          log-<rank>.txt what each rank printed
+
+Whole files are written under a temporary name, flushed to disk and renamed; logs of rows are
+appended line by line, and a torn last line is not read. Non-finite numbers are findings, so they
+survive as the strings "NaN", "Infinity" and "-Infinity" (JSON has no other way to hold them).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ablate.errors import RecordError
+
+FORMAT = 1
+"""Version of the folder's layout, written into trial.json and study.json."""
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON text in which non-finite numbers stand as strings."""
+    return json.dumps(_encode(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def loads(text: str | bytes) -> Any:
+    """The inverse of :func:`dumps`."""
+    return _decode(json.loads(text))
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` so that a reader sees the old file or the whole new one, never a part.
+
+    `durable` also flushes to disk, which a heartbeat can do without.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(dumps(value, indent=1) + "\n")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file written by :func:`write_json`.
+
+    Raises:
+        RecordError: the file is not JSON, which no crash of ours can cause.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"{path} is damaged ({error}). Move it away and launch again: "
+            "the trial goes on from its last checkpoint."
+        ) from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; a torn last line (a crash while writing) is left out.
+
+    A missing file has no rows.
+    """
+    rows, _ = read_rows_from(path, 0)
+    return rows
+
+
+def read_rows_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Rows that were appended after byte `offset`, and the offset to go on from."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data.rfind(b"\n") + 1
+    rows = []
+    for line in data[:whole].splitlines():
+        try:
+            row = loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue  # torn by a crash, then appended to: the row is lost, the log is not
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows, offset + whole
+
+
+class AttemptWriter:
+    """What one attempt of a trial leaves behind; used by rank 0 of its gang alone."""
+
+    def __init__(self, trial_folder: Path, attempt: int) -> None:
+        self.folder = trial_folder / "attempts" / str(attempt)
+        self.attempt = attempt
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._logs: dict[str, IO[bytes]] = {}
+
+    def step(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows of step measurements to trace.jsonl."""
+        self._append("trace.jsonl", rows)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append one row of evaluation measurements to evals.jsonl."""
+        self._append("evals.jsonl", [row])
+
+    def event(self, row: Mapping[str, Any]) -> None:
+        """Append one marker event to events.jsonl."""
+        self._append("events.jsonl", [row])
+
+    def heartbeat(self, row: Mapping[str, Any]) -> None:
+        """Replace heartbeat.json: the latest numbers, for people and watchdogs."""
+        write_json(self.folder / "heartbeat.json", row, durable=False)
+
+    def result(self, row: Mapping[str, Any]) -> None:
+        """Write result.json, the attempt's last word, after all its logs are on disk."""
+        for log in self._logs.values():
+            log.flush()
+            os.fsync(log.fileno())
+        write_json(self.folder / "result.json", row)
+
+    def flush(self) -> None:
+        """Hand what was appended to the operating system, so that readers see it."""
+        for log in self._logs.values():
+            log.flush()
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in self._logs.values():
+            log.close()
+        self._logs.clear()
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        log = self._logs.get(name)
+        if log is None:
+            log = self._logs[name] = open(self.folder / name, "ab")
+        log.write(b"".join(dumps(row).encode() + b"\n" for row in rows))
+        log.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """Reads one trial folder."""
+
+    folder: Path
+
+    @property
+    def trial_id(self) -> str:
+        return self.folder.name
+
+    def trial(self) -> dict[str, Any]:
+        """trial.json: what is asked."""
+        content: dict[str, Any] = read_json(self.folder / "trial.json")
+        return content
+
+    def outcome(self) -> dict[str, Any] | None:
+        """outcome.json, or None while the trial has none."""
+        try:
+            content: dict[str, Any] = read_json(self.folder / "outcome.json")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts so far, ascending."""
+        try:
+            names = os.listdir(self.folder / "attempts")
+        except FileNotFoundError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def attempt_folder(self, attempt: int) -> Path:
+        return self.folder / "attempts" / str(attempt)
+
+    def result(self, attempt: int) -> dict[str, Any] | None:
+        """result.json of an attempt, or None when it ended without one."""
+        try:
+            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "result.json")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        """The newest attempt's heartbeat.json, or None."""
+        attempts = self.attempts()
+        if not attempts:
+            return None
+        try:
+            content: dict[str, Any] = read_json(
+                self.attempt_folder(attempts[-1]) / "heartbeat.json"
+            )
+        except (FileNotFoundError, RecordError):
+            return None
+        return content
+
+    def trace(self) -> list[dict[str, Any]]:
+        """One row per optimizer step: where a step was replayed, the highest attempt counts."""
+        return self._latest("trace.jsonl")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One row per evaluated step; the highest attempt counts."""
+        return self._latest("evals.jsonl")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Marker events, each once: those that a resumed attempt saw again are not repeated."""
+        seen: dict[tuple[Any, Any], dict[str, Any]] = {}
+        for attempt in self.attempts():
+            for row in read_rows(self.attempt_folder(attempt) / "events.jsonl"):
+                seen[(row.get("marker"), row.get("first_step"))] = row
+        return sorted(seen.values(), key=lambda row: (row.get("first_step", 0), row["marker"]))
+
+    def log_tail(self, attempt: int, *, lines: int = 15) -> str:
+        """The last lines that the ranks of an attempt printed, the lowest rank that said most.
+
+        The rank whose log holds a traceback is preferred: the others only say they lost a peer.
+        """
+        best = ""
+        for path in sorted(self.attempt_folder(attempt).glob("log-*.txt")):
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
+            tail = "\n".join(text.splitlines()[-lines:])
+            if tail and (not best or ("Traceback" in tail and "Traceback" not in best)):
+                best = f"{path}:\n{tail}"
+        return best
+
+    def _latest(self, name: str) -> list[dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        for attempt in self.attempts():
+            for row in read_rows(self.attempt_folder(attempt) / name):
+                rows[row["step"]] = row
+        return [rows[step] for step in sorted(rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """Reads and writes one study folder (the controller's side of it)."""
+
+    folder: Path
+
+    def study(self) -> dict[str, Any] | None:
+        """study.json, or None when nothing was launched here yet."""
+        try:
+            content: dict[str, Any] = read_json(self.folder / "study.json")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def write_study(self, content: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(self.folder / "study.json", content)
+
+    def record(self, trial_id: str) -> TrialRecord:
+        return TrialRecord(self.folder / "trials" / trial_id)
+
+    def records(self) -> Iterator[TrialRecord]:
+        """Every trial that was ever written here, by id."""
+        for path in sorted((self.folder / "trials").glob("*/trial.json")):
+            yield TrialRecord(path.parent)
+
+    def write_trial(self, content: Mapping[str, Any]) -> TrialRecord:
+        """Write trial.json unless it is there: a trial is identified by what is asked."""
+        record = self.record(str(content["id"]))
+        if not (record.folder / "trial.json").exists():
+            record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(record.folder / "trial.json", content)
+        return record
+
+    def new_attempt(self, record: TrialRecord) -> int:
+        """Reserve the next attempt's folder and give its number."""
+        number = max(record.attempts(), default=0) + 1
+        record.attempt_folder(number).mkdir(parents=True)
+        return number
+
+    def write_outcome(self, record: TrialRecord, content: Mapping[str, Any]) -> None:
+        """Write outcome.json, the last file of a trial; it is never rewritten."""
+        assert not (record.folder / "outcome.json").exists(), f"{record.folder} has an outcome"
+        write_json(record.folder / "outcome.json", content)
+
+
+def find_study(path: Path) -> StudyRecord:
+    """The study folder at `path`.
+
+    Raises:
+        RecordError: there is none; names the studies that are near.
+    """
+    if (path / "study.json").exists():
+        return StudyRecord(path)
+    near = _nearby(path)
+    hint = f" Studies found: {', '.join(near)}." if near else " Launch one first."
+    raise RecordError(f"{path} holds no study (no study.json).{hint}")
+
+
+def _nearby(path: Path) -> Sequence[str]:
+    for folder in (path, path.parent, Path("runs")):
+        if folder.is_dir():
+            found = [str(p.parent) for p in sorted(folder.glob("*/study.json"))]
+            if found:
+                return found
+    return []

@@ -1,0 +1,626 @@
+"""A study file: YAML in, a validated and frozen `Study` out.
+
+Everything a study can get wrong is said before anything starts, all at once, each with file and
+line, what is allowed, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ablate import markers, metrics, recipes
+from ablate.errors import StudyError
+from ablate.source import Problems, parse_yaml, suggest
+from ablate.trial import Cell, Trial, identify
+
+_MAX_BYTES = 1_000_000
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Objective(_Spec):
+    """What the study is judged by: one evaluation measurement at a trial's last step."""
+
+    metric: str = "imagenet_top1"
+    """Name of an evaluation measurement; a fraction."""
+    direction: metrics.Direction = "maximize"
+    """Which way is better."""
+    margin: float = Field(default=0.005, gt=0)
+    """Smallest difference that would matter to you, in the metric's unit; fixed before running."""
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Objective:
+        known = metrics.objectives()
+        if self.metric not in known:
+            raise ValueError(f"metric {self.metric!r} is not known; {suggest(self.metric, known)}")
+        declared = metrics.METRICS[self.metric].direction
+        if declared != self.direction:
+            raise ValueError(f"{self.metric} is better the other way: set direction: {declared}")
+        return self
+
+
+class GangSpec(_Spec):
+    """The processes that train one trial together."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes (ranks); batch_size is per worker."""
+    gpus_per_worker: int = Field(default=0, ge=0)
+    """Whole accelerators of each; 0 trains on the CPU."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Cores reserved for each."""
+    strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    """How the workers are laid over nodes; PACK prefers few nodes."""
+
+
+class Budget(_Spec):
+    """What the study may cost; whole seed blocks are cut, never parts of one."""
+
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Most accelerator-hours (worker-hours on CPU) the study may spend in all."""
+    attempts: int = Field(default=4, ge=1)
+    """Most attempts of one trial when its machine or process dies."""
+
+
+class SequentialSeeds(_Spec):
+    """Add seeds one block at a time, for the contrasts that are still open."""
+
+    min: int = Field(default=3, ge=2)
+    """Blocks that are always run."""
+    max: int = Field(default=12, ge=2)
+    """Blocks at most."""
+    until: Literal["decided"] = "decided"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SequentialSeeds:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class OneAtATime(_Spec):
+    """The baseline, and every other level alone: 1 + sum(levels - 1) cells."""
+
+    name: Literal["one_at_a_time"] = "one_at_a_time"
+
+
+class FullFactorial(_Spec):
+    """Every combination of levels."""
+
+    name: Literal["full_factorial"] = "full_factorial"
+
+
+class FractionalFactorial(_Spec):
+    """A regular fraction of all combinations of two-level factors, with its alias table."""
+
+    name: Literal["fractional_factorial"] = "fractional_factorial"
+    resolution: Literal["III", "IV", "V"] = "IV"
+    """III: main effects mixed with pairs; IV: main effects clear of pairs; V: pairs clear too."""
+
+
+class PlackettBurman(_Spec):
+    """A screening design for many two-level factors in few cells."""
+
+    name: Literal["plackett_burman"] = "plackett_burman"
+    fold_over: bool = True
+    """Also run the mirror image, which frees main effects from two-factor interactions."""
+
+
+class LeaveOneOut(_Spec):
+    """From a target: revert each changed factor alone; paired with adding each alone."""
+
+    name: Literal["leave_one_out"] = "leave_one_out"
+    target: dict[str, str] = Field(min_length=1)
+    """Level of each factor that differs from the baseline in the setting under test."""
+
+
+class AblationPath(_Spec):
+    """From the baseline to a target, one factor a step, each step the best of those left."""
+
+    name: Literal["ablation_path"] = "ablation_path"
+    target: dict[str, str] = Field(min_length=1)
+    """Level of each factor that differs from the baseline at the end of the path."""
+
+
+class Search(_Spec):
+    """Ask a sampler for cells instead of listing them; each runs with all its seeds."""
+
+    name: Literal["search"] = "search"
+    cells: int = Field(default=20, ge=1)
+    """Distinct cells to run."""
+    sampler: Literal["tpe", "gp", "qmc", "random", "grid"] = "tpe"
+    """How the next cell is chosen."""
+    sampler_seed: int = 0
+    """Seed of the sampler itself; not a replicate."""
+    then: Literal["nothing", "leave_one_out"] = "nothing"
+    """What to run on the best cell found."""
+
+
+Design = Annotated[
+    OneAtATime
+    | FullFactorial
+    | FractionalFactorial
+    | PlackettBurman
+    | LeaveOneOut
+    | AblationPath
+    | Search,
+    Field(discriminator="name"),
+]
+
+_DESIGNS = (
+    "one_at_a_time",
+    "full_factorial",
+    "fractional_factorial",
+    "plackett_burman",
+    "leave_one_out",
+    "ablation_path",
+    "search",
+)
+
+
+class Range(_Spec):
+    """A numeric interval that a search may draw from."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Draw uniformly in the logarithm."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log: true needs low above 0, not {self.low}")
+        return self
+
+
+class StudyFile(_Spec):
+    """A study as it is written by hand."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the study and its folder; the file's name if left out."""
+    recipe: str
+    """What is trained: a file of ablate/recipes."""
+    baseline: dict[str, Any]
+    """The complete configuration that everything is compared with; fields of the recipe."""
+    factors: dict[str, Any] = Field(min_length=1)
+    """What is varied: a field with a list of values, or named levels that set several fields."""
+    nuisance: list[str] = []
+    """Factors that are re-tuned inside every level of the others instead of being judged."""
+    design: Design = OneAtATime()
+    """Which cells are run: a design's name, or a mapping with its name and options."""
+    seeds: list[int] | SequentialSeeds
+    """Replicates: every cell is run with each seed; common seeds pair cells."""
+    objective: Objective = Objective()
+    gang: GangSpec = GangSpec()
+    budget: Budget = Budget()
+    markers: dict[str, Any] = {}
+    """Thresholds of instability markers that differ from the defaults."""
+
+    @field_validator("design", mode="before")
+    @classmethod
+    def _design_by_name(cls, value: Any) -> Any:
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if isinstance(name, str) and name not in _DESIGNS:
+            raise ValueError(f"design {name!r} is not known; {suggest(name, _DESIGNS)}")
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: list[int] | SequentialSeeds) -> list[int] | SequentialSeeds:
+        if isinstance(value, SequentialSeeds):
+            return value
+        if not value:
+            raise ValueError("no seed is listed; write at least one, e.g. seeds: [0, 1, 2]")
+        repeated = sorted({seed for seed in value if value.count(seed) > 1})
+        if repeated:
+            raise ValueError(f"seed {repeated[0]} is listed twice; a repeat is no new replicate")
+        if min(value) < 0:
+            raise ValueError(f"seeds are 0 or more, not {min(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One value of a factor: fields that change together, under a name."""
+
+    name: str
+    fields: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One thing varied. `levels` is empty for a factor that is drawn from `range`."""
+
+    name: str
+    levels: tuple[Level, ...]
+    baseline: str
+    """Name of the level that leaves the baseline unchanged."""
+    range: Range | None = None
+
+    def level(self, name: str) -> Level:
+        return next(level for level in self.levels if level.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What one study file asks, validated and resolved."""
+
+    name: str
+    path: str
+    recipe: str
+    baseline: Mapping[str, Any]
+    """Fields as written; `config` resolves them."""
+    factors: tuple[Factor, ...]
+    nuisance: tuple[str, ...]
+    design: Design
+    seeds: tuple[int, ...]
+    """All seeds, or with sequential seeds all that may be used."""
+    sequential: SequentialSeeds | None
+    objective: Objective
+    gang: GangSpec
+    budget: Budget
+    markers: Mapping[str, Any]
+    root: str
+    text: str
+    """The file itself, kept with the results."""
+
+    def factor(self, name: str) -> Factor:
+        return next(factor for factor in self.factors if factor.name == name)
+
+    def baseline_levels(self) -> dict[str, str]:
+        return {factor.name: factor.baseline for factor in self.factors}
+
+    def cell(self, levels: Mapping[str, str]) -> Cell:
+        """The cell of these levels; factors that are not named stand at the baseline.
+
+        A level of a range factor is its value, written as text.
+        """
+        named: list[tuple[str, str]] = []
+        fields: dict[str, Any] = {}
+        for factor in self.factors:
+            name = levels.get(factor.name, factor.baseline)
+            named.append((factor.name, name))
+            if factor.range is not None:
+                if name != factor.baseline:
+                    fields[factor.name] = float(name)
+                continue
+            fields.update(factor.level(name).fields)
+        return Cell(tuple(named), tuple(sorted(fields.items())))
+
+    def config(self, cell: Cell, *, seed: int) -> dict[str, Any]:
+        """The fully resolved configuration of a cell and seed."""
+        recipe = recipes.load(self.recipe)
+        fields = {**self.baseline, **dict(cell.fields), "seed": seed}
+        config: dict[str, Any] = recipe.Config(**fields).model_dump(mode="json")
+        return config
+
+    def trial(self, cell: Cell, *, seed: int) -> Trial:
+        """A cell with a seed, resolved and identified."""
+        recipe = recipes.load(self.recipe)
+        config = self.config(cell, seed=seed)
+        return Trial(
+            id=identify(
+                self.recipe,
+                config,
+                workers=self.gang.workers,
+                not_identity=recipe.NOT_IDENTITY,
+            ),
+            study=self.name,
+            cell=cell,
+            seed=seed,
+            recipe=self.recipe,
+            config=config,
+            gang=self.gang.model_dump(),
+            objective=self.objective.model_dump(),
+            markers=self.markers,
+            root=self.root,
+        )
+
+
+def load_study(path: Path | str, *, root: Path | str | None = None) -> Study:
+    """Read, validate and resolve a study file.
+
+    Relative data paths in it are relative to `root`, by default the current folder.
+
+    Raises:
+        StudyError: every problem found, a line each, as ``file:line: what, what is allowed``.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise StudyError(
+            f"{path} does not exist." + (f" Found there: {', '.join(near)}." if near else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read as text: {error}") from error
+    if size > _MAX_BYTES:
+        raise StudyError(f"{path} has {size} bytes; a study file has at most {_MAX_BYTES}.")
+    return parse_study(text, path=str(path), root=root)
+
+
+def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Study:
+    """Like :func:`load_study`, for the text of a study file."""
+    content, lines = parse_yaml(text, path)
+    problems = Problems(path, lines, tags=(*_DESIGNS, "SequentialSeeds"))
+    try:
+        file = StudyFile.model_validate(content)
+    except ValidationError as error:
+        problems.add_validation(error, (), StudyFile)
+        raise problems.error() from None
+    try:
+        recipe = recipes.load(file.recipe)
+    except ValueError as error:
+        problems.add(("recipe",), str(error))
+        raise problems.error() from None
+
+    if "seed" in file.baseline:
+        problems.add(
+            ("baseline", "seed"),
+            "a seed is a replicate, not a setting: remove it and list it under seeds",
+        )
+    seeds = tuple(range(file.seeds.max)) if isinstance(file.seeds, SequentialSeeds) else file.seeds
+    resolved = _resolve(recipe, file.baseline, {}, problems, ("baseline",))
+    problems.raise_if_any()
+    assert resolved is not None
+
+    factors = _parse_factors(file, recipe, resolved, problems)
+    problems.raise_if_any()
+    _check_design(file, factors, problems)
+    for name in file.nuisance:
+        if name not in file.factors:
+            problems.add(("nuisance",), f"{name!r} is not a factor; {suggest(name, file.factors)}")
+    for key, message in markers.check_thresholds(file.markers):
+        problems.add(("markers", *key), message)
+    problems.raise_if_any()
+    return Study(
+        name=file.name or re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem),
+        path=path,
+        recipe=file.recipe,
+        baseline=file.baseline,
+        factors=factors,
+        nuisance=tuple(file.nuisance),
+        design=file.design,
+        seeds=tuple(seeds),
+        sequential=file.seeds if isinstance(file.seeds, SequentialSeeds) else None,
+        objective=file.objective,
+        gang=file.gang,
+        budget=file.budget,
+        markers=file.markers,
+        root=str(Path(root or ".").resolve()),
+        text=text,
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of study files, with the fields of every recipe, for editors."""
+    schema = StudyFile.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    choices = []
+    for name in recipes.names():
+        fields = recipes.load(name).Config.model_json_schema(ref_template="#/$defs/{model}")
+        definitions.update(fields.pop("$defs", {}))
+        fields.pop("required", None)
+        fields.get("properties", {}).pop("seed", None)
+        definitions[f"baseline-{name}"] = {**fields, "title": f"Baseline of the {name} recipe"}
+        choices.append(
+            {
+                "if": {"properties": {"recipe": {"const": name}}},
+                "then": {"properties": {"baseline": {"$ref": f"#/$defs/baseline-{name}"}}},
+            }
+        )
+    schema["properties"]["recipe"]["enum"] = list(recipes.names())
+    schema["properties"]["design"] = {
+        "anyOf": [schema["properties"]["design"], {"enum": list(_DESIGNS)}]
+    }
+    schema["allOf"] = choices
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "ablate study"
+    return schema
+
+
+# --------------------------------------------------------------------------- factors
+
+
+def _parse_factors(
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> tuple[Factor, ...]:
+    factors = []
+    owner: dict[str, str] = {}  # field -> the factor that sets it
+    for name, spec in file.factors.items():
+        factor = _parse_factor(name, spec, file, recipe, resolved, problems)
+        if factor is None:
+            continue
+        touched = {field for level in factor.levels for field, _ in level.fields}
+        for field in sorted(touched or {name}):
+            if field in owner:
+                problems.add(
+                    ("factors", name),
+                    f"factors {owner[field]!r} and {name!r} both set {field}, so their levels "
+                    f"contradict each other; let one factor set {field}",
+                )
+            owner[field] = name
+        factors.append(factor)
+    return tuple(factors)
+
+
+def _parse_factor(
+    name: str,
+    spec: Any,
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> Factor | None:
+    place = ("factors", name)
+    known = [field for field in recipe.Config.model_fields if field != "seed"]
+    if name == "seed":
+        problems.add(place, "seeds are replicates, never a factor; list them under seeds")
+        return None
+    if isinstance(spec, Mapping) and "low" in spec and "high" in spec:
+        return _parse_range(name, spec, known, resolved, problems)
+    if isinstance(spec, list):
+        if name not in known:
+            problems.add(
+                place,
+                f"{name!r} is no field of the {file.recipe} recipe; {suggest(name, known)}. "
+                "A factor with a name of its own needs named levels: "
+                "{level name: {field: value, ...}, ...}",
+            )
+            return None
+        named = [(_level_name(value), {name: value}, (*place, i)) for i, value in enumerate(spec)]
+    elif isinstance(spec, Mapping):
+        named = []
+        for level, fields in spec.items():
+            if not isinstance(fields, Mapping):
+                if name not in known:
+                    problems.add(
+                        (*place, level),
+                        f"level {level!r} must be a mapping of fields, not {fields!r}",
+                    )
+                    continue
+                fields = {name: fields}
+            named.append((str(level), dict(fields), (*place, level)))
+    else:
+        problems.add(
+            place,
+            f"levels must be a list of values or named levels, not {spec!r}; "
+            f"write {name}: [{_level_name(spec)}, ...]",
+        )
+        return None
+    if not named:
+        problems.add(place, "the factor has no level; list at least two values")
+        return None
+
+    levels: list[Level] = []
+    seen: dict[str, str] = {}  # resolved configuration -> level name
+    baseline_name: str | None = None
+    for level_name, fields, where in named:
+        config = _resolve(recipe, file.baseline, fields, problems, where)
+        if config is None:
+            continue
+        key = json.dumps(config, sort_keys=True)
+        if key in seen:
+            problems.add(
+                where,
+                f"level {level_name!r} is the same experiment as level {seen[key]!r}; remove one",
+            )
+            continue
+        seen[key] = level_name
+        if config == resolved:
+            baseline_name = level_name
+        levels.append(Level(level_name, tuple(sorted(fields.items()))))
+    if baseline_name is None:
+        # A list such as lr: [3e-3] asks for these values against the baseline's own.
+        value = resolved.get(name)
+        baseline_name = _level_name(value) if name in resolved else "baseline"
+        levels.insert(0, Level(baseline_name, ()))
+    if len(levels) < 2 and not problems.at(place):
+        problems.add(
+            place,
+            f"the only level, {baseline_name!r}, is the baseline itself; add a level to compare",
+        )
+        return None
+    return Factor(name, tuple(levels), baseline_name)
+
+
+def _parse_range(
+    name: str,
+    spec: Mapping[str, Any],
+    known: Sequence[str],
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> Factor | None:
+    place = ("factors", name)
+    if name not in known:
+        problems.add(place, f"{name!r} is no field of the recipe; {suggest(name, known)}")
+        return None
+    try:
+        span = Range.model_validate(dict(spec))
+    except ValidationError as error:
+        problems.add_validation(error, place, Range)
+        return None
+    value = resolved[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        problems.add(place, f"{name} is not a number, so it cannot be drawn from a range")
+        return None
+    return Factor(name, (), _level_name(value), span)
+
+
+def _check_design(file: StudyFile, factors: Sequence[Factor], problems: Problems) -> None:
+    design = file.design
+    by_name = {factor.name: factor for factor in factors}
+    if not isinstance(design, Search):
+        for factor in factors:
+            if factor.range is not None:
+                problems.add(
+                    ("factors", factor.name),
+                    f"a range can only be searched, and the design is {design.name}; "
+                    "list the values to compare, or set design: search",
+                )
+    if isinstance(design, (LeaveOneOut, AblationPath)):
+        for name, level in design.target.items():
+            if name not in by_name:
+                problems.add(
+                    ("design", "target", name),
+                    f"{name!r} is not a factor; {suggest(name, by_name)}",
+                )
+                continue
+            levels = [item.name for item in by_name[name].levels]
+            if level not in levels:
+                problems.add(
+                    ("design", "target", name),
+                    f"{level!r} is no level of {name}; {suggest(level, levels)}",
+                )
+    if isinstance(design, (FractionalFactorial, PlackettBurman)):
+        for factor in factors:
+            if len(factor.levels) != 2 and factor.range is None:
+                problems.add(
+                    ("factors", factor.name),
+                    f"{design.name} needs two levels of every factor, {factor.name} has "
+                    f"{len(factor.levels)}; keep two, or set design: one_at_a_time",
+                )
+
+
+def _resolve(
+    recipe: recipes.Recipe,
+    baseline: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    problems: Problems,
+    place: tuple[Any, ...],
+) -> dict[str, Any] | None:
+    if "seed" in fields:
+        problems.add(place, "a level must not set the seed: seeds are replicates")
+        return None
+    try:
+        config = recipe.Config(**{**baseline, **fields})
+    except ValidationError as error:
+        problems.add_validation(error, place, recipe.Config)
+        return None
+    resolved: dict[str, Any] = config.model_dump(mode="json")
+    return resolved
+
+
+def _level_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
