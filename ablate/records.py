@@ -11,6 +11,7 @@
                                           events.jsonl   what the markers saw
                                           heartbeat.json the latest numbers, for people
                                           result.json    the attempt's own last word
+                                          end.json       how the controller saw it end
                                           log-<rank>.txt what each rank printed
 
 Whole files are written under a temporary name, flushed to disk and renamed; logs of rows are
@@ -235,6 +236,16 @@ class TrialRecord:
             return None
         return content
 
+    def ends(self) -> list[dict[str, Any]]:
+        """How the controller saw each attempt end; those it never saw end are left out."""
+        found = []
+        for attempt in self.attempts():
+            try:
+                found.append(read_json(self.attempt_folder(attempt) / "end.json"))
+            except FileNotFoundError:
+                continue
+        return found
+
     def heartbeat(self) -> dict[str, Any] | None:
         """The newest attempt's heartbeat.json, or None."""
         attempts = self.attempts()
@@ -257,12 +268,31 @@ class TrialRecord:
         return self._latest("evals.jsonl")
 
     def events(self) -> list[dict[str, Any]]:
-        """Marker events, each once: those that a resumed attempt saw again are not repeated."""
-        seen: dict[tuple[Any, Any], dict[str, Any]] = {}
+        """Marker events, each once: of those told again (by a resumed attempt, or because more
+        is known about their end) the last telling counts."""
+        seen: dict[tuple[Any, ...], dict[str, Any]] = {}
         for attempt in self.attempts():
             for row in read_rows(self.attempt_folder(attempt) / "events.jsonl"):
-                seen[(row.get("marker"), row.get("first_step"))] = row
-        return sorted(seen.values(), key=lambda row: (row.get("first_step", 0), row["marker"]))
+                evidence = row["evidence"]
+                key = (row["marker"], evidence["kind"], evidence["quantity"], row["first_step"])
+                seen[key] = row
+        return sorted(seen.values(), key=lambda row: (row["first_step"], row["marker"]))
+
+    def last_step(self, attempt: int) -> int:
+        """The last optimizer step that an attempt recorded; 0 when it recorded none."""
+        try:
+            with open(self.attempt_folder(attempt) / "trace.jsonl", "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(file.tell() - 65_536, 0))
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            return 0
+        for line in reversed(lines):
+            try:
+                return int(loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue  # torn
+        return 0
 
     def log_tail(self, attempt: int, *, lines: int = 15) -> str:
         """The last lines that the ranks of an attempt printed, the lowest rank that said most.
@@ -324,6 +354,10 @@ class StudyRecord:
         number = max(record.attempts(), default=0) + 1
         record.attempt_folder(number).mkdir(parents=True)
         return number
+
+    def write_end(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
+        """Write end.json: how an attempt ended, seen from outside."""
+        write_json(record.attempt_folder(attempt) / "end.json", content)
 
     def write_outcome(self, record: TrialRecord, content: Mapping[str, Any]) -> None:
         """Write outcome.json, the last file of a trial; it is never rewritten."""
