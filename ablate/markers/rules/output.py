@@ -1,0 +1,353 @@
+"""Markers of what the model computes: attention and output logits, temperature, features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ablate.markers.event import Context, Event, Row, event
+from ablate.markers.rule import Rule
+from ablate.markers.series import Ema, Streak, Window
+
+
+@dataclass
+class AttentionLogits(Rule):
+    """Attention logits that grow without bound, as they do before low-precision divergence
+    (Wortsman et al. 2023, "Small-scale proxies for large-scale Transformer training
+    instabilities")."""
+
+    name: ClassVar[str] = "attention_logits"
+    reads: ClassVar[tuple[str, ...]] = ("attention_logits/",)
+
+    warn: float = 50.0
+    severe: float = 1e4
+
+    told: dict[str, list[int]] = field(default_factory=dict, init=False)
+    """Layer -> [level told, first step]."""
+
+    def update(self, row: Row) -> Iterable[Event]:
+        found = []
+        for layer, value in row.group("attention_logits"):
+            level = 2 if value > self.severe else 1 if value > self.warn else 0
+            held, first = self.told.get(layer, [0, row.step])
+            if value < self.warn / 2.0:
+                self.told.pop(layer, None)
+            if level <= held:
+                continue
+            first = first if held else row.step
+            self.told[layer] = [level, first]
+            found.append(
+                event(
+                    self.name,
+                    kind="growth",
+                    quantity=f"attention_logits/{layer}",
+                    first_step=first,
+                    last_step=row.step,
+                    detected_at=row.step,
+                    severity="severe" if level == 2 else "warning",
+                    flag="ATTENTION_LOGITS",
+                    message=f"attention logits of {layer} reached {value:.3g}",
+                    value=value,
+                    limit=self.severe if level == 2 else self.warn,
+                )
+            )
+        return found
+
+
+@dataclass
+class LogitDrift(Rule):
+    """Output logits that keep growing while the loss does not fall.
+
+    ``logits_lse``, the mean logsumexp over the rows of the logits, grows in every healthy CLIP
+    run, since the temperature and the similarity of true pairs do. So its rise alone says
+    nothing; drift is a rise of its mean over ``fast`` rows above that over ``slow`` rows by
+    more than ``sigmas`` times its noise, while the loss is not below its own slow mean, on
+    ``hold`` rows in a row.
+    """
+
+    name: ClassVar[str] = "logit_drift"
+    reads: ClassVar[tuple[str, ...]] = ("logits_lse", "loss")
+
+    fast: int = 100
+    slow: int = 1000
+    sigmas: float = 3.0
+    hold: int = 1000
+
+    lse_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
+    lse_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
+    loss_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
+    loss_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
+    roughness: Ema = field(default_factory=lambda: Ema(1), init=False)
+    before: float | None = field(default=None, init=False)
+    streak: Streak = field(default_factory=Streak, init=False)
+
+    def start(self, context: Context) -> None:
+        fast = context.rows(self.fast, share=0.05, least=10)
+        slow = context.rows(self.slow, share=0.2, least=50)
+        self.lse_fast, self.lse_slow = Ema(fast), Ema(slow)
+        self.loss_fast, self.loss_slow = Ema(fast), Ema(slow)
+        self.roughness = Ema(slow)
+        self._hold = context.rows(self.hold, share=0.2, least=50)
+
+    def update(self, row: Row) -> Iterable[Event]:
+        lse, loss = row.finite("logits_lse"), row.finite("loss")
+        if lse is None or loss is None:
+            return ()
+        apart = 0.0 if self.before is None else lse - self.before
+        self.before = lse
+        noise = math.sqrt(self.roughness.push(apart * apart) / 2.0)
+        rise = self.lse_fast.push(lse) - self.lse_slow.push(lse)
+        worse = self.loss_fast.push(loss) - self.loss_slow.push(loss)
+        drifts = noise > 0.0 and rise > self.sigmas * noise and worse >= 0.0
+        if self.streak.extend(drifts, row.step) != self._hold:
+            return ()
+        return [
+            event(
+                self.name,
+                kind="drift",
+                quantity="logits_lse",
+                first_step=self.streak.first_step,
+                last_step=row.step,
+                detected_at=row.step,
+                severity="warning",
+                flag="LOGIT_DRIFT",
+                message=f"output logits grow (logsumexp {self.lse_fast.mean:.4g}, "
+                f"{rise:+.2g}) while the loss does not fall",
+                rise=rise,
+                noise=noise,
+                rows=self._hold,
+            )
+        ]
+
+
+@dataclass
+class LogitScale(Rule):
+    """The temperature at its limit, fallen, or jumping.
+
+    ``logit_scale`` is exp of the parameter, which open_clip clamps to [1, 100] after every
+    step. At the upper limit for ``saturated_share`` of ``window`` rows, comparisons of
+    anything that acts through the temperature mean little. Below ``fallen`` after the warm-up
+    the logits can no longer tell pairs apart. A jump of ``jump`` in its logarithm within
+    ``jump_steps`` is faster than Adam moves it at common learning rates.
+    """
+
+    name: ClassVar[str] = "logit_scale"
+    reads: ClassVar[tuple[str, ...]] = ("logit_scale",)
+
+    limit: float = 100.0
+    window: int = 500
+    saturated_share: float = 0.9
+    fallen: float = 3.0
+    jump: float = 0.3
+    jump_steps: int = 100
+
+    seen: int = field(default=0, init=False)
+    at_limit: Window = field(default_factory=lambda: Window(1), init=False)
+    past: Window = field(default_factory=lambda: Window(1), init=False)
+    """Logarithms of the last ``jump_steps`` steps."""
+    saturated: bool = field(default=False, init=False)
+    low: bool = field(default=False, init=False)
+    jumped_at: int = field(default=-1, init=False)
+    """Row of the last jump told: until it has left the window it is not told again."""
+
+    def start(self, context: Context) -> None:
+        self.at_limit = Window(context.rows(self.window, share=0.2, least=50))
+        self._lookback = context.near(self.jump_steps)
+        self.past = Window(self._lookback)
+        self._warmup = context.warmup
+
+    def update(self, row: Row) -> Iterable[Event]:
+        scale = row.finite("logit_scale")
+        self.seen += 1
+        if scale is None or scale <= 0.0:
+            return ()
+        found = []
+        log_scale = math.log(scale)
+        moved = log_scale - self.past.oldest if self.past.count else 0.0
+        self.past.push(log_scale)
+        self.at_limit.push(float(scale >= self.limit * math.exp(-1e-3)))
+        share = self.at_limit.mean() if self.at_limit.full else 0.0
+        if share > self.saturated_share and not self.saturated:
+            self.saturated = True
+            found.append(
+                self._tell(
+                    row.step,
+                    "saturated",
+                    "info",
+                    "SATURATED",
+                    f"the temperature is at its limit of {self.limit:g}",
+                    scale,
+                    share=share,
+                )
+            )
+        elif share < self.saturated_share / 2.0:
+            self.saturated = False
+        if row.step > self._warmup and scale < self.fallen and not self.low:
+            self.low = True
+            found.append(
+                self._tell(
+                    row.step,
+                    "fallen",
+                    "warning",
+                    "SCALE_FALLEN",
+                    f"the temperature fell to {scale:.3g}: logits are nearly uniform",
+                    scale,
+                )
+            )
+        elif scale > 1.5 * self.fallen:
+            self.low = False
+        if abs(moved) > self.jump:
+            if self.jumped_at < 0 or self.seen - self.jumped_at > self._lookback:
+                found.append(
+                    self._tell(
+                        row.step,
+                        "jump",
+                        "info",
+                        "SCALE_JUMP",
+                        f"the temperature moved by {moved:+.2f} (log) to {scale:.3g} within "
+                        f"{self.jump_steps} steps",
+                        scale,
+                        moved=moved,
+                    )
+                )
+            self.jumped_at = self.seen
+        return found
+
+    def _tell(
+        self,
+        step: int,
+        kind: str,
+        severity: Any,
+        flag: str,
+        message: str,
+        scale: float,
+        **evidence: Any,
+    ) -> Event:
+        return event(
+            self.name,
+            kind=kind,
+            quantity="logit_scale",
+            first_step=step,
+            last_step=step,
+            detected_at=step,
+            severity=severity,
+            flag=flag,
+            message=message,
+            value=scale,
+            **evidence,
+        )
+
+
+@dataclass
+class FeatureCollapse(Rule):
+    """Features of a tower that all point the same way, or fill only a few dimensions.
+
+    ``<tower>_feature_std`` is the mean over dimensions of the deviation of normalised
+    features: 1/sqrt(dim) when they are spread evenly, 0 when collapsed. Below ``std_share`` of
+    that on ``hold`` rows, or a ``<tower>_feature_rank`` (effective rank) below ``rank`` or
+    ``rank_share`` of its own maximum on ``rank_repeats`` measurements, is COLLAPSED. Features
+    of a network at initialisation lie in a narrow cone (Liang et al. 2022, "Mind the gap"), so
+    a tower is judged once it has been healthy, or after ``Context.settled``.
+    """
+
+    name: ClassVar[str] = "feature_collapse"
+    reads: ClassVar[tuple[str, ...]] = (
+        "image_feature_std",
+        "text_feature_std",
+        "image_feature_rank",
+        "text_feature_rank",
+    )
+    needs: ClassVar[tuple[str, ...]] = ("feature_dim",)
+
+    std_share: float = 0.25
+    hold: int = 200
+    rank: float = 8.0
+    rank_share: float = 0.3
+    rank_repeats: int = 2
+
+    healthy: dict[str, bool] = field(default_factory=dict, init=False)
+    best_rank: dict[str, float] = field(default_factory=dict, init=False)
+    streaks: dict[str, list[int]] = field(default_factory=dict, init=False)
+    """Quantity -> [measurements in a row, first step]."""
+    told: dict[str, Any] = field(default_factory=dict, init=False)
+    """Quantity -> its present event."""
+
+    def start(self, context: Context) -> None:
+        dim = context.feature_dim
+        self._std_limit = self.std_share / math.sqrt(dim) if dim else None
+        self._hold = context.rows(self.hold, share=0.2, least=50)
+        self._settled = context.settled
+
+    @property
+    def present(self) -> bool:
+        """A tower is collapsed now."""
+        return bool(self.told)
+
+    def update(self, row: Row) -> Iterable[Event]:
+        return self._judge(row)
+
+    def evaluate(self, row: Row) -> Iterable[Event]:
+        return self._judge(row)
+
+    def _judge(self, row: Row) -> list[Event]:
+        found: list[Event] = []
+        for tower in ("image", "text"):
+            name = f"{tower}_feature_std"
+            std = row.finite(name)
+            if std is not None and self._std_limit is not None:
+                if std > 2.0 * self._std_limit:
+                    self.healthy[tower] = True
+                bad = std < self._std_limit and self._judged(tower, row.step)
+                found.extend(self._count(row.step, name, std, self._std_limit, self._hold, bad))
+            name = f"{tower}_feature_rank"
+            rank = row.finite(name)
+            if rank is not None:
+                best = self.best_rank[tower] = max(rank, self.best_rank.get(tower, 0.0))
+                # a tower that reached 8 once is judged by it, one that never did only later
+                limit = self.rank_share * best
+                if best > 2.0 * self.rank or row.step > self._settled:
+                    limit = max(limit, self.rank)
+                bad = rank < limit and (best > 2.0 * self.rank or row.step > self._settled)
+                found.extend(self._count(row.step, name, rank, limit, self.rank_repeats, bad))
+        return found
+
+    def _judged(self, tower: str, step: int) -> bool:
+        return self.healthy.get(tower, False) or step > self._settled
+
+    def _count(
+        self, step: int, name: str, value: float, limit: float, hold: int, bad: bool
+    ) -> Iterable[Event]:
+        length, first = self.streaks.get(name, [0, step])
+        if not bad:
+            self.streaks[name] = [0, step]
+            told = self.told.pop(name, None)
+            if told is None:
+                return ()
+            return [
+                Event.from_dict(told).revised(
+                    last_step=step, verdict="DEGRADED", evidence={"recovered_at": step}
+                )
+            ]
+        first = first if length else step
+        self.streaks[name] = [length + 1, first]
+        if length + 1 != hold:
+            return ()
+        tower, _, what = name.split("_")
+        told_now = event(
+            self.name,
+            kind=what,
+            quantity=name,
+            first_step=first,
+            last_step=step,
+            detected_at=step,
+            verdict="COLLAPSED",
+            flag="FEATURE_COLLAPSE",
+            message=f"{tower} features collapsed: {name} is {value:.3g}, below {limit:.3g}",
+            value=value,
+            limit=limit,
+            measurements=hold,
+        )
+        self.told[name] = told_now.to_dict()
+        return [told_now]

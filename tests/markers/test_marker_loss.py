@@ -1,0 +1,128 @@
+"""Markers of the loss against planted events."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from marker_traces import LONG, clip_loss, descent, judged, rows_of, told
+
+from ablate.markers import Context
+
+QUICKSTART = Context(
+    global_batch=128, warmup=50, steps_total=276, chance_top1=1 / 617, feature_dim=128
+)
+
+
+def decaying_spike(steps: int, at: int, height: float) -> np.ndarray:
+    bump = np.zeros(steps)
+    after = np.arange(steps - at)
+    bump[at:] = height * np.exp(-after / 10.0)
+    return bump
+
+
+@pytest.mark.parametrize("sigmas", [8, 12, 20])
+def test_a_decaying_spike_is_found_once_where_it_begins(sigmas: int) -> None:
+    """A planted spike of 8 deviations or more is one event, which starts at its first step."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        at = int(rng.integers(600, 2400))
+        loss = clip_loss(rng, 3000) + decaying_spike(3000, at, sigmas * 0.06)
+        spikes = told(judged(rows_of(loss=loss)), "loss_spike")
+        near = [item for item in spikes if abs(item.first_step - (at + 1)) <= 3]
+        assert len(near) == 1, (seed, at, spikes)
+        assert near[0].detected_at <= at + 12
+        assert near[0].evidence["recovered"] is True
+        assert near[0].verdict == "SPIKY"
+
+
+def test_a_step_up_that_stays_is_one_unrecovered_spike() -> None:
+    """A loss that steps up for good is one event, and the run is DEGRADED at least."""
+    rng = np.random.default_rng(0)
+    loss = 2.0 + 0.06 * rng.standard_normal(3000)
+    loss[1500:] += 0.45
+    spikes = told(judged(rows_of(loss=loss)), "loss_spike")
+    assert [item.first_step for item in spikes] == [1501]
+    assert spikes[0].evidence["recovered"] is False
+    assert spikes[0].verdict == "DEGRADED"
+
+
+def test_a_slow_rise_is_divergence_and_no_spike() -> None:
+    """A rise of 0.6 nat over 1000 steps is caught by its level, not as a spike."""
+    rng = np.random.default_rng(1)
+    loss = clip_loss(rng, 4000)
+    loss[2000:] += np.minimum(np.arange(2000) / 1000.0, 1.0) * 0.6
+    loss[2000:] += descent(4000)[2000] - descent(4000)[2000:]
+    judgement = judged(rows_of(loss=loss))
+    assert told(judgement, "loss_spike") == []
+    rises = told(judgement, "divergence", "rise")
+    assert len(rises) == 1 and 2800 < rises[0].first_step < 3100
+    assert judgement.verdict.name == "DIVERGED"
+    assert judgement.verdict.stop is not None
+
+
+def test_a_healthy_plateau_is_not_divergence() -> None:
+    """A loss that settles at 0.6 of chance level is stable."""
+    rng = np.random.default_rng(2)
+    plateau = 0.6 * math.log(1024)
+    loss = np.maximum(descent(5000, scale=100.0), plateau) + 0.06 * rng.standard_normal(5000)
+    assert judged(rows_of(loss=loss)).verdict.name == "STABLE"
+
+
+def test_a_loss_that_returns_to_chance_is_divergence() -> None:
+    """A run that had learnt and then stays at ln(batch) is stopped as DIVERGED."""
+    rng = np.random.default_rng(3)
+    loss = clip_loss(rng, 5000)
+    loss[2500:] = math.log(1024) + 0.01 * rng.standard_normal(2500)
+    judgement = judged(rows_of(loss=loss))
+    assert judgement.verdict.name == "DIVERGED"
+    assert judgement.verdict.stop is not None and judgement.verdict.stop.step < 3200
+    assert len(told(judgement, "divergence", "chance")) == 1
+
+
+def test_passing_chance_level_on_the_way_down_is_healthy() -> None:
+    """Every run crosses ln(batch) once; without warm-up that must not stop it."""
+    context = Context(global_batch=128, warmup=1, steps_total=552)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        loss = 0.45 + 4.9 * np.exp(-np.arange(552) / 120.0) + 0.06 * rng.standard_normal(552)
+        loss[1] += 0.9
+        assert judged(rows_of(loss=loss), context=context).verdict.name == "STABLE"
+
+
+@pytest.mark.parametrize(("warmup", "before"), [(1, 100), (50, 160)])
+def test_a_short_run_that_collapses_is_stopped_well_before_its_end(
+    warmup: int, before: int
+) -> None:
+    """276 steps of which all after the eighth are at ln 128: stopped in the first 60 %."""
+    rng = np.random.default_rng(4)
+    loss = math.log(128) + 0.003 * rng.standard_normal(276)
+    loss[:8] = [5.4, 5.0, 5.5, 7.25, 6.5, 5.5, 5.0, 4.9]
+    context = Context(global_batch=128, warmup=warmup, steps_total=276)
+    verdict = judged(rows_of(loss=loss), context=context).verdict
+    assert verdict.name == "DIVERGED" and "OVERSHOOT" in verdict.flags
+    assert verdict.stop is not None and verdict.stop.step <= before
+
+
+def test_a_short_healthy_run_is_silent() -> None:
+    """Runs of the quickstart's length that learn have no event at all."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        loss = 0.45 + 4.9 * np.exp(-np.arange(276) / 90.0) + 0.06 * rng.standard_normal(276)
+        norm = 3.0 + 6.0 * np.exp(-np.arange(276) / 30.0) + 0.4 * rng.standard_normal(276)
+        judgement = judged(rows_of(loss=loss, grad_norm=norm), context=QUICKSTART)
+        assert judgement.events == []
+
+
+def test_spike_score_counts_lonely_outliers() -> None:
+    """Single outliers of 12 deviations on 0.5 % of the steps warn; on 3 % the run is SPIKY."""
+    for share, verdict in ((0.005, "STABLE"), (0.03, "SPIKY")):
+        rng = np.random.default_rng(5)
+        loss = 2.0 + 0.06 * rng.standard_normal(5000)
+        norm = 3.0 + 0.3 * rng.standard_normal(5000)
+        norm[200 :: int(1 / share)] += 3.6
+        judgement = judged(rows_of(loss=loss, grad_norm=norm), context=LONG)
+        assert len({item.first_step for item in told(judgement, "spike_score")}) == 1
+        assert "SPIKE_SCORE" in judgement.verdict.flags
+        assert judgement.verdict.name == verdict
