@@ -337,8 +337,9 @@ class StudyRecord:
         return TrialRecord(self.folder / "trials" / trial_id)
 
     def records(self) -> Iterator[TrialRecord]:
-        """Every trial that was ever written here, by id."""
-        for path in sorted((self.folder / "trials").glob("*/trial.json")):
+        """Every trial that was ever written here, in the order they were first asked for."""
+        found = list((self.folder / "trials").glob("*/trial.json"))
+        for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path)):
             yield TrialRecord(path.parent)
 
     def write_trial(self, content: Mapping[str, Any]) -> TrialRecord:

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ablate import markers, metrics, recipes
+from ablate import metrics, recipes
 from ablate.errors import StudyError
+from ablate.markers import thresholds as markers
 from ablate.source import Problems, parse_yaml, suggest
 from ablate.trial import Cell, Trial, identify
 
@@ -140,6 +141,8 @@ class Search(_Spec):
     """How the next cell is chosen."""
     sampler_seed: int = 0
     """Seed of the sampler itself; not a replicate."""
+    options: dict[str, Any] = {}
+    """Options of the sampler, by Optuna's names."""
     then: Literal["nothing", "leave_one_out"] = "nothing"
     """What to run on the best cell found."""
 
@@ -425,6 +428,7 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["design"] = {
         "anyOf": [schema["properties"]["design"], {"enum": list(_DESIGNS)}]
     }
+    schema["properties"]["markers"] = markers.thresholds_schema()
     schema["allOf"] = choices
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "ablate study"

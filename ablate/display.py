@@ -1,0 +1,217 @@
+"""What the terminal shows: tables of plans and statuses, and live progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ablate.forecast import Plan
+from ablate.status import Running, StudyStatus
+
+_OUTCOME_STYLES = {
+    "completed": "green",
+    "diverged": "yellow",
+    "pruned": "cyan",
+    "failed": "red",
+    "infeasible": "red",
+    "lost": "red",
+    "to run": "dim",
+    "begun": "blue",
+}
+
+
+class Watch(Protocol):
+    """Shows a study's status again and again."""
+
+    def __call__(self, status: StudyStatus) -> None: ...
+
+
+def duration(seconds: float | None) -> str:
+    """A time span for people: ``42 s``, ``3 min 05 s``, ``2 h 07 min``, ``3.2 d``."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} d"
+
+
+def hours(value: float) -> str:
+    """Worker-hours with two significant digits or whole hours."""
+    return f"{value:.0f} h" if value >= 10 else f"{value:.2g} h"
+
+
+@contextmanager
+def watching(console: Console, *, workers: int) -> Iterator[Watch]:
+    """Live progress on a terminal; plain lines, one per change, where there is none."""
+    if not console.is_terminal:
+        yield _PlainWatch(console, workers)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def show(status: StudyStatus) -> None:
+            live.update(render_status(status, workers=workers, width=console.width))
+
+        yield show
+
+
+class _PlainWatch:
+    """Prints a line when a trial starts or ends, and one for each evaluation."""
+
+    def __init__(self, console: Console, workers: int) -> None:
+        self._console = console
+        self._workers = workers
+        self._seen: dict[tuple[str, int], Running] = {}
+        self._ended = -1
+        self._notes: tuple[str, ...] = ()
+
+    def __call__(self, status: StudyStatus) -> None:
+        now = {(trial.trial_id, trial.attempt): trial for trial in status.running}
+        for key, trial in now.items():
+            before = self._seen.get(key)
+            what = f"{trial.name} · seed {trial.seed} ({trial.trial_id})"
+            if before is None:
+                again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
+                self._say(f"start   {what}{again}")
+            elif trial.objective is not None and trial.epoch != before.epoch:
+                if trial.objective != before.objective:
+                    self._say(f"measure {what}: {_numbers(trial, status.metric)}")
+        if status.num_ended != self._ended:
+            self._ended = status.num_ended
+            self._say(f"study   {_totals(status)}")
+        for note in status.notes:
+            if note not in self._notes:
+                self._say(f"note    {note}")
+        self._notes = status.notes
+        self._seen = now
+
+    def _say(self, line: str) -> None:
+        stamp = time.strftime("%H:%M:%S")
+        self._console.print(f"{stamp} {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def render_status(status: StudyStatus, *, workers: int, width: int = 100) -> RenderableType:
+    """A row per running trial and the study's totals."""
+    parts: list[RenderableType] = []
+    if status.running:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
+        table.add_column("trial", overflow="ellipsis", no_wrap=True, max_width=max(width - 76, 14))
+        table.add_column("seed", justify="right")
+        table.add_column("", no_wrap=True)
+        for name in ("epoch", "loss", _short_metric(status.metric), "events", "samples/s", "left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for trial in status.running:
+            table.add_row(*_row(trial))
+        parts.append(table)
+    bar = ProgressBar(total=max(status.num_trials, 1), completed=status.num_ended, width=28)
+    totals = Table.grid(padding=(0, 1))
+    totals.add_row(bar, Text(_totals(status)))
+    parts.append(totals)
+    parts += [Text(f"! {note}", style="yellow") for note in status.notes]
+    return Group(*parts)
+
+
+def _row(trial: Running) -> tuple[RenderableType, ...]:
+    share = trial.step / trial.steps_total if trial.steps_total else 0.0
+    again = f" (attempt {trial.attempt})" if trial.attempt > 1 else ""
+    return (
+        trial.name + again,
+        str(trial.seed),
+        ProgressBar(total=1.0, completed=share, width=12)
+        if trial.step
+        else Text(trial.phase, style="dim"),
+        f"{trial.epoch:.1f}",
+        "" if trial.loss is None else f"{trial.loss:.3f}",
+        "" if trial.objective is None else f"{trial.objective:.2%}",
+        Text(str(trial.num_events), style="yellow" if trial.num_events else "dim"),
+        "" if trial.samples_per_s is None else f"{trial.samples_per_s:,.0f}",
+        duration(trial.eta_s) if trial.eta_s is not None else "",
+    )
+
+
+def _short_metric(metric: str) -> str:
+    return metric.removeprefix("imagenet_")
+
+
+def _numbers(trial: Running, metric: str) -> str:
+    loss = "" if trial.loss is None else f", loss {trial.loss:.3f}"
+    speed = "" if trial.samples_per_s is None else f", {trial.samples_per_s:,.0f} samples/s"
+    events = f", {trial.num_events} marker events" if trial.num_events else ""
+    left = f", {duration(trial.eta_s)} left" if trial.eta_s is not None else ""
+    value = "?" if trial.objective is None else f"{trial.objective:.2%}"
+    return f"epoch {trial.epoch:.1f}, {metric} {value}{loss}{speed}{events}{left}"
+
+
+def _totals(status: StudyStatus) -> str:
+    """Such as: 9 of 14 ended (8 completed, 1 diverged), 1 running, 4 waiting, about 5 min left."""
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(status.outcomes.items()))
+    ended = f"{status.num_ended} of {status.num_trials} ended" + (f" ({kinds})" if kinds else "")
+    parts = [ended, f"{len(status.running)} running", f"{status.waiting} waiting"]
+    parts.append(f"{hours(status.worker_hours)} of workers spent")
+    if status.eta_s is not None and (status.running or status.waiting):
+        parts.append(f"about {duration(status.eta_s)} left")
+    return ", ".join(parts)
+
+
+def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
+    """The plan as a table of cells with their trials, then cost, resolution and notes."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("cell")
+    table.add_column("seeds", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("trials")
+    rows: dict[str, list[int]] = {}
+    for index, trial in enumerate(plan.trials):
+        rows.setdefault(trial.name, []).append(index)
+    for name, indices in rows.items():
+        trials = sorted((plan.trials[i] for i in indices), key=lambda trial: trial.seed)
+        ids = Text()
+        for trial in trials if full or len(trials) <= 6 else trials[:6]:
+            style = _OUTCOME_STYLES.get(trial.state, "")
+            ids.append(trial.trial_id, style=style)
+            ids.append(" " if trial.state == "to run" else f" {trial.state} ", style=style)
+        steps = trials[0].steps
+        seeds = ", ".join(str(trial.seed) for trial in trials)
+        table.add_row(name, seeds, "?" if steps is None else f"{steps:,}", ids)
+    head = Text.assemble(
+        (plan.study, "bold"),
+        f": {plan.design}, {plan.num_cells} cells x {len(plan.seeds)} seeds, "
+        f"{len(plan.trials)} trials of {plan.workers} workers; {len(plan.to_run)} to run",
+    )
+    lines: list[RenderableType] = [head, table]
+    if plan.cost is not None:
+        cost = plan.cost
+        lines.append(
+            Text(
+                f"cost      {hours(cost.worker_hours_p50)} of workers "
+                f"(p90 {hours(cost.worker_hours_p90)}), about "
+                f"{duration(cost.makespan_hours * 3600)} with {cost.concurrency} gang(s) at a "
+                f"time; from {cost.basis}"
+            )
+        )
+    if plan.cost_note:
+        lines.append(Text(f"cost      {plan.cost_note}"))
+    if plan.disk_gib is not None:
+        lines.append(Text(f"disk      up to {plan.disk_gib:.1f} GiB of checkpoints"))
+    if plan.detectable is None:
+        lines.append(Text(f"resolves  {plan.detectable_in}", style="yellow"))
+    else:
+        value = f"{plan.detectable:.2g} {plan.detectable_in}"
+        lines.append(
+            Text(f"resolves  true differences to the baseline of {value} with probability 0.8")
+        )
+    lines += [Text(f"note      {note}", style="yellow") for note in plan.notes]
+    return Group(*lines)

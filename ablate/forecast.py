@@ -1,0 +1,266 @@
+"""What a study will cost and what it can show, before anything is paid for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ablate import recipes
+from ablate.analysis import power
+from ablate.errors import DataError, PlanError
+from ablate.records import StudyRecord
+from ablate.runner import planned
+from ablate.status import change_name
+from ablate.study import Search, Study
+from ablate.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """One line of the plan."""
+
+    trial_id: str
+    name: str
+    """What differs from the baseline."""
+    seed: int
+    state: str
+    """An outcome, "begun" (goes on from its checkpoint), or "to run"."""
+    steps: int | None
+    """Optimizer steps; None where the data cannot be counted here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Worker-hours (accelerator-hours on accelerators) and time, of the trials still to run."""
+
+    worker_hours_p50: float
+    worker_hours_p90: float
+    makespan_hours: float
+    """With `concurrency` gangs at a time."""
+    concurrency: int
+    basis: str
+    """Where the estimate comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `launch` would do."""
+
+    study: str
+    design: str
+    trials: tuple[PlannedTrial, ...]
+    num_cells: int
+    seeds: tuple[int, ...]
+    workers: int
+    cost: Cost | None
+    cost_note: str
+    """Why there is no estimate, or what it leaves out."""
+    disk_gib: float | None
+    """Checkpoints, at most two and the best of each trial."""
+    detectable: float | None
+    """Smallest true difference to the baseline that would be shown with probability 0.8."""
+    detectable_in: str
+    """Unit of `detectable`: the objective, or standard deviations where none is known yet."""
+    notes: tuple[str, ...]
+    """Warnings of the recipe, equivalent levels, the design's alias table."""
+
+    @property
+    def to_run(self) -> tuple[PlannedTrial, ...]:
+        return tuple(trial for trial in self.trials if trial.state in ("to run", "begun"))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    study: Study,
+    record: StudyRecord,
+    *,
+    samples_per_s: float | None = None,
+    concurrency: int = 1,
+) -> Plan:
+    """The exact list of trials that launch would run, what they cost and what they can show.
+
+    `samples_per_s` is the throughput of one gang; without it the cost comes from trials of this
+    study that have ended. `concurrency` is how many gangs run at a time.
+
+    Raises:
+        PlanError: a configuration cannot run on the gang that is asked for.
+    """
+    recipe = recipes.load(study.recipe)
+    trials = planned(study, record)
+    notes = _check(study, recipe, trials)
+    num_samples, data_note = _count_samples(study, recipe, trials[0])
+    lines, remaining_s, durations_s = [], [], []
+    for trial in trials:
+        folder = record.record(trial.id)
+        outcome = folder.outcome()
+        config = recipe.Config(**trial.config)
+        steps = None
+        if num_samples is not None:
+            steps = recipe.num_steps(config, workers=study.gang.workers, num_samples=num_samples)
+        if outcome is not None:
+            state = outcome["outcome"]
+            durations_s.append(outcome["wall_s"])
+        else:
+            state = "begun" if folder.attempts() else "to run"
+            remaining_s.append(
+                _seconds(study, trial, steps, samples_per_s) if samples_per_s else None
+            )
+        name = change_name(study, dict(trial.cell.levels))
+        lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
+    num_cells = len({trial.cell.levels for trial in trials})
+    if isinstance(study.design, Search):
+        notes.append(
+            f"{study.design.sampler} chooses up to {study.design.cells} cells while the study "
+            f"runs; {num_cells} are known so far"
+        )
+        missing = (study.design.cells - num_cells) * len(study.seeds)
+        remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
+    cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
+    detectable, unit = _detectable(study, record, trials, num_cells)
+    return Plan(
+        study=study.name,
+        design=study.design.name,
+        trials=tuple(lines),
+        num_cells=num_cells,
+        seeds=study.seeds,
+        workers=study.gang.workers,
+        cost=cost,
+        cost_note=" ".join(part for part in (cost_note, data_note) if part),
+        disk_gib=_disk_gib(study, record, trials),
+        detectable=detectable,
+        detectable_in=unit,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:
+    """Warnings over all cells, each with the cells it concerns.
+
+    Raises:
+        PlanError: every cell that cannot run, with the reason.
+    """
+    concerned: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
+    num_cells = len({trial.cell.levels for trial in trials})
+    for trial in {trial.cell.levels: trial for trial in trials}.values():
+        name = change_name(study, dict(trial.cell.levels))
+        try:
+            found = recipe.check(
+                recipe.Config(**trial.config),
+                workers=study.gang.workers,
+                gpus=study.gang.workers * study.gang.gpus_per_worker,
+            )
+        except ValueError as error:
+            refused.setdefault(str(error), []).append(name)
+            continue
+        for warning in found:
+            concerned.setdefault(warning, []).append(name)
+    if refused:
+        raise PlanError(
+            "\n".join(f"{study.path}: {'; '.join(names)}: {why}" for why, names in refused.items())
+        )
+    return [
+        warning if len(names) == num_cells else f"{'; '.join(names)}: {warning}"
+        for warning, names in concerned.items()
+    ]
+
+
+def _count_samples(study: Study, recipe: recipes.Recipe, trial: Trial) -> tuple[int | None, str]:
+    try:
+        config = recipe.Config(**trial.config)
+        return recipe.num_samples(config, root=Path(study.root)), ""
+    except (DataError, OSError) as error:
+        return None, f"The data cannot be counted here: {error}"
+
+
+def _seconds(study: Study, trial: Trial, steps: int | None, samples_per_s: float) -> float | None:
+    if steps is None:
+        return None
+    batch = trial.config.get("batch_size", 1) * trial.config.get("accum_freq", 1)
+    return float(steps * batch * study.gang.workers / samples_per_s)
+
+
+def _cost(
+    study: Study,
+    remaining_s: Sequence[float | None],
+    durations_s: Sequence[float],
+    samples_per_s: float | None,
+    concurrency: int,
+) -> tuple[Cost | None, str]:
+    known = [seconds for seconds in remaining_s if seconds is not None]
+    if samples_per_s and len(known) == len(remaining_s):
+        low = high = sum(known)
+        longest = max(known, default=0.0)
+        basis = f"{samples_per_s:g} samples/s a gang, as given; evaluations not counted"
+    elif durations_s:
+        low = len(remaining_s) * median(durations_s)
+        high = len(remaining_s) * float(np.quantile(durations_s, 0.9))
+        longest = max(durations_s)
+        basis = f"{len(durations_s)} ended trials of this study"
+    else:
+        return None, (
+            "No cost estimate yet: no trial has ended. Give the throughput of one gang with "
+            "--samples-per-s, or launch and ask again after the first trial."
+        )
+    makespan_s = max(low / concurrency, longest if remaining_s else 0.0)
+    workers = study.gang.workers
+    return (
+        Cost(
+            worker_hours_p50=low * workers / 3600,
+            worker_hours_p90=high * workers / 3600,
+            makespan_hours=makespan_s / 3600,
+            concurrency=concurrency,
+            basis=basis,
+        ),
+        "",
+    )
+
+
+def _detectable(
+    study: Study, record: StudyRecord, trials: Sequence[Trial], num_cells: int
+) -> tuple[float | None, str]:
+    """The minimum detectable effect of a contrast with the baseline, pooled over cells."""
+    n = study.sequential.min if study.sequential else len(study.seeds)
+    if isinstance(study.design, Search):
+        num_cells = study.design.cells
+    if n < 2 or num_cells < 2:
+        return None, "one seed cannot show any difference: there is nothing to measure noise with"
+    sigma = _residual_sigma(record, trials)
+    value = power.mde(n, sigma=sigma or 1.0, contrasts=num_cells - 1, cells=num_cells)
+    if not math.isfinite(value):
+        return None, "these seeds cannot show any difference"
+    return value, study.objective.metric if sigma else "standard deviations of one run"
+
+
+def _residual_sigma(record: StudyRecord, trials: Sequence[Trial]) -> float | None:
+    """Standard deviation between seeds, pooled over cells, of what has ended so far."""
+    values: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for trial in trials:
+        outcome = record.record(trial.id).outcome()
+        if outcome is not None and outcome["value"] is not None:
+            values.setdefault(trial.cell.levels, []).append(outcome["value"])
+    repeated = [group for group in values.values() if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in repeated)
+    if freedom < 2:
+        return None
+    squares = sum((len(group) - 1) * float(np.var(group, ddof=1)) for group in repeated)
+    return math.sqrt(squares / freedom) or None
+
+
+def _disk_gib(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> float | None:
+    """Three checkpoints of every trial, by the largest checkpoint there is."""
+    sizes = [
+        sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        for trial in trials
+        for folder in (record.record(trial.id).folder / "checkpoints").glob("step-*")
+        if folder.is_dir()
+    ]
+    return 3 * max(sizes) * len(trials) / 2**30 if sizes else None

@@ -1,0 +1,497 @@
+"""The study loop: ask, place, wait, record, tell.
+
+`launch` reconciles a study with its folder: trials with an outcome are done, the rest are
+attempted, and launching again (after a crash, on another machine, with one more factor or seed)
+is the one way to go on. One controller at a time works on a folder; it alone writes outcomes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from ablate import __version__, design
+from ablate.analysis.results import Result
+from ablate.cluster import Attempt, Cluster, Gang, GangEvent
+from ablate.errors import ClusterError, PlacementError, RecordError
+from ablate.records import StudyRecord, TrialRecord, read_json
+from ablate.status import Ledger, StudyStatus, picture, write_controller
+from ablate.study import Search, Study
+from ablate.trial import Cell, Outcome, Trial
+
+POLL_S = 0.5
+"""How long one turn of the loop waits for the cluster."""
+
+WORKER = "ablate.training.worker:main"
+"""What every rank of a gang runs: an importable function that reads the environment alone."""
+
+GRACE_S = 120.0
+"""Time a stopped trial has for its checkpoint before it is killed."""
+
+LOST_LIMIT = 20
+"""Attempts in a row that may vanish with their machine, without progress, before giving up."""
+
+
+class Book(Protocol):
+    """Where cells are asked for and told (`ablate.search`)."""
+
+    trouble: str | None
+
+    def begin(self, cell: Cell) -> None:
+        """A cell is going to be run."""
+
+    def ask(self) -> Cell | None:
+        """The next cell of a search, already begun, or None when the space is exhausted."""
+
+    def tell(self, cell: Cell, results: Sequence[Result]) -> None:
+        """All seeds of a cell have ended."""
+
+
+class Mirror(Protocol):
+    """Where people watch (`ablate.tracking`); it never raises and never blocks for long."""
+
+    trouble: str | None
+
+    def update(self, trials: Sequence[Trial], active: Sequence[str]) -> None:
+        """Bring the mirror up to date with the study folder, soon."""
+
+
+@contextmanager
+def controlling(record: StudyRecord) -> Iterator[None]:
+    """Hold the study folder: one controller at a time.
+
+    Raises:
+        RecordError: another controller holds it.
+    """
+    record.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(record.folder / "controller.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            note = read_json(record.folder / "controller.json")
+            holder = f" (process {note['pid']} on {note['host']})"
+        except (FileNotFoundError, RecordError):
+            holder = ""
+        raise RecordError(
+            f"{record.folder} is being worked on by another launch{holder}. "
+            f"Watch it with `ablate status {record.folder}`, end it with "
+            f"`ablate stop {record.folder}`."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def request_stop(record: StudyRecord, *, now: bool) -> None:
+    """Ask the controller of this study, wherever it runs, to stop."""
+    (record.folder / ("stop-now" if now else "stop")).touch()
+
+
+def launch(
+    study: Study,
+    record: StudyRecord,
+    *,
+    cluster: Cluster,
+    book: Book,
+    mirror: Mirror,
+    stop_level: Callable[[], int] = lambda: 0,
+    watch: Callable[[StudyStatus], None] = lambda status: None,
+    entry: str = WORKER,
+) -> StudyStatus:
+    """Run what is missing of the study until every trial has an outcome, or it is stopped.
+
+    `stop_level` is asked every turn: 1 lets running trials checkpoint first, 2 ends them at once.
+    `watch` gets the study's status every turn. Returns the last status. The caller holds
+    :func:`controlling`.
+
+    Raises:
+        PlacementError: no gang of this study fits the cluster.
+    """
+    for name in ("stop", "stop-now"):
+        (record.folder / name).unlink(missing_ok=True)
+    record.write_study(
+        {
+            "format": 1,
+            "name": study.name,
+            "path": study.path,
+            "root": study.root,
+            "text": study.text,
+            "version": __version__,
+        }
+    )
+    controller = _Controller(study, record, cluster, book, mirror, entry)
+    try:
+        return controller.run(stop_level, watch)
+    finally:
+        write_controller(record, state="absent", active={}, notes=())
+
+
+@dataclass(slots=True)
+class _Controller:
+    study: Study
+    record: StudyRecord
+    cluster: Cluster
+    book: Book
+    mirror: Mirror
+    entry: str
+    results: dict[str, Result] = field(default_factory=dict)
+    """Ended trials of the study, by id."""
+    wanted: dict[str, Trial] = field(default_factory=dict)
+    """Every trial the study wants so far, in order."""
+    active: dict[str, int] = field(default_factory=dict)
+    """Trial id -> attempt, of those handed to the cluster."""
+    placed_at: dict[str, float] = field(default_factory=dict)
+    not_before: dict[str, float] = field(default_factory=dict)
+    """Earliest time of the next attempt of a trial that crashed."""
+    begun: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
+    told: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
+    ledger: Ledger = field(default_factory=Ledger)
+    exhausted: bool = False
+    over_budget: bool = False
+
+    def run(
+        self, stop_level: Callable[[], int], watch: Callable[[StudyStatus], None]
+    ) -> StudyStatus:
+        self._recall()
+        self._extend()
+        stopping = 0
+        while True:
+            level = max(stop_level(), self._stop_file())
+            if level > stopping:
+                stopping = level
+                for trial_id in self.active:
+                    self.cluster.stop(trial_id, grace_s=GRACE_S if level == 1 else 0.0)
+            if not stopping:
+                self._fill()
+            status = self._status("stopping" if stopping else "running")
+            self.mirror.update(list(self.wanted.values()), list(self.active))
+            watch(status)
+            if not self.active and (stopping or not self._startable()):
+                return self._status("absent")
+            for event in self.cluster.wait(POLL_S):
+                self._settle(event, stopping=bool(stopping))
+
+    # ------------------------------------------------------------------ what to run
+
+    def _recall(self) -> None:
+        """Take up what earlier launches left: ended trials, and the cells a search has asked."""
+        for folder in self.record.records():  # in the order they were asked, for the sampler
+            trial = recall_trial(self.study, folder)
+            if trial is None:
+                continue
+            if isinstance(self.study.design, Search):
+                self._want_cell(trial.cell)
+            outcome = folder.outcome()
+            if outcome is not None:
+                self.results[trial.id] = result_of(trial, outcome)
+
+    def _extend(self) -> None:
+        """Ask the design for trials; new results may bring new ones."""
+        for trial in design.propose(self.study, list(self.results.values())):
+            self._want(trial)
+        for cell in {trial.cell.levels: trial.cell for trial in self.wanted.values()}.values():
+            self._tell(cell)
+
+    def _want_cell(self, cell: Cell) -> None:
+        for seed in self.study.seeds:
+            self._want(self.study.trial(cell, seed=seed))
+
+    def _want(self, trial: Trial) -> None:
+        if trial.id in self.wanted:
+            return
+        if trial.cell.levels not in self.begun:
+            self.begun.add(trial.cell.levels)
+            self.book.begin(trial.cell)
+        self.wanted[trial.id] = trial
+        folder = self.record.write_trial(trial.to_json())
+        outcome = folder.outcome()
+        self.ledger.spend(folder.ends(), workers=self.study.gang.workers)
+        if outcome is not None:
+            self.results[trial.id] = result_of(trial, outcome)
+            self.ledger.count(outcome)
+
+    def _tell(self, cell: Cell) -> None:
+        mine = [trial for trial in self.wanted.values() if trial.cell.levels == cell.levels]
+        ended = [self.results[trial.id] for trial in mine if trial.id in self.results]
+        if cell.levels in self.told or len(ended) < len(mine):
+            return
+        self.told.add(cell.levels)
+        self.book.tell(cell, ended)
+
+    def _search_more(self) -> bool:
+        """Ask the search for one more cell; False when it has had its budget of cells."""
+        plan = self.study.design
+        if not isinstance(plan, Search) or self.exhausted:
+            return False
+        asked = {trial.cell.levels for trial in self.wanted.values()}
+        if len(asked) >= plan.cells:
+            return False
+        cell = self.book.ask()
+        if cell is None:
+            self.exhausted = True
+            return False
+        self.begun.add(cell.levels)
+        self._want_cell(cell)
+        return True
+
+    # ------------------------------------------------------------------ place
+
+    def _waiting(self) -> list[Trial]:
+        return [
+            trial
+            for trial in self.wanted.values()
+            if trial.id not in self.results and trial.id not in self.active
+        ]
+
+    def _startable(self) -> bool:
+        return bool(self._waiting()) and not self.over_budget
+
+    def _fill(self) -> None:
+        """Hand the cluster as many trials as it can run at once."""
+        gang = Gang(**self.study.gang.model_dump())
+        if not self._waiting() and not self._search_more():
+            return
+        capacity = self.cluster.capacity(gang)
+        if capacity.total == 0:
+            if self.active:
+                return  # its nodes may come back
+            raise PlacementError(
+                f"a gang of {gang.workers} workers does not fit: {capacity.reason}"
+            )
+        while len(self.active) < capacity.total:
+            now = time.time()
+            ready = [t for t in self._waiting() if self.not_before.get(t.id, 0.0) <= now]
+            if not ready:
+                if self._waiting() or not self._search_more():
+                    return
+                continue
+            if self._exceeds_budget(ready[0]):
+                self.over_budget = True
+                return
+            self._start(ready[0], gang)
+
+    def _start(self, trial: Trial, gang: Gang) -> None:
+        folder = self.record.record(trial.id)
+        number = self.record.new_attempt(folder)
+        try:
+            self.cluster.start(Attempt(trial.id, number, folder.folder, gang, entry=self.entry))
+        except PlacementError:
+            raise
+        except ClusterError as error:
+            self._end_attempt(trial, number, kind="lost", detail=str(error))
+            self._retry_or_give_up(trial, folder)
+            return
+        self.active[trial.id] = number
+
+    def _exceeds_budget(self, trial: Trial) -> bool:
+        """Whether starting this trial's seed block could spend more than the budget.
+
+        Asked only at a block's first trial, so that a cut study consists of whole blocks.
+        """
+        limit = self.study.budget.gpu_hours
+        if limit is None or any(
+            other.seed == trial.seed and (other.id in self.results or other.id in self.active)
+            for other in self.wanted.values()
+        ):
+            return False
+        if not self.ledger.durations_s:
+            return False  # nothing is known about the cost yet
+        costly_s = max(self.ledger.durations_s) * self.study.gang.workers
+        block = sum(t.seed == trial.seed for t in self._waiting())
+        ahead_s = (len(self.active) + block) * costly_s
+        return (self.ledger.spent_s + ahead_s) / 3600 > limit
+
+    # ------------------------------------------------------------------ record
+
+    def _settle(self, event: GangEvent, *, stopping: bool) -> None:
+        if self.active.get(event.trial_id) != event.number:
+            return  # an attempt that was given up; its folder is its own
+        trial = self.wanted[event.trial_id]
+        folder = self.record.record(trial.id)
+        if event.kind == "placed":
+            self.placed_at[trial.id] = event.time
+            return
+        del self.active[trial.id]
+        result = folder.result(event.number)
+        status = result["status"] if result else None
+        orderly = all(code in (0, 75) for code in event.exit_codes) and bool(event.exit_codes)
+        if event.stopped or (orderly and 75 in event.exit_codes):
+            kind = "stopped"
+        elif status is not None and orderly:
+            kind = "ended"
+        else:
+            kind = "lost" if event.kind == "lost" else "crashed"
+        self._end_attempt(
+            trial,
+            event.number,
+            kind=kind,
+            detail=event.detail,
+            exit_codes=list(event.exit_codes),
+            nodes=list(event.nodes),
+            wall_s=max(event.time - self.placed_at.pop(trial.id, event.time), 0.0),
+        )
+        if status is not None and status != "stopped" and orderly:
+            assert result is not None
+            self._conclude(trial, folder, **_outcome_of(self.study, result))
+        elif kind != "stopped":
+            self._retry_or_give_up(trial, folder)
+
+    def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
+        folder = self.record.record(trial.id)
+        content = {"kind": kind, "time": time.time(), "wall_s": 0.0, **facts}
+        self.record.write_end(folder, number, {**content, "step": folder.last_step(number)})
+        self.ledger.spend([content], workers=self.study.gang.workers)
+
+    def _retry_or_give_up(self, trial: Trial, folder: TrialRecord) -> None:
+        """A crash says nothing about the setting: try again from the last checkpoint.
+
+        Attempts that got further than all before them do not count; a trial that keeps dying
+        without progress is given up, with the tail of its log, and the study goes on.
+        """
+        ends = folder.ends()
+        fruitless, best = 0, -1
+        kinds: list[str] = []
+        for end in ends:
+            if end["step"] > best and end["step"] > 0:
+                fruitless, kinds = 0, []
+            if end["kind"] in ("crashed", "lost"):
+                fruitless += 1
+                kinds.append(end["kind"])
+            best = max(best, end["step"])
+        only_lost = bool(kinds) and set(kinds) == {"lost"}
+        if fruitless < (LOST_LIMIT if only_lost else self.study.budget.attempts):
+            self.not_before[trial.id] = time.time() + min(2.0 ** (fruitless - 1), 60.0) - 1.0
+            return
+        last = folder.attempts()[-1]
+        self._conclude(
+            trial,
+            folder,
+            outcome=Outcome.LOST if only_lost else Outcome.FAILED,
+            value=None,
+            reason=f"{fruitless} attempts without progress; the last: {ends[-1]['detail']}\n"
+            f"{folder.log_tail(last)}".rstrip(),
+        )
+
+    def _conclude(
+        self,
+        trial: Trial,
+        folder: TrialRecord,
+        *,
+        outcome: Outcome,
+        value: float | None,
+        **facts: Any,
+    ) -> None:
+        content = {
+            "outcome": str(outcome),
+            "value": value,
+            "attempt": folder.attempts()[-1],
+            "wall_s": sum(end["wall_s"] for end in folder.ends()),
+            "time": time.time(),
+            **facts,
+        }
+        self.record.write_outcome(folder, content)
+        self.ledger.count(content)
+        self.results[trial.id] = result_of(trial, content)
+        self._tell(trial.cell)
+        self._extend()
+
+    # ------------------------------------------------------------------ show
+
+    def _status(self, state: str) -> StudyStatus:
+        notes = [trouble for trouble in (self.mirror.trouble, self.book.trouble) if trouble]
+        if self.over_budget:
+            notes.append(
+                f"the budget of {self.study.budget.gpu_hours} accelerator-hours does not hold "
+                "another block of seeds; raise budget.gpu_hours to go on"
+            )
+        write_controller(self.record, state=state, active=self.active, notes=notes)
+        return picture(
+            self.study,
+            self.record,
+            self.ledger,
+            running=[(self.wanted[trial_id], n) for trial_id, n in self.active.items()],
+            num_trials=len(self.wanted),
+            controller=state,
+            notes=notes,
+        )
+
+    def _stop_file(self) -> int:
+        if (self.record.folder / "stop-now").exists():
+            return 2
+        return 1 if (self.record.folder / "stop").exists() else 0
+
+
+def recall_trial(study: Study, folder: TrialRecord) -> Trial | None:
+    """The trial of this folder as the study sees it today; None if it wants it no more.
+
+    Factors that were added since stand at their baseline level. A folder whose configuration
+    the study would no longer resolve to is not the study's (its baseline was changed).
+    """
+    content = folder.trial()
+    known = {factor.name: factor for factor in study.factors}
+    levels = {}
+    for name, level in content["levels"].items():
+        factor = known.get(name)
+        if factor is None:
+            continue
+        if factor.range is None and level not in {item.name for item in factor.levels}:
+            return None
+        levels[name] = level
+    if content["seed"] not in study.seeds:
+        return None
+    trial = study.trial(study.cell(levels), seed=content["seed"])
+    return trial if trial.id == folder.trial_id else None
+
+
+def result_of(trial: Trial, outcome: dict[str, Any]) -> Result:
+    """A trial with its outcome, as the analysis reads it."""
+    return Result(
+        levels=trial.cell.levels,
+        seed=trial.seed,
+        outcome=outcome["outcome"],
+        value=outcome["value"],
+        trial_id=trial.id,
+        verdict=outcome.get("verdict") or "",
+        flags=tuple(outcome.get("flags") or ()),
+    )
+
+
+def planned(study: Study, record: StudyRecord) -> list[Trial]:
+    """What launch would run or has run, as far as is known now: the list that plan prints."""
+    found = [trial for f in record.records() if (trial := recall_trial(study, f)) is not None]
+    results = [
+        result_of(trial, outcome)
+        for trial in found
+        if (outcome := record.record(trial.id).outcome()) is not None
+    ]
+    trials = {trial.id: trial for trial in design.propose(study, results)}
+    if isinstance(study.design, Search):
+        trials.update({trial.id: trial for trial in found})
+    return list(trials.values())
+
+
+def _outcome_of(study: Study, result: dict[str, Any]) -> dict[str, Any]:
+    """The outcome that an attempt's own last word stands for."""
+    outcome = Outcome(result["status"])
+    final = result.get("final") or {}
+    value = final.get(study.objective.metric)
+    if outcome is Outcome.COMPLETED and value is None:
+        outcome = Outcome.FAILED
+        result = {
+            **result,
+            "reason": f"the trial ended without {study.objective.metric}; "
+            f"it measured: {', '.join(sorted(final)) or 'nothing'}",
+        }
+    kept = ("best", "final", "verdict", "flags", "stop", "reason", "step", "num_parameters")
+    return {
+        "outcome": outcome,
+        "value": float(value) if outcome is Outcome.COMPLETED and value is not None else None,
+        **{key: result[key] for key in kept if key in result},
+    }

@@ -1,0 +1,231 @@
+"""What a study looks like right now, read from its folder alone.
+
+The controller shows the same picture while it runs, `ablate status` shows it from anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import psutil
+
+from ablate.records import StudyRecord, TrialRecord, read_json, write_json
+from ablate.study import Study
+from ablate.trial import Trial
+
+_STALE_S = 30.0
+"""A controller on another host whose sign of life is older than this is taken for dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A trial that is being attempted, with its latest numbers."""
+
+    trial_id: str
+    name: str
+    """What differs from the baseline."""
+    seed: int
+    attempt: int
+    phase: str
+    """starting, training, evaluating, ..., as the worker says."""
+    step: int
+    steps_total: int
+    epoch: float
+    samples_per_s: float | None
+    loss: float | None
+    objective: float | None
+    """The objective at the last evaluation."""
+    num_events: int
+    """Marker events so far."""
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStatus:
+    """Totals and the running trials of one study."""
+
+    name: str
+    metric: str
+    controller: str
+    """running, stopping, or absent."""
+    num_trials: int
+    """Trials that the study wants, as far as is known."""
+    outcomes: Mapping[str, int]
+    """Ended trials by outcome."""
+    waiting: int
+    running: tuple[Running, ...]
+    worker_hours: float
+    """Worker-hours (accelerator-hours on accelerators) spent in all attempts."""
+    eta_s: float | None
+    """Estimated time until the last trial ends; None before the first has ended."""
+    notes: tuple[str, ...] = ()
+    """Troubles that do not stop the study (tracking is away, nothing can be placed now)."""
+
+    @property
+    def num_ended(self) -> int:
+        return sum(self.outcomes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "num_ended": self.num_ended}
+
+
+def change_name(study: Study, levels: Mapping[str, str]) -> str:
+    """What differs from the baseline, for people: ``beta2=0.999, warmup=1`` or ``baseline``."""
+    baseline = study.baseline_levels()
+    changed = [f"{name}={level}" for name, level in levels.items() if baseline.get(name) != level]
+    return ", ".join(changed) or "baseline"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Running totals over the attempts and trials that have ended."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    durations_s: list[float] = field(default_factory=list)
+    """Wall time of every ended trial, all its attempts."""
+    spent_s: float = 0.0
+    """Worker-seconds of all ended attempts."""
+
+    def count(self, outcome: Mapping[str, Any]) -> None:
+        """A trial has ended with this outcome.json."""
+        self.outcomes[outcome["outcome"]] += 1
+        self.durations_s.append(outcome["wall_s"])
+
+    def spend(self, ends: Iterable[Mapping[str, Any]], *, workers: int) -> None:
+        """Attempts have ended with these end.json."""
+        self.spent_s += sum(end["wall_s"] for end in ends) * workers
+
+
+def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> StudyStatus:
+    """Read the folder of `study` into a picture of it; works from any process."""
+    note = read_controller(record) or {"state": "absent", "active": {}, "notes": []}
+    ledger = Ledger()
+    running = []
+    for trial in trials:
+        folder = record.record(trial.id)
+        outcome = folder.outcome()
+        ledger.spend(folder.ends(), workers=study.gang.workers)
+        if outcome is not None:
+            ledger.count(outcome)
+        elif trial.id in note["active"]:
+            running.append((trial, note["active"][trial.id]))
+    return picture(
+        study,
+        record,
+        ledger,
+        running=running,
+        num_trials=len(trials),
+        controller=note["state"],
+        notes=note["notes"],
+    )
+
+
+def picture(
+    study: Study,
+    record: StudyRecord,
+    ledger: Ledger,
+    *,
+    running: Sequence[tuple[Trial, int]],
+    num_trials: int,
+    controller: str,
+    notes: Sequence[str],
+) -> StudyStatus:
+    """The status of a study whose totals are known; reads only the running trials' heartbeats.
+
+    `running` holds (trial, attempt's number) of those that the cluster has.
+    """
+    rows = tuple(
+        _running(study, trial, record.record(trial.id), attempt) for trial, attempt in running
+    )
+    waiting = num_trials - sum(ledger.outcomes.values()) - len(rows)
+    return StudyStatus(
+        name=study.name,
+        metric=study.objective.metric,
+        controller=controller,
+        num_trials=num_trials,
+        outcomes=dict(ledger.outcomes),
+        waiting=waiting,
+        running=rows,
+        worker_hours=ledger.spent_s / 3600,
+        eta_s=_eta_s(rows, waiting, ledger.durations_s, max(len(rows), 1)),
+        notes=tuple(notes),
+    )
+
+
+def write_controller(
+    record: StudyRecord, *, state: str, active: Mapping[str, int], notes: Sequence[str]
+) -> None:
+    """Leave a sign of life in the study folder; `read_controller` reads it."""
+    write_json(
+        record.folder / "controller.json",
+        {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "state": state,
+            "active": dict(active),
+            "notes": list(notes),
+        },
+        durable=False,
+    )
+
+
+def read_controller(record: StudyRecord) -> dict[str, Any] | None:
+    """The living controller's note, or None when no controller is at work here."""
+    try:
+        note: dict[str, Any] = read_json(record.folder / "controller.json")
+    except FileNotFoundError:
+        return None
+    if note["state"] == "absent":
+        return None
+    if note["host"] == socket.gethostname():
+        alive = psutil.pid_exists(note["pid"])
+    else:
+        alive = time.time() - note["time"] < _STALE_S
+    return note if alive else None
+
+
+def _running(study: Study, trial: Trial, folder: TrialRecord, attempt: int) -> Running:
+    beat = folder.heartbeat() or {}
+    if beat.get("attempt", attempt) != attempt:
+        beat = {}
+    step, total = int(beat.get("step", 0)), int(beat.get("steps_total", 0))
+    return Running(
+        trial_id=trial.id,
+        name=change_name(study, dict(trial.cell.levels)),
+        seed=trial.seed,
+        attempt=attempt,
+        phase=str(beat.get("phase", "starting")),
+        step=step,
+        steps_total=total,
+        epoch=float(beat.get("epoch", 0.0)),
+        samples_per_s=beat.get("samples_per_s"),
+        loss=beat.get("loss"),
+        objective=beat.get(study.objective.metric),
+        num_events=int(beat.get("num_events", 0)),
+        eta_s=beat.get("eta_s"),
+    )
+
+
+def _eta_s(
+    running: Sequence[Running], waiting: int, durations_s: Sequence[float], concurrency: int
+) -> float | None:
+    """Time until the last trial ends: what is left of the running ones, then rounds of waiting."""
+    left = [trial.eta_s for trial in running if trial.eta_s is not None]
+    if durations_s:
+        typical_s = median(durations_s)
+    elif left and running[0].steps_total and running[0].step:
+        first = running[0]
+        typical_s = (first.eta_s or 0.0) / max(1 - first.step / first.steps_total, 1e-3)
+    else:
+        return None
+    unknown = len(running) - len(left)
+    work_s = sum(left) + (unknown + waiting) * typical_s
+    return max([work_s / concurrency, *left])

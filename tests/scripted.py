@@ -1,0 +1,63 @@
+"""A worker that does what a script says, for tests of the study loop.
+
+It keeps the process border of the real worker (environment in; attempt folder and exit code out)
+and trains nothing. The script is `script.json` in the study's root: a list of rules, the first
+whose `match` is a part of the trial's configuration applies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ablate.records import AttemptWriter, read_json
+
+
+def main() -> None:
+    folder = Path(os.environ["ABLATE_TRIAL"])
+    attempt = int(os.environ["ABLATE_ATTEMPT"])
+    trial = read_json(folder / "trial.json")
+    rule = choose(json.loads((Path(trial["root"]) / "script.json").read_text()), trial["config"])
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    if int(os.environ["RANK"]) != 0:
+        return
+    writer = AttemptWriter(folder, attempt)
+    reached = max((int(p.name) for p in folder.glob("reached/*")), default=0)
+    for step in range(reached + 1, rule.get("steps", 2) + 1):
+        writer.step([{"step": step, "attempt": attempt, "time": time.time(), "loss": 1.0 / step}])
+        writer.heartbeat({"attempt": attempt, "step": step, "steps_total": rule.get("steps", 2)})
+        if rule.get("checkpoints"):
+            (folder / "reached" / str(step)).mkdir(parents=True)
+        if attempt <= rule.get("crashes", 0):
+            raise RuntimeError("the script says crash")
+        while rule.get("hold") and not (Path(trial["root"]) / "release").exists():
+            if stopped:
+                writer.result({"status": "stopped", "step": step})
+                sys.exit(75)
+            time.sleep(0.01)
+    value = rule.get("value", 0.5) + 0.01 * trial["seed"]
+    status = rule.get("status", "completed")
+    writer.evaluation({"step": rule.get("steps", 2), "imagenet_top1": value})
+    writer.result(
+        {
+            "status": status,
+            "step": rule.get("steps", 2),
+            "final": {"imagenet_top1": value} if status == "completed" else {},
+            "verdict": "DIVERGED" if status == "diverged" else "STABLE",
+            "flags": [],
+            "reason": rule.get("reason", ""),
+        }
+    )
+
+
+def choose(rules: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    for rule in rules:
+        if rule.get("match", {}).items() <= config.items():
+            return rule
+    return {}

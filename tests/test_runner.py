@@ -1,0 +1,281 @@
+"""The study loop: every trial ends in one outcome, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ablate import runner
+from ablate.analysis.results import Result
+from ablate.cluster import LocalCluster
+from ablate.errors import PlacementError, RecordError
+from ablate.records import StudyRecord
+from ablate.status import StudyStatus, read_controller, summarise
+from ablate.study import Study, parse_study
+from ablate.trial import Cell, Trial
+
+STUDY = """\
+name: scripted
+recipe: openclip
+baseline: {model: tiny-rn-a, train_data: t.tar, imagenet_val: val, precision: fp32, warmup: 5}
+factors:
+  warmup: [5, 1]
+  beta2: [0.999, 0.98]
+design: one_at_a_time
+seeds: [0, 1]
+"""
+TRIALS = 6
+
+
+class Recorder:
+    """A book and a mirror that only remember what they were told."""
+
+    trouble = None
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Cell, Sequence[Result]]] = []
+
+    def begin(self, cell: Cell) -> None:
+        pass
+
+    def ask(self) -> Cell | None:
+        return None
+
+    def tell(self, cell: Cell, results: Sequence[Result]) -> None:
+        self.told.append((cell, results))
+
+    def update(self, trials: Sequence[Trial], active: Sequence[str]) -> None:
+        pass
+
+
+def prepare(tmp_path: Path, rules: list[dict[str, Any]], text: str = STUDY) -> Study:
+    (tmp_path / "script.json").write_text(json.dumps(rules))
+    val = tmp_path / "val"
+    for name in ("cat", "dog"):
+        (val / name).mkdir(parents=True, exist_ok=True)
+    return parse_study(text, path="s.yaml", root=tmp_path)
+
+
+def run(
+    study: Study,
+    tmp_path: Path,
+    *,
+    stop_level: Callable[[], int] = lambda: 0,
+    watch: Callable[[StudyStatus], None] = lambda status: None,
+    cpus: float = 2,
+) -> tuple[StudyStatus, StudyRecord, Recorder]:
+    record = StudyRecord(tmp_path / "runs" / study.name)
+    told = Recorder()
+    with runner.controlling(record), LocalCluster(num_cpus=cpus) as cluster:
+        status = runner.launch(
+            study,
+            record,
+            cluster=cluster,
+            book=told,
+            mirror=told,
+            stop_level=stop_level,
+            watch=watch,
+            entry="tests.scripted:main",
+        )
+    return status, record, told
+
+
+def attempts(record: StudyRecord) -> dict[str, int]:
+    return {folder.trial_id: len(folder.attempts()) for folder in record.records()}
+
+
+def test_a_study_runs_every_trial_once_and_tells_each_cell_once(tmp_path: Path) -> None:
+    """3 cells x 2 seeds give 6 completed trials of one attempt each, and 3 told cells."""
+    status, record, told = run(prepare(tmp_path, []), tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
+    assert (status.waiting, status.running) == (0, ())
+    assert set(attempts(record).values()) == {1}
+    assert [sorted(r.value or 0 for r in results) for _, results in told.told] == [[0.5, 0.51]] * 3
+
+
+def test_launching_again_runs_only_what_was_added(tmp_path: Path) -> None:
+    """Finished trials are kept; an added level and an added seed bring just their trials."""
+    _, record, _ = run(prepare(tmp_path, []), tmp_path)
+    before = attempts(record)
+    run(prepare(tmp_path, []), tmp_path)
+    assert attempts(record) == before
+    more = STUDY.replace("[5, 1]", "[5, 1, 3]").replace("[0, 1]", "[0, 1, 2]")
+    status, _, _ = run(prepare(tmp_path, [], more), tmp_path)
+    after = attempts(record)
+    assert status.outcomes == {"completed": 4 * 3}
+    assert {key: after[key] for key in before} == before
+
+
+def test_a_crash_is_retried_and_does_not_count_as_a_result(tmp_path: Path) -> None:
+    """A worker that dies twice is attempted a third time and completes."""
+    rules = [{"match": {"warmup": 1}, "crashes": 2, "steps": 3}]
+    status, record, _ = run(prepare(tmp_path, rules), tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
+    assert sorted(attempts(record).values()) == [1, 1, 1, 1, 3, 3]
+
+
+def test_a_trial_that_keeps_dying_is_given_up_with_its_log(tmp_path: Path) -> None:
+    """Without progress the budgeted attempts end in `failed`, and the other trials complete."""
+    rules = [{"match": {"warmup": 1, "seed": 0}, "crashes": 99}]
+    text = STUDY + "budget: {attempts: 2}\n"
+    status, record, told = run(prepare(tmp_path, rules, text), tmp_path)
+    assert status.outcomes == {"completed": TRIALS - 1, "failed": 1}
+    [failed] = [o for f in record.records() if (o := f.outcome()) and o["outcome"] == "failed"]
+    assert "2 attempts without progress" in failed["reason"]
+    assert "RuntimeError: the script says crash" in failed["reason"]
+    assert failed["value"] is None
+    assert len(told.told) == 3
+
+
+def test_progress_renews_the_attempts(tmp_path: Path) -> None:
+    """A trial that dies at every attempt, but each time a checkpoint further, completes."""
+    rules = [{"match": {"warmup": 1}, "crashes": 4, "steps": 5, "checkpoints": True}]
+    text = STUDY + "budget: {attempts: 2}\n"
+    status, record, _ = run(prepare(tmp_path, rules, text), tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
+    assert sorted(attempts(record).values()) == [1, 1, 1, 1, 5, 5]
+
+
+def test_diverged_is_a_result(tmp_path: Path) -> None:
+    """A diverged trial is recorded once, without a value, and is never retried."""
+    rules = [{"match": {"beta2": 0.98}, "status": "diverged", "reason": "loss is NaN"}]
+    status, record, _ = run(prepare(tmp_path, rules), tmp_path)
+    assert status.outcomes == {"completed": 4, "diverged": 2}
+    assert set(attempts(record).values()) == {1}
+    for folder in record.records():
+        outcome = folder.outcome()
+        assert outcome is not None
+        if outcome["outcome"] == "diverged":
+            assert (outcome["value"], outcome["reason"]) == (None, "loss is NaN")
+
+
+def test_a_trial_without_the_objective_says_what_it_measured(tmp_path: Path) -> None:
+    """Completed without the study's objective is `failed`, with the measurements it had."""
+    text = STUDY + "objective: {metric: knn_top1}\n"
+    status, record, _ = run(prepare(tmp_path, [], text), tmp_path)
+    assert status.outcomes == {"failed": TRIALS}
+    reason = next(iter(record.records())).outcome()["reason"]  # type: ignore[index]
+    assert "without knn_top1" in reason and "imagenet_top1" in reason
+
+
+def test_stopping_lets_trials_checkpoint_and_the_next_launch_goes_on(tmp_path: Path) -> None:
+    """After a stop nothing runs and nothing is lost; launching again completes the study."""
+    study = prepare(tmp_path, [{"hold": True}])
+    seen: list[StudyStatus] = []
+    status, record, _ = run(
+        study,
+        tmp_path,
+        stop_level=lambda: int(any(len(s.running) == 2 and s.running[0].step for s in seen)),
+        watch=seen.append,
+    )
+    assert status.outcomes == {} and status.waiting == TRIALS
+    ends = [end for folder in record.records() for end in folder.ends()]
+    assert [(end["kind"], end["exit_codes"]) for end in ends] == [("stopped", [75])] * 2
+    (tmp_path / "release").touch()
+    status, _, _ = run(study, tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
+
+
+def test_stop_can_be_asked_from_another_process(tmp_path: Path) -> None:
+    """A stop request left in the folder ends the launch; the next one clears it."""
+    study = prepare(tmp_path, [{"hold": True}])
+    record = StudyRecord(tmp_path / "runs" / study.name)
+
+    def ask(status: StudyStatus) -> None:
+        if status.running and status.running[0].step:
+            runner.request_stop(record, now=True)
+
+    status, _, _ = run(study, tmp_path, watch=ask)
+    assert status.outcomes == {}
+    (tmp_path / "release").touch()
+    assert run(study, tmp_path)[0].outcomes == {"completed": TRIALS}
+
+
+def test_only_one_controller_works_on_a_folder(tmp_path: Path) -> None:
+    """A second launch on the same folder is refused and says who holds it."""
+    record = StudyRecord(tmp_path / "s")
+    with runner.controlling(record), pytest.raises(RecordError, match="another launch"):
+        with runner.controlling(record):
+            pass
+    with runner.controlling(record):
+        pass
+
+
+def test_a_gang_that_fits_nowhere_is_refused_with_the_missing_resource(tmp_path: Path) -> None:
+    """Asking for more cores than there are ends in PlacementError, not in waiting."""
+    study = prepare(tmp_path, [], STUDY + "gang: {workers: 3}\n")
+    with pytest.raises(PlacementError, match="3 workers does not fit"):
+        run(study, tmp_path)
+
+
+def test_the_budget_cuts_whole_blocks_of_seeds(tmp_path: Path) -> None:
+    """When the second block would exceed the budget, the first is complete and it has not begun."""
+    study = prepare(tmp_path, [], STUDY + "budget: {gpu_hours: 1.0e-9}\n")
+    status, record, _ = run(study, tmp_path)
+    ended = [f.trial()["seed"] for f in record.records() if f.outcome() is not None]
+    assert len(set(ended)) == 1 and len(ended) == 3
+    assert status.waiting == 3 and "budget" in status.notes[0]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.test_runner import run, parse_study
+tmp_path = Path(sys.argv[1])
+study = parse_study((tmp_path / "s.yaml").read_text(), path="s.yaml", root=tmp_path)
+run(study, tmp_path)
+"""
+
+
+def test_a_killed_controller_loses_no_finished_trial_and_leaves_no_process(tmp_path: Path) -> None:
+    """After SIGKILL of the controller its workers die; launching again keeps what had ended."""
+    study = prepare(tmp_path, [{"match": {"seed": 1}, "hold": True}])
+    (tmp_path / "s.yaml").write_text(STUDY)
+    record = StudyRecord(tmp_path / "runs" / study.name)
+    repository = Path(__file__).parent.parent
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: held(study, record), deadline_s=120)
+        children = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    assert read_controller(record) is None
+    ended = {f.trial_id: f.outcome() for f in record.records() if f.outcome() is not None}
+    assert len(ended) == 3
+    (tmp_path / "release").touch()
+    status, _, _ = run(study, tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
+    assert {f.trial_id: f.outcome() for f in record.records() if f.trial_id in ended} == ended
+
+
+def held(study: Study, record: StudyRecord) -> bool:
+    """Seed 0 has ended and the cluster is full of trials that wait to be released."""
+    if record.study() is None:
+        return False
+    status = summarise(study, record, runner.planned(study, record))
+    return status.num_ended == 3 and sum(t.step > 0 for t in status.running) == 2
+
+
+def wait_for(condition: Callable[[], bool], *, deadline_s: float) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.05)

@@ -1,0 +1,197 @@
+"""Study files: what is accepted, and what is said about what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ablate import recipes
+from ablate.errors import StudyError
+from ablate.study import Study, json_schema, load_study, parse_study
+from ablate.trial import identify
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
+
+GOOD = """\
+recipe: openclip
+baseline:
+  model: RN50
+  train_data: data/train.tar
+  imagenet_val: data/val
+  beta2: 0.999
+  precision: fp32
+factors:
+  precision: [fp32, amp_bf16]
+  beta2: [0.98]
+  contrastive_loss:
+    default: {}
+    local_gather: {local_loss: true, gather_with_grad: true}
+design: one_at_a_time
+seeds: [0, 1]
+gang: {workers: 2}
+"""
+
+
+def parse(text: str) -> Study:
+    return parse_study(text, path="s.yaml", root="/r")
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(StudyError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_every_study_in_the_repository_loads(path: Path) -> None:
+    """Each file in studies/ is a valid study."""
+    assert load_study(path).factors
+
+
+def test_a_good_study_is_resolved() -> None:
+    """Levels get names, the level that changes nothing is the baseline, one is added if missing."""
+    study = parse(GOOD)
+    assert [factor.name for factor in study.factors] == ["precision", "beta2", "contrastive_loss"]
+    assert study.baseline_levels() == {
+        "precision": "fp32",
+        "beta2": "0.999",
+        "contrastive_loss": "default",
+    }
+    cell = study.cell({"contrastive_loss": "local_gather"})
+    config = study.config(cell, seed=1)
+    assert (config["local_loss"], config["gather_with_grad"], config["seed"]) == (True, True, 1)
+    assert config["eps"] == 1e-8, "the default of open_clip for RN50 is made explicit"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ("beta2: 0.999", "bata2: 0.999"),
+            "s.yaml:6: baseline.bata2: unknown key 'bata2'; did you mean 'beta2'?",
+        ),
+        (
+            ("seeds: [0, 1]", "seed: [0, 1]"),
+            "s.yaml:15: seed: unknown key 'seed'; did you mean 'seeds'?",
+        ),
+        (
+            ("design: one_at_a_time", "design: one_at_time"),
+            "s.yaml:14: design: design 'one_at_time' is not known; did you mean 'one_at_a_time'?",
+        ),
+        (("recipe: openclip", "recipe: opnclip"), "s.yaml:1: recipe: 'opnclip' is no recipe"),
+        (("[fp32, amp_bf16]", "[fp32, amp_bf17]"), "s.yaml:9: factors.precision[1].precision:"),
+        (("[0.98]", "[]"), "s.yaml:10: factors.beta2: the factor has no level"),
+        (("[0.98]", "[0.98, 0.98]"), "level '0.98' is the same experiment as level '0.98'"),
+        (
+            ("[0.98]", "[0.999]"),
+            "s.yaml:10: factors.beta2: the only level, '0.999', is the baseline itself",
+        ),
+        (
+            ("  beta2: [0.98]", "  betta2: [0.98]"),
+            "s.yaml:10: factors.betta2: 'betta2' is no field of the openclip recipe; did you mean 'beta2'?",
+        ),
+        (
+            ("local_loss: true,", "precision: amp_bf16,"),
+            "factors 'precision' and 'contrastive_loss' both set precision",
+        ),
+        (("[0, 1]", "[0, 0]"), "s.yaml:15: seeds: seed 0 is listed twice"),
+        (("[0, 1]", "[]"), "s.yaml:15: seeds: no seed is listed"),
+        (
+            ("precision: fp32\n", "precision: fp32\n  seed: 3\n"),
+            "baseline.seed: a seed is a replicate",
+        ),
+        (("workers: 2", "workers: 0"), "s.yaml:16: gang.workers:"),
+        (
+            ("workers: 2", "worker: 2"),
+            "s.yaml:16: gang.worker: unknown key 'worker'; did you mean 'workers'?",
+        ),
+        (
+            ("beta2: 0.999\n", "beta2: 0.999\n  beta2: 0.98\n"),
+            "s.yaml:7: baseline.beta2: the key stands here a second time",
+        ),
+        (
+            ("[0.98]", "{low: 0.9, high: 0.99}"),
+            "s.yaml:10: factors.beta2: a range can only be searched",
+        ),
+        (("recipe: openclip", "recipe: [openclip"), "s.yaml:"),
+    ],
+)
+def test_a_wrong_study_is_refused_with_line_and_advice(
+    change: tuple[str, str], expected: str
+) -> None:
+    """Each mistake is told with file, line, what is wrong and what is likely meant."""
+    assert change[0] in GOOD
+    assert expected in refusal(GOOD.replace(change[0], change[1], 1))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """Two mistakes in one file give two lines, in the file's order."""
+    text = GOOD.replace("beta2: 0.999", "beta2: high").replace("precision: fp32\n", "prcision: 1\n")
+    lines = refusal(text).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["6", "7"]
+
+
+def test_yaml_scalars_mean_what_they_look_like() -> None:
+    """1e-3 is a number, and level names such as `on` and `no` stay text."""
+    text = GOOD.replace("  beta2: [0.98]", "  lr: [1e-3, 2e-3]\n  beta2: {on: 0.98, no: 0.9}")
+    study = parse(text)
+    assert [level.name for level in study.factor("lr").levels][-2:] == ["0.001", "0.002"]
+    assert [level.name for level in study.factor("beta2").levels] == ["0.999", "on", "no"]
+
+
+def test_an_alias_bomb_is_refused() -> None:
+    """Nested YAML aliases that would expand to a billion values end in a message, soon."""
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    for i in range(1, 10):
+        bomb += f"a{i}: &a{i} [{', '.join(f'*a{i - 1}' for _ in range(9))}]\n"
+    assert "is no study" in refusal(bomb)
+
+
+def test_a_python_object_in_yaml_is_refused() -> None:
+    """A tag that would build a Python object is an error, not an object."""
+    assert "not valid YAML" in refusal(GOOD.replace("[0, 1]", "!!python/name:os.system []"))
+
+
+@given(st.text(max_size=200))
+def test_any_text_ends_in_a_study_error(text: str) -> None:
+    """Whatever a file holds, the user gets a StudyError with the file's name, never a crash."""
+    with pytest.raises(StudyError, match=r"^s\.yaml:\d+:"):
+        parse(text)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    """A mistyped path lists the study files that are there."""
+    (tmp_path / "quickstart.yaml").write_text(GOOD)
+    with pytest.raises(StudyError, match="Found there: .*quickstart.yaml"):
+        load_study(tmp_path / "quikstart.yaml")
+
+
+def test_the_id_depends_on_every_field_that_counts_and_on_no_other() -> None:
+    """The resolved configuration, the workers and the recipe make the id; ignored fields do not."""
+    base: dict[str, Any] = {"lr": 0.1, "workers": 2}
+    first = identify("r", base, workers=2, not_identity={"workers"})
+    assert first == identify("r", {**base, "workers": 8}, workers=2, not_identity={"workers"})
+    assert first != identify("r", {**base, "lr": 0.2}, workers=2, not_identity={"workers"})
+    assert first != identify("r", base, workers=4, not_identity={"workers"})
+    assert first != identify("q", base, workers=2, not_identity={"workers"})
+
+
+def test_written_defaults_and_left_out_defaults_are_one_experiment() -> None:
+    """Writing a default out does not change a trial's id."""
+    study = parse(GOOD)
+    explicit = parse(GOOD.replace("  beta2: 0.999\n", "  beta2: 0.999\n  eps: 1.0e-8\n"))
+    cell, other = study.cell({}), explicit.cell({})
+    assert study.trial(cell, seed=0).id == explicit.trial(other, seed=0).id
+
+
+def test_the_schema_knows_every_field_of_every_recipe() -> None:
+    """The JSON schema lists the keys of a study and the fields of each recipe's baseline."""
+    schema = json_schema()
+    assert {"recipe", "baseline", "factors", "design", "seeds"} <= set(schema["properties"])
+    for name in recipes.names():
+        fields = set(schema["$defs"][f"baseline-{name}"]["properties"])
+        assert fields == set(recipes.load(name).Config.model_fields) - {"seed"}
