@@ -1,0 +1,1 @@
+"""Preparing data: the index over WebDataset shards, and the small real dataset."""
