@@ -1,0 +1,145 @@
+"""Divergence as an outcome: how often, against what, and the score that counts every run.
+
+Averaging only the runs that survived rewards a setting for killing its weak runs. So a contrast
+in which any run diverged is read in three lines: the divergence rates, the composite score (a
+diverged run scores chance; worst-rank idea of Lachin 1999, "Worst-rank score analysis"), and the
+survivors' difference, labelled as such.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from scipy import stats
+
+from ablate.analysis.results import FloatArray
+
+EXACT_LIMIT = 20_000
+"""Up to this many label assignments the permutation test enumerates them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Diverged runs of a level and of what it is compared with."""
+
+    level: tuple[int, int]
+    """(diverged, runs that completed or diverged)"""
+    reference: tuple[int, int]
+    level_rate_ci: tuple[float, float]
+    """95 % Clopper-Pearson interval of the level's divergence rate."""
+    reference_rate_ci: tuple[float, float]
+    fisher_p: float
+    """Level against the reference alone."""
+    pooled_p: float | None
+    """The arm that diverged against the other arm and every cell without a diverged run; None
+    unless exactly one of the two arms diverged."""
+    composite_delta: float | None
+    """Mean difference with diverged runs scored at chance; None when chance is not known."""
+    composite_p: float | None
+    """Permutation test of the composite score, level against reference."""
+
+    @property
+    def any(self) -> bool:
+        return self.level[0] + self.reference[0] > 0
+
+
+def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a proportion; (0, 1) when nothing was observed."""
+    if n == 0:
+        return 0.0, 1.0
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k, n - k + 1))
+    high = 1.0 if k == n else float(stats.beta.isf(tail, k + 1, n - k))
+    return low, high
+
+
+def fisher(level: tuple[int, int], reference: tuple[int, int]) -> float:
+    """Two-sided exact p of equal rates; 1 when an arm has no run."""
+    if level[1] == 0 or reference[1] == 0:
+        return 1.0
+    counts = np.array([[k, n - k] for k, n in (level, reference)])
+    return float(stats.fisher_exact(counts).pvalue)
+
+
+def compare_divergence(
+    level: FloatArray,
+    reference: FloatArray,
+    *,
+    stable_runs: int,
+    chance: float | None,
+    maximize: bool,
+) -> Divergence:
+    """Compare two arms; NaN in `level` and `reference` (1-d, one entry per run) = diverged.
+
+    `stable_runs`: completed runs of all other cells in which no run diverged. If only one arm
+    diverged they join the other arm, as the other cells' runs join in the pooled variance: with
+    three seeds the two arms alone can never show that 3 of 3 against 0 of 3 is real.
+    """
+    k1, n1 = int(np.isnan(level).sum()), len(level)
+    k0, n0 = int(np.isnan(reference).sum()), len(reference)
+    pooled = None
+    if k1 and not k0 and n0:
+        pooled = fisher((k1, n1), (0, n0 + stable_runs))
+    elif k0 and not k1 and n1:
+        pooled = fisher((0, n1 + stable_runs), (k0, n0))
+    delta, p = None, None
+    if n1 and n0:
+        one, zero = _score(level, reference, chance, maximize)
+        p = permutation_p(one, zero)
+        if chance is not None:
+            delta = float(one.mean() - zero.mean())
+    return Divergence(
+        level=(k1, n1),
+        reference=(k0, n0),
+        level_rate_ci=clopper_pearson(k1, n1),
+        reference_rate_ci=clopper_pearson(k0, n0),
+        fisher_p=fisher((k1, n1), (k0, n0)),
+        pooled_p=pooled,
+        composite_delta=delta,
+        composite_p=p,
+    )
+
+
+def _score(
+    level: FloatArray, reference: FloatArray, chance: float | None, maximize: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Scores of both arms with diverged runs at chance, or far below the worst survivor."""
+    if chance is None:
+        alive = np.concatenate([level, reference])
+        alive = alive[~np.isnan(alive)]
+        if len(alive) == 0:
+            chance = 0.0
+        else:
+            # The distance only has to exceed any sum of survivors' differences.
+            gap = 1.0 + float(np.ptp(alive)) * (len(level) + len(reference))
+            chance = float(alive.min() - gap if maximize else alive.max() + gap)
+    return (
+        np.where(np.isnan(level), chance, level),
+        np.where(np.isnan(reference), chance, reference),
+    )
+
+
+def permutation_p(one: FloatArray, zero: FloatArray, *, draws: int = 20_000) -> float:
+    """Two-sided permutation p of equal means, exact up to EXACT_LIMIT assignments.
+
+    Unpaired on purpose: flipping signs within n pairs cannot go below 2/2^n (0.06 at n = 5),
+    exchanging labels reaches 2/C(2n, n) (0.008); a positive correlation within pairs only makes
+    it cautious.
+    """
+    values = np.concatenate([one, zero])
+    n1, n = len(one), len(values)
+    observed = abs(float(one.mean() - zero.mean()))
+    total = values.sum()
+    slack = 1e-12 * (1 + float(np.abs(values).max()))
+    if comb(n, n1) <= EXACT_LIMIT:
+        chosen = np.array(list(combinations(range(n), n1)))
+        sums = values[chosen].sum(axis=1)
+        extreme = np.abs(sums / n1 - (total - sums) / (n - n1)) >= observed - slack
+        return float(extreme.mean())
+    generator = np.random.default_rng(20)
+    sums = np.array([generator.permutation(values)[:n1].sum() for _ in range(draws)])
+    extreme = np.abs(sums / n1 - (total - sums) / (n - n1)) >= observed - slack
+    return float((extreme.sum() + 1) / (draws + 1))

@@ -1,0 +1,196 @@
+"""What n seeds can show, before they are paid for.
+
+Unpooled: n paired differences with standard deviation `sigma` = sd of one difference, df = n - 1.
+Pooled: `cells` cells x n seeds share one residual variance; `sigma` = residual standard deviation
+of one run (block effect removed), standard error sigma*sqrt(2/n), df = (cells - 1)(n - 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from scipy import optimize, stats
+
+from ablate.analysis.multiplicity import dunnett_quantile
+from ablate.errors import AnalysisError
+
+MOST_SEEDS = 100_000
+
+
+def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | None = None) -> float:
+    """Two-sided critical t: Dunnett when pooled, Bonferroni when not. Infinite at df 0."""
+    df = _df(n, cells)
+    if df < 1:
+        return math.inf
+    if cells is None or contrasts == 1:
+        return float(stats.t.isf(alpha / (2 * contrasts), df))
+    # All contrasts share the baseline: correlation 1/2.
+    correlation = np.full((contrasts, contrasts), 0.5) + 0.5 * np.eye(contrasts)
+    return dunnett_quantile(alpha, correlation, df)
+
+
+def detection_power(
+    effect: float,
+    n: int,
+    *,
+    sigma: float = 1.0,
+    alpha: float = 0.05,
+    contrasts: int = 1,
+    cells: int | None = None,
+) -> float:
+    """Probability that n seeds show a true `effect` to differ from 0."""
+    df = _df(n, cells)
+    if df < 1:
+        return 0.0
+    t = critical(n, alpha=alpha, contrasts=contrasts, cells=cells)
+    shift = abs(effect) / (sigma * _scale(n, cells)) if sigma > 0 else math.inf
+    return _two_sided_power(shift, t, df)
+
+
+def mde(
+    n: int,
+    *,
+    sigma: float = 1.0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    contrasts: int = 1,
+    cells: int | None = None,
+) -> float:
+    """Smallest true effect that n seeds show with probability `power`; infinite for n < 2."""
+    df = _df(n, cells)
+    if df < 1:
+        return math.inf
+    t = critical(n, alpha=alpha, contrasts=contrasts, cells=cells)
+    top = t
+    while _two_sided_power(top, t, df) < power:
+        top *= 2
+    shift = optimize.brentq(lambda x: _two_sided_power(x, t, df) - power, 0.0, top)
+    return float(shift * sigma * _scale(n, cells))
+
+
+def seeds_needed(
+    effect: float,
+    *,
+    sigma: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    contrasts: int = 1,
+    cells: int | None = None,
+) -> int | None:
+    """Seeds in all with which a true `effect` is shown with probability `power`; None: hopeless."""
+    if effect == 0:
+        return None
+    return _first(
+        lambda n: (
+            detection_power(effect, n, sigma=sigma, alpha=alpha, contrasts=contrasts, cells=cells)
+            >= power
+        )
+    )
+
+
+def equivalence_power(
+    n: int,
+    margin: float,
+    *,
+    sigma: float = 1.0,
+    effect: float = 0.0,
+    alpha: float = 0.05,
+    cells: int | None = None,
+) -> float:
+    """Probability that two one-sided tests put a true `effect` inside +-margin."""
+    df = _df(n, cells)
+    if df < 1 or margin <= 0:
+        return 0.0
+    se = _scale(n, cells) * sigma
+    if se == 0:
+        return float(abs(effect) < margin)
+    t = float(stats.t.isf(alpha, df))
+    # Average over equally likely values of the estimated standard error.
+    s = np.sqrt(_chi2_grid(df) / df)
+    room = np.maximum(margin - t * se * s, 0.0)
+    inside = stats.norm.cdf((room - effect) / se) - stats.norm.cdf((-room - effect) / se)
+    return float(np.mean(inside))
+
+
+def seeds_for_equivalence(
+    margin: float,
+    *,
+    sigma: float,
+    effect: float = 0.0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    cells: int | None = None,
+) -> int | None:
+    """Seeds in all with which a true `effect` is shown to lie inside +-margin; None: hopeless."""
+    if abs(effect) >= margin:
+        return None
+    return _first(
+        lambda n: (
+            equivalence_power(n, margin, sigma=sigma, effect=effect, alpha=alpha, cells=cells)
+            >= power
+        )
+    )
+
+
+def smallest_sign_flip_p(n: int) -> float:
+    """The least two-sided p that n sign-flipped pairs (or Wilcoxon) can reach: 2/2^n."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def seeds_for_sign_flip(*, alpha: float = 0.05, contrasts: int = 1) -> int:
+    """Fewest pairs with which an exact sign-flip test can reach alpha / contrasts at all."""
+    return next(n for n in range(1, 200) if smallest_sign_flip_p(n) <= alpha / contrasts)
+
+
+def sigma_upper(sigma: float, df: float, *, confidence: float = 0.8) -> float:
+    """Upper bound of a standard deviation from a pilot; plan with it, not with the estimate."""
+    if df < 1:
+        raise AnalysisError(f"a pilot with {df} degrees of freedom bounds nothing: run >= 2 seeds")
+    return float(sigma * math.sqrt(df / stats.chi2.ppf(1 - confidence, df)))
+
+
+def _df(n: int, cells: int | None) -> int:
+    if cells is not None and cells < 2:
+        raise AnalysisError(f"{cells} cell: a comparison needs at least 2")
+    return n - 1 if cells is None else (cells - 1) * (n - 1)
+
+
+def _scale(n: int, cells: int | None) -> float:
+    """Standard error of a contrast in units of sigma."""
+    return math.sqrt((1 if cells is None else 2) / n)
+
+
+def _two_sided_power(shift: float, t: float, df: int) -> float:
+    if shift > 37:  # beyond the accuracy of the noncentral t
+        s = np.sqrt(_chi2_grid(df) / df)
+        return float(np.mean(stats.norm.cdf(shift - t * s)))
+    above, below = stats.nct.sf(t, df, shift), stats.nct.cdf(-t, df, shift)
+    return float(np.nan_to_num(above) + np.nan_to_num(below))
+
+
+@lru_cache(maxsize=256)
+def _chi2_grid(df: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = stats.chi2.ppf(
+        (np.arange(500) + 0.5) / 500, df
+    )
+    return grid
+
+
+def _first(enough: Callable[[int], bool]) -> int | None:
+    """Smallest n >= 2 for which `enough` holds (monotone), by doubling and bisection."""
+    high = 2
+    while not enough(high):
+        high *= 2
+        if high > MOST_SEEDS:
+            return None
+    low = high // 2 if high > 2 else 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
