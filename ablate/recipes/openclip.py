@@ -1,0 +1,940 @@
+"""CLIP models of open_clip, trained as ``open_clip_train.main`` 3.3.0 trains them.
+
+The only module of the project that imports open_clip. The Config's fields are open_clip_train's
+own flags (with underscores), so a study reads like its command line, and :func:`command` gives
+that command line back with every value resolved.
+
+Three facts that an ablation must know, and ``check`` says:
+
+* The gradients of the loss without flags are those of ``gather_with_grad`` divided by the number of
+  workers: the same experiment under AdamW without clipping. ``local_loss`` without
+  ``gather_with_grad`` is a different, biased gradient.
+* ``precision: amp`` is fp16 autocast with a gradient scaler, also on a CPU.
+* The default warmup is 10000 steps, which covers a short run completely.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ablate.errors import DataError
+from ablate.recipes import absolute
+
+if TYPE_CHECKING:
+    import torch
+
+    from ablate.datasets.shards import ShardIndex
+    from ablate.recipes import Evaluation, Task
+
+PEER = "open_clip_train 3.3.0"
+
+Precision = Literal["fp32", "amp", "amp_bf16", "bf16", "fp16", "pure_bf16", "pure_fp16"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Augmentation(_Frozen):
+    """open_clip's aug_cfg. Without `use_timm` only scale, color_jitter and gray_scale_prob act."""
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0, le=1)]] = (0.9, 1.0)
+    """Random resized crop: smallest and largest share of the image's area."""
+    ratio: tuple[Positive, Positive] | None = None
+    """Smallest and largest aspect ratio of the crop; needs use_timm."""
+    color_jitter: float | tuple[float, float, float] | tuple[float, float, float, float] | None = (
+        None
+    )
+    """Strengths of brightness, contrast, saturation, hue; one number is allowed with use_timm."""
+    re_prob: Share | None = None
+    """Probability of random erasing; needs use_timm."""
+    re_count: Annotated[int, Field(ge=1)] | None = None
+    """Erased rectangles an image; needs use_timm and re_prob."""
+    use_timm: bool = False
+    """Use timm's training transform instead of open_clip's."""
+    color_jitter_prob: Share | None = None
+    """Probability of colour jitter; without use_timm only."""
+    gray_scale_prob: Share | None = None
+    """Probability of turning grey; without use_timm only."""
+
+    @model_validator(mode="after")
+    def _refuse_what_would_be_ignored(self) -> Augmentation:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {self.scale} is empty; write the smaller share first")
+        if self.use_timm:
+            for name in ("color_jitter_prob", "gray_scale_prob"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{PEER} drops {name} silently when use_timm is on; "
+                        f"remove {name}, or set use_timm: false"
+                    )
+            if self.re_count is not None and not self.re_prob:
+                raise ValueError("re_count does nothing without re_prob; add re_prob")
+            return self
+        for name in ("ratio", "re_prob", "re_count"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{PEER} ignores {name} unless use_timm is on (with a warning only); "
+                    f"set use_timm: true, or remove {name}"
+                )
+        if self.color_jitter is not None and not self.color_jitter_prob:
+            raise ValueError(
+                f"{PEER} ignores color_jitter without color_jitter_prob; "
+                "add color_jitter_prob (0.8 is common), or set use_timm: true"
+            )
+        if self.color_jitter_prob and (
+            not isinstance(self.color_jitter, tuple) or len(self.color_jitter) != 4
+        ):
+            raise ValueError(
+                "color_jitter_prob needs color_jitter as four numbers "
+                "(brightness, contrast, saturation, hue), such as [0.4, 0.4, 0.4, 0.1]"
+            )
+        return self
+
+
+def _peer_defaults(model: str) -> dict[str, float]:
+    """Adam's defaults by the model's name, as open_clip_train.params.get_default_params."""
+    if "vit" in model.lower():
+        return {"lr": 5e-4, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6}
+    return {"lr": 5e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
+class Config(_Frozen):
+    """One training run of open_clip; the fields are open_clip_train 3.3.0's flags."""
+
+    # what is trained
+    model: Annotated[str, Field(min_length=1)] = "RN50"
+    """Name of an open_clip model, or tiny-rn-a, RN50's small sister that trains on a laptop."""
+    siglip: bool = False
+    """Sigmoid loss instead of the softmax one, with SigLIP's initial scale and bias."""
+    force_image_size: Annotated[int, Field(gt=0)] | None = None
+    """Side of the input image, pixels; the model's own when empty."""
+    force_context_length: Annotated[int, Field(gt=0)] | None = None
+    """Tokens of a caption; the model's own when empty."""
+    force_quick_gelu: bool = False
+    """QuickGELU activations, as OpenAI's weights need."""
+    force_custom_text: bool = False
+    """Build the text tower as a module of its own."""
+    force_patch_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of patches dropped in training; ViT only, the model's own when empty."""
+    image_mean: tuple[float, float, float] | None = None
+    """Mean of the input channels; the model's own when empty."""
+    image_std: tuple[Positive, Positive, Positive] | None = None
+    """Deviation of the input channels; the model's own when empty."""
+    image_interpolation: Literal["bicubic", "bilinear", "random"] | None = None
+    """Interpolation when an image is resized; the model's own when empty."""
+    image_resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    """How evaluation images are fitted; the model's own when empty."""
+    lock_image: bool = False
+    """Freeze the image tower."""
+    lock_image_unlocked_groups: Annotated[int, Field(ge=0)] = 0
+    """Last groups of the image tower that stay trainable with lock_image."""
+    lock_image_freeze_bn_stats: bool = False
+    """With lock_image: freeze BatchNorm's running statistics too."""
+    lock_text: bool = False
+    """Freeze the text tower."""
+    lock_text_unlocked_layers: Annotated[int, Field(ge=0)] = 0
+    """Last layers of the text tower that stay trainable with lock_text."""
+    lock_text_freeze_layer_norm: bool = False
+    """With lock_text: freeze LayerNorm too."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass; transformers only, it saves memory."""
+    use_bn_sync: bool = False
+    """BatchNorm statistics over all workers; needs GPUs."""
+    torchcompile: bool = False
+    """Compile the model; changes rounding, not the maths."""
+    ddp_static_graph: bool = False
+    """Tell DDP that the graph never changes."""
+
+    # how it is optimised
+    precision: Precision = "amp"
+    """fp32, amp (fp16 autocast + scaler), amp_bf16, or weights cast: fp16, bf16, pure_*."""
+    opt: Annotated[str, Field(pattern=r"^(adamw|timm/[\w-]+)$")] = "adamw"
+    """adamw, or timm/NAME for an optimizer of timm."""
+    lr: Positive = Field(default=None)  # type: ignore[assignment]  # resolved, never None
+    """Peak learning rate; 5e-4 by default."""
+    beta1: Beta | None = None
+    """Adam's decay of the mean; 0.9 by default."""
+    beta2: Beta | None = None
+    """Adam's decay of the squares; 0.98 by default for names with "vit", else 0.999."""
+    eps: Positive | None = None
+    """Adam's epsilon; 1e-6 by default for names with "vit", else 1e-8."""
+    wd: Annotated[float, Field(ge=0)] = 0.2
+    """Decoupled weight decay of the decayed parameters."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum, for optimizers of timm that have one."""
+    warmup: Annotated[int, Field(ge=0)] = 10000
+    """Optimizer steps of linear warmup."""
+    lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
+    """Shape of the learning rate after warmup."""
+    skip_scheduler: bool = False
+    """Keep the learning rate at lr from the first step on."""
+    epochs_cooldown: Annotated[int, Field(ge=1)] | None = None
+    """Epochs of cooldown at the end, for const-cooldown."""
+    lr_cooldown_power: Positive = 1.0
+    """Power of the cooldown's polynomial; 1 is linear."""
+    lr_cooldown_end: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cooldown."""
+    epochs: Annotated[int, Field(ge=1)] = 32
+    """Passes over the training data."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Samples of one worker's batch; the global batch is that times workers times accum_freq."""
+    accum_freq: Annotated[int, Field(ge=1)] = 1
+    """Batches of one optimizer step; their features are cached, so all are negatives."""
+    grad_clip_norm: Positive | None = None
+    """Largest global gradient norm; empty: no clipping."""
+    local_loss: bool = False
+    """Loss of the local rows of the logits only, not of the whole matrix on every worker."""
+    gather_with_grad: bool = False
+    """Let gradients flow back through the gathered features."""
+    loss_dist_impl: Literal["bidir", "shift", "reduce", "gather"] | None = None
+    """How siglip exchanges text features; bidir when empty."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, data order and augmentation."""
+
+    # data
+    train_data: str | None = None
+    """WebDataset shards with braces ({0000..0575}.tar), several sources joined with ``::``."""
+    train_num_samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples of an epoch; counted in the shards when empty."""
+    dataset_type: Literal["webdataset", "auto"] = "auto"
+    """Kind of train_data; auto goes by its ending."""
+    aug_cfg: Augmentation = Augmentation()
+    """Augmentation of training images."""
+    imagenet_val: str | None = None
+    """Folder of class folders for zero-shot accuracy; see :func:`zero_shot_classes`."""
+    zeroshot_frequency: Annotated[int, Field(ge=0)] = 2
+    """Zero-shot accuracy after every so many epochs and after the last; 0: never."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Processes that load data, for each worker."""
+
+    # our own, see OWN_FIELDS
+    param_groups: Literal["open_clip", "open_clip_next", "timm"] = "open_clip"
+    """Rule that says which parameters are not decayed."""
+    fused: bool = False
+    """Fused AdamW: the same formula in one kernel, rounded differently (1e-7 a step)."""
+    max_fault_share: Share = 0.01
+    """Share of unreadable samples above which the trial fails as a data fault."""
+    cache_gib: Annotated[float, Field(ge=0)] = 8.0
+    """Largest cache of decoded images a data set may fill, GiB; 0: none."""
+    checkpoint_frequency: Annotated[int, Field(ge=1)] = 1
+    """A checkpoint after every so many epochs."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Keep the checkpoints of every so many epochs for good; 0: the last two and the best."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        """Write the peer's defaults, which depend on the model and optimizer, into the fields."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        if data.get("precision") == "amp_bfloat16":
+            data["precision"] = "amp_bf16"
+        if data.get("dataset_type", "auto") == "auto":
+            data["dataset_type"] = _dataset_type(data.get("train_data"))
+        names = ["lr", "beta1", "beta2", "eps"]
+        if str(data.get("opt", "adamw")).startswith("timm/"):
+            for name in names[1:]:
+                data.setdefault(name, None)
+            return data
+        defaults = _peer_defaults(str(data.get("model", "RN50")))
+        for name in names:
+            if data.get(name) is None:
+                data[name] = defaults[name]
+        return data
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        if self.opt == "adamw" and self.momentum is not None:
+            raise ValueError("momentum does nothing with opt: adamw; remove it, or use timm/sgd")
+        if self.opt != "adamw":
+            if (self.beta1 is None) != (self.beta2 is None):
+                raise ValueError("opt: timm/... takes both betas or none; set the other one too")
+            if self.fused:
+                raise ValueError("fused is for opt: adamw; remove it")
+            if self.param_groups != "open_clip":
+                raise ValueError("opt: timm/... groups parameters itself; remove param_groups")
+        if self.lr_scheduler == "const-cooldown":
+            if self.epochs_cooldown is None:
+                raise ValueError("lr_scheduler: const-cooldown needs epochs_cooldown")
+            if self.epochs_cooldown > self.epochs:
+                raise ValueError(
+                    f"epochs_cooldown {self.epochs_cooldown} is longer than epochs {self.epochs}"
+                )
+            if self.lr_cooldown_end > self.lr:
+                raise ValueError(f"lr_cooldown_end {self.lr_cooldown_end} is above lr {self.lr}")
+        else:
+            for name, default in (
+                ("epochs_cooldown", None),
+                ("lr_cooldown_power", 1.0),
+                ("lr_cooldown_end", 0.0),
+            ):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} does nothing with lr_scheduler: {self.lr_scheduler}; "
+                        "set lr_scheduler: const-cooldown, or remove it"
+                    )
+        if self.siglip:
+            for name in ("local_loss", "gather_with_grad"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} does nothing with siglip; remove it")
+        elif self.loss_dist_impl is not None:
+            raise ValueError("loss_dist_impl is for siglip; set siglip: true, or remove it")
+        for switch, names in (
+            ("lock_image", ("lock_image_unlocked_groups", "lock_image_freeze_bn_stats")),
+            ("lock_text", ("lock_text_unlocked_layers", "lock_text_freeze_layer_norm")),
+        ):
+            for name in names:
+                if getattr(self, name) and not getattr(self, switch):
+                    raise ValueError(f"{name} does nothing without {switch}; set {switch}: true")
+        return self
+
+
+def _dataset_type(train_data: Any) -> str:
+    if train_data is None or str(train_data).endswith(".tar"):
+        return "webdataset"
+    raise ValueError(
+        f"train_data {str(train_data)!r} does not end in .tar. Give WebDataset shards "
+        "(.../train-{0000..0575}.tar); other kinds must be converted first"
+    )
+
+
+OWN_FIELDS: Mapping[str, Any] = {
+    "param_groups": "open_clip",
+    "fused": False,
+    "max_fault_share": None,
+    "cache_gib": None,
+    "checkpoint_frequency": None,
+    "keep_every": None,
+}
+"""Fields that are no flags of the peer, each with the only value under which our run is the
+peer's; None: any value, the field has no influence on a sound run."""
+
+NOT_IDENTITY = frozenset({"workers", "cache_gib", "checkpoint_frequency", "keep_every"})
+"""Fields that change nothing in the result: they do not count in a trial's id."""
+
+PATH_FIELDS = ("train_data", "imagenet_val")
+
+
+# --------------------------------------------------------------------------- plan
+
+
+def check(config: Config, *, workers: int, gpus: int) -> list[str]:
+    """Warnings about a configuration on a gang of `workers`, each with `gpus` GPUs (0: CPU).
+
+    Raises:
+        ValueError: it cannot run there; says why and what to change.
+    """
+    if config.train_data is None:
+        raise ValueError("train_data is missing; give the shards to train on")
+    if config.use_bn_sync and workers > 1 and gpus == 0:
+        raise ValueError(
+            "use_bn_sync needs GPUs: torch's SyncBatchNorm has no CPU kernel. "
+            "Set gang.gpus_per_worker: 1, or use_bn_sync: false"
+        )
+    warnings = []
+    if config.use_bn_sync and workers == 1:
+        warnings.append("use_bn_sync does nothing with one worker")
+    if gpus == 0:
+        if config.precision == "amp":
+            warnings.append(
+                "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, "
+                "but no faster than fp32; amp_bf16 is the usual choice on CPUs"
+            )
+        if config.precision in ("fp16", "pure_fp16"):
+            warnings.append(
+                f"precision {config.precision} on a CPU emulates fp16: right in its rounding, slow"
+            )
+    if config.precision in ("pure_fp16", "fp16") and (config.eps or 1.0) < 6e-8:
+        warnings.append(
+            f"eps {config.eps} is below fp16's smallest number: Adam divides by zero where "
+            "weights are fp16. Set eps: 1e-6"
+        )
+    if workers == 1:
+        for name in ("local_loss", "gather_with_grad"):
+            if getattr(config, name):
+                warnings.append(f"{name} does nothing with one worker")
+    elif config.local_loss and not config.gather_with_grad:
+        warnings.append(
+            "local_loss without gather_with_grad gives a biased gradient: "
+            "use it as a negative control only"
+        )
+    if config.train_num_samples is not None:
+        steps = num_steps(config, workers=workers, num_samples=config.train_num_samples)
+        warnings += _warmup_warning(config, steps)
+    return warnings
+
+
+def _warmup_warning(config: Config, steps: int) -> list[str]:
+    if config.skip_scheduler or config.warmup < steps:
+        return []
+    return [
+        f"warmup {config.warmup} covers the whole run of {steps} steps: "
+        "the learning rate never reaches lr"
+    ]
+
+
+def num_samples(config: Config, *, root: Path) -> int:
+    """Samples of one epoch: as given, else counted in the shards under `root`."""
+    if config.train_num_samples is not None:
+        return config.train_num_samples
+    return _index(absolute(config, PATH_FIELDS, root=root)).num_samples
+
+
+def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
+    """Optimizer steps of the run.
+
+    As the peer counts with at most one loader process: batches of an epoch are rounded up (the
+    last is filled from the epoch's start), then divided by accum_freq and rounded down.
+    """
+    batches = math.ceil(num_samples / (config.batch_size * workers))
+    return batches // config.accum_freq * config.epochs
+
+
+def chance(config: Config, *, root: Path) -> float:
+    """Top-1 accuracy by guessing: one over the number of classes; 0 without imagenet_val."""
+    if config.imagenet_val is None:
+        return 0.0
+    return 1.0 / len(class_folders(root / config.imagenet_val))
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Class folders of an image folder, in torchvision's order: a class's number is its place.
+
+    Raises:
+        DataError: there are none.
+    """
+    if folder.is_dir():
+        found = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+        if found:
+            return [Path(path) for path in found]
+    raise DataError(
+        f"imagenet_val {folder} holds no class folders. Give a folder with one folder of images "
+        "for each class (for the small data set: ablate data emoji)"
+    )
+
+
+def zero_shot_classes(folder: Path) -> tuple[list[str], list[str] | None]:
+    """Class names and prompt templates of an evaluation folder.
+
+    With ``classnames.json`` (a list, in the order of the class folders) and ``templates.json``
+    (a list of texts with ``{}`` for the name) in the folder, those; else ImageNet's, for which
+    the folder must have its 1000 classes. Templates are None for ImageNet's 80.
+
+    Raises:
+        DataError: names and folders do not match.
+    """
+    folders = class_folders(folder)
+    names_file, templates_file = folder / "classnames.json", folder / "templates.json"
+    if names_file.exists() != templates_file.exists():
+        missing = templates_file if names_file.exists() else names_file
+        raise DataError(f"{missing} is missing: classnames.json and templates.json go together")
+    if not names_file.exists():
+        if len(folders) != 1000:
+            raise DataError(
+                f"{folder} has {len(folders)} classes and no classnames.json, and open_clip's "
+                "ImageNet names are for 1000. Add classnames.json and templates.json to it"
+            )
+        return [], None
+    names = json.loads(names_file.read_text(encoding="utf-8"))
+    templates = json.loads(templates_file.read_text(encoding="utf-8"))
+    if len(names) != len(folders):
+        raise DataError(f"{names_file} names {len(names)} classes, {folder} has {len(folders)}")
+    if not templates or not all("{}" in template for template in templates):
+        raise DataError(f"{templates_file} must list texts that hold {{}} for the class name")
+    return names, templates
+
+
+# --------------------------------------------------------------------------- the peer
+
+
+def command(config: Config, *, workers: int) -> list[str]:
+    """The command that trains this with the peer, every value resolved.
+
+    Raises:
+        ValueError: a field of our own makes this run something that the peer cannot do.
+    """
+    for name, value in OWN_FIELDS.items():
+        if value is not None and getattr(config, name) != value:
+            raise ValueError(
+                f"{name} {getattr(config, name)!r} has no equal in {PEER}; "
+                f"the exported run would differ. Set {name}: {value}"
+            )
+    arguments: list[str] = []
+    for name in Config.model_fields:
+        if name not in OWN_FIELDS:
+            arguments += _flag(name, getattr(config, name))
+    # Without "--" torchrun takes the peer's --logs for an abbreviation of its own --logs-specs.
+    launcher = ["torchrun", "--nproc_per_node", str(workers), "-m", "--", "open_clip_train.main"]
+    return [*launcher, *arguments]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    if isinstance(value, Augmentation):
+        given = {key: item for key, item in value if item is not None}
+        return [flag, *(f"{key}={_compact(item)}" for key, item in given.items())]
+    if isinstance(value, tuple):
+        return [flag, *(repr(item) for item in value)]
+    return [flag, value if isinstance(value, str) else repr(value)]
+
+
+def _compact(value: Any) -> str:
+    return repr(value).replace(" ", "")
+
+
+def shell(arguments: Sequence[str]) -> str:
+    """A command as one line that a POSIX shell reads back unchanged."""
+    return shlex.join(arguments)
+
+
+def export_model(config: Config, weights: Path, folder: Path) -> None:
+    """Write `folder` so that open_clip loads it as ``local-dir:FOLDER``.
+
+    `weights` is a checkpoint's model.safetensors. The weights are copied as they are.
+
+    Raises:
+        ValueError: the tokenizer is not open_clip's own, so its files cannot be written.
+    """
+    import shutil
+
+    import open_clip
+
+    _register_models()
+    model_config = open_clip.get_model_config(config.model)
+    if model_config is None:
+        raise ValueError(f"open_clip knows no model {config.model!r}")
+    if model_config["text_cfg"].get("hf_tokenizer_name"):
+        raise ValueError(f"{config.model} has a tokenizer of its own, which is not exported")
+    if config.force_image_size is not None:
+        model_config["vision_cfg"]["image_size"] = config.force_image_size
+    if config.force_context_length is not None:
+        model_config["text_cfg"]["context_length"] = config.force_context_length
+    if config.force_quick_gelu:
+        model_config["quick_gelu"] = True
+    if config.force_custom_text:
+        model_config["custom_text"] = True
+    if config.siglip:
+        model_config["init_logit_bias"] = -10
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        "mean": config.image_mean or open_clip.OPENAI_DATASET_MEAN,
+        "std": config.image_std or open_clip.OPENAI_DATASET_STD,
+        "interpolation": config.image_interpolation or "bicubic",
+        "resize_mode": config.image_resize_mode or "shortest",
+    }
+    content = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
+    shutil.copyfile(weights, folder / "open_clip_model.safetensors")
+
+
+# --------------------------------------------------------------------------- train
+
+
+def build(config: Config, *, rank: int, world_size: int, device: torch.device) -> Task:
+    """The model with its initial weights, its data, optimizer, step and evaluations.
+
+    The initial weights are the peer's for the same seed.
+    """
+    import numpy as np
+    import open_clip
+    import torch
+    from open_clip.transform import PreprocessCfg
+
+    from ablate.recipes import Task
+    from ablate.training import augment, data, optim
+
+    assert config.train_data is not None, "check() refuses a configuration without train_data"
+    _register_models()
+    _seed_everything(config.seed)
+    siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
+    model, train_transform, eval_transform = open_clip.create_model_and_transforms(
+        config.model,
+        precision=config.precision,
+        device=device,
+        force_quick_gelu=config.force_quick_gelu,
+        force_custom_text=config.force_custom_text,
+        force_patch_dropout=config.force_patch_dropout,
+        force_image_size=config.force_image_size,
+        force_context_length=config.force_context_length,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        image_interpolation=config.image_interpolation,
+        image_resize_mode=config.image_resize_mode,
+        aug_cfg=_augmentation(config),
+        output_dict=True,
+        **siglip,
+    )
+    if config.lock_image:
+        model.lock_image_tower(
+            unlocked_groups=config.lock_image_unlocked_groups,
+            freeze_bn_stats=config.lock_image_freeze_bn_stats,
+        )
+    if config.lock_text:
+        model.lock_text_tower(
+            unlocked_layers=config.lock_text_unlocked_layers,
+            freeze_layer_norm=config.lock_text_freeze_layer_norm,
+        )
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+    model.train()
+
+    preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+    tokenizer = open_clip.get_tokenizer(config.model, context_length=config.force_context_length)
+    index = _index(config)
+    samples = data.ImageTextSamples(
+        index,
+        transform=_train_transform(config, preprocess, train_transform),
+        tokenizer=tokenizer,
+        tokenizer_name=f"{type(tokenizer).__name__}-{tokenizer.context_length}",
+        cache_gib=config.cache_gib,
+    )
+    epoch_samples = config.train_num_samples or index.num_samples
+    steps = num_steps(config, workers=world_size, num_samples=epoch_samples)
+    steps_per_epoch = steps // config.epochs
+    optimizer, groups = _optimizer(config, model)
+    to_input = augment.ToInput(
+        preprocess.mean,
+        preprocess.std,
+        device=device,
+        dtype=open_clip.get_input_dtype(config.precision) or torch.float32,
+    )
+    global_batch = config.batch_size * world_size * config.accum_freq
+    return Task(
+        model=model,
+        samples=samples,
+        num_samples=epoch_samples,
+        batch_size=config.batch_size,
+        accum_freq=config.accum_freq,
+        epochs=config.epochs,
+        optimizer=optimizer,
+        schedule=_schedule(config, steps_per_epoch),
+        forward_backward=_forward_backward(config, rank, world_size, device, to_input),
+        after_step=_clamp_logit_scale(model),
+        scaler=torch.amp.GradScaler(device.type) if config.precision == "amp" else None,
+        grad_clip_norm=config.grad_clip_norm,
+        sync_batch_norm=config.use_bn_sync,
+        compile=config.torchcompile,
+        static_graph=config.ddp_static_graph,
+        evaluations=_evaluations(config, model, eval_transform, tokenizer, device, to_input),
+        seed=config.seed,
+        loader_workers=config.workers,
+        max_fault_share=config.max_fault_share,
+        checkpoint_epochs=config.checkpoint_frequency,
+        keep_every_epochs=config.keep_every,
+        warmup=config.warmup,
+        global_batch=None if config.siglip else global_batch,
+        feature_dim=model.visual.output_dim,
+        parameter_groups=optim.describe(groups),
+    )
+
+
+def _seed_everything(seed: int) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _augmentation(config: Config) -> dict[str, Any]:
+    return {key: item for key, item in config.aug_cfg if item is not None}
+
+
+def _index(config: Config) -> ShardIndex:
+    from ablate.datasets.shards import index_shards
+    from ablate.training.cache import cache_folder
+
+    assert config.train_data is not None
+    index = index_shards(config.train_data, cache=cache_folder() / "shards")
+    missing = [str(fault) for fault in index.faults if fault.kind == "missing_shard"]
+    if missing:
+        raise DataError(
+            f"{len(missing)} shards of train_data {config.train_data} are missing, the first: "
+            f"{missing[0]}. Fetch them, or leave them out of the pattern"
+        )
+    return index
+
+
+def _train_transform(config: Config, preprocess: Any, peer_transform: Any) -> Any:
+    """The peer's own transform, or for its default path the same operations without overhead.
+
+    A random resized crop is drawn and resized by ablate.training.augment, which gives 8-bit
+    images that are normalised in one go on the device; jitter and grey are the peer's objects.
+    """
+    from ablate.training import augment
+
+    if config.aug_cfg.use_timm:
+        return augment.SeededTransform(peer_transform)
+    # The peer's list: crop, to RGB (done at decoding), then jitter, grey, to tensor, normalise.
+    extra = tuple(peer_transform.transforms[2:-2])
+    return augment.SeededCrop(preprocess.size, scale=config.aug_cfg.scale, extra=extra)
+
+
+def _optimizer(config: Config, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
+    import torch
+
+    from ablate.training import optim
+
+    if config.opt == "adamw":
+        groups = optim.group_parameters(model, rule=config.param_groups, weight_decay=config.wd)
+        assert config.beta1 is not None and config.beta2 is not None and config.eps is not None
+        adamw = torch.optim.AdamW(
+            [group.for_optimizer() for group in groups],
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True if config.fused else None,
+        )
+        return adamw, groups
+    from timm.optim import create_optimizer_v2
+
+    options: dict[str, Any] = {}
+    if config.beta1 is not None:
+        options["betas"] = (config.beta1, config.beta2)
+    if config.momentum is not None:
+        options["momentum"] = config.momentum
+    optimizer = create_optimizer_v2(
+        model,
+        config.opt.removeprefix("timm/"),
+        lr=config.lr,
+        weight_decay=config.wd,
+        eps=config.eps,
+        **options,
+    )
+    return optimizer, optim.read_groups(model, optimizer)
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """Learning rate of optimizer step `step` (from 0), by the peer's formulas."""
+    lr, warmup = config.lr, config.warmup
+    steps = steps_per_epoch * config.epochs
+
+    def warm(step: int) -> float:
+        return lr * (step + 1) / warmup
+
+    def constant(step: int) -> float:
+        return warm(step) if step < warmup else lr
+
+    def cosine(step: int) -> float:
+        if step < warmup:
+            return warm(step)
+        done = (step - warmup) / (steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * done)) * lr
+
+    def cooldown(step: int) -> float:
+        if step < warmup:
+            return warm(step)
+        assert config.epochs_cooldown is not None
+        start = steps - steps_per_epoch * config.epochs_cooldown
+        if step < start:
+            return lr
+        left = float((1 - (step - start) / (steps - start)) ** config.lr_cooldown_power)
+        return left * (lr - config.lr_cooldown_end) + config.lr_cooldown_end
+
+    if config.skip_scheduler:
+        return lambda step: lr
+    return {"cosine": cosine, "const": constant, "const-cooldown": cooldown}[config.lr_scheduler]
+
+
+def _autocast(config: Config, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    import torch
+
+    dtypes = {"amp": torch.float16, "amp_bf16": torch.bfloat16}
+    dtype = dtypes.get(config.precision)
+    if dtype is None:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def _forward_backward(
+    config: Config, rank: int, world_size: int, device: torch.device, to_input: Any
+) -> Any:
+    """One step's forward and backward passes, as the peer's train_one_epoch."""
+    import torch
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    loss: torch.nn.Module
+    if config.siglip:
+        loss = SigLipLoss(rank=rank, world_size=world_size, dist_impl=config.loss_dist_impl)
+    else:
+        loss = ClipLoss(
+            local_loss=config.local_loss,
+            gather_with_grad=config.gather_with_grad,
+            cache_labels=True,
+            rank=rank,
+            world_size=world_size,
+        )
+    autocast = _autocast(config, device)
+    no_features = ("logit_scale", "logit_bias")
+
+    def total(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.as_tensor(sum(loss(**outputs, output_dict=True).values()))
+
+    def forward_backward(
+        model: torch.nn.Module,
+        batches: Sequence[tuple[torch.Tensor, ...]],
+        backward: Callable[[torch.Tensor], None],
+    ) -> dict[str, torch.Tensor]:
+        inputs = [(to_input(images), texts) for images, texts in batches]
+        if len(inputs) == 1:
+            images, texts = inputs[0]
+            with autocast():
+                outputs = model(images, texts)
+                value = total(outputs)
+            backward(value)
+            return _measure(value, outputs)
+        # Features of all micro-batches first, without gradient; then each again with it, so that
+        # every sample has the whole step's samples as negatives.
+        cached: dict[str, list[torch.Tensor]] = {}
+        with torch.no_grad():
+            for images, texts in inputs:
+                with autocast():
+                    for name, feature in model(images, texts).items():
+                        if name not in no_features:
+                            cached.setdefault(name, []).append(feature)
+        for j, (images, texts) in enumerate(inputs):
+            with autocast():
+                outputs = model(images, texts)
+                whole = {
+                    name: torch.cat([*features[:j], outputs[name], *features[j + 1 :]])
+                    for name, features in cached.items()
+                }
+                for name in no_features:
+                    if name in outputs:
+                        whole[name] = outputs[name]
+                value = total(whole)
+            backward(value)
+        return _measure(value, outputs)
+
+    return forward_backward
+
+
+def _measure(loss: torch.Tensor, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scalars of one step, on the device; features are this rank's last micro-batch."""
+    import torch
+
+    with torch.no_grad():
+        images = outputs["image_features"].float()
+        texts = outputs["text_features"].float()
+        scale = outputs["logit_scale"].float()
+        cosines = images @ texts.T
+        diagonal = torch.arange(len(images), device=images.device)
+        return {
+            "loss": loss.detach(),
+            "in_batch_accuracy": (cosines.argmax(dim=1) == diagonal).float().mean(),
+            "image_feature_std": images.std(dim=0).mean(),
+            "text_feature_std": texts.std(dim=0).mean(),
+            "alignment": 2 - 2 * cosines.diagonal().mean(),
+            "logits_lse": torch.logsumexp(scale * cosines, dim=1).mean(),
+        }
+
+
+def _clamp_logit_scale(model: torch.nn.Module) -> Callable[[], dict[str, torch.Tensor]]:
+    import torch
+
+    scale = model.logit_scale
+    assert isinstance(scale, torch.Tensor)
+
+    def clamp() -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            scale.clamp_(0, math.log(100))
+            return {"logit_scale": scale.float().exp()}
+
+    return clamp
+
+
+def _evaluations(
+    config: Config,
+    model: Any,
+    transform: Any,
+    tokenizer: Any,
+    device: torch.device,
+    to_input: Any,
+) -> tuple[Evaluation, ...]:
+    if config.imagenet_val is None or config.zeroshot_frequency == 0:
+        return ()
+    import open_clip
+    from open_clip.utils import to_2tuple
+    from torchvision.transforms import Compose
+
+    from ablate.training.evaluate import EvalImages, ZeroShot
+
+    folder = Path(config.imagenet_val)
+    classnames, templates = zero_shot_classes(folder)
+    prompts: list[list[str]]
+    if templates is None:
+        prompts = [
+            [template(name) for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+            for name in open_clip.IMAGENET_CLASSNAMES
+        ]
+    else:
+        prompts = [[template.format(name) for template in templates] for name in classnames]
+    # The peer's list ends in: to RGB (done at decoding), to tensor, normalise (both in to_input).
+    to_bytes = Compose(transform.transforms[:-3])
+    side = to_2tuple(model.visual.image_size)
+    images = EvalImages(
+        folder,
+        transform=to_bytes,
+        transform_name=repr(to_bytes),
+        size=side,
+        cache_gib=config.cache_gib,
+    )
+
+    def due(epoch: int) -> bool:
+        return epoch % config.zeroshot_frequency == 0 or epoch == config.epochs
+
+    zero_shot = ZeroShot(
+        images,
+        prompts,
+        tokenizer=tokenizer,
+        encode_image=_encode_image,
+        encode_text=_encode_text,
+        autocast=_autocast(config, device),
+        to_input=to_input,
+        device=device,
+        batch_size=config.batch_size,
+        due=due,
+    )
+    return (zero_shot,)
+
+
+def _encode_image(model: Any, images: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.encode_image(images, normalize=True)
+    return features
+
+
+def _encode_text(model: Any, texts: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.encode_text(texts, normalize=True)
+    return features
+
+
+def _register_models() -> None:
+    """Make the models that ship beside this file known to open_clip."""
+    import open_clip
+
+    for path in sorted(Path(__file__).parent.glob("*.json")):
+        if open_clip.get_model_config(path.stem) is None:
+            open_clip.add_model_config(path)

@@ -1,0 +1,214 @@
+"""Which parameters are decayed, gradient norms, and optimizer state by parameter name.
+
+Three rules say which parameters are not decayed:
+
+``open_clip``
+    open_clip_train 3.3.0 (main.py): fewer than two dimensions, or "bn", "ln", "bias" or
+    "logit_scale" anywhere in the name
+``open_clip_next``
+    its development branch (src/open_clip_train/optim.py, make_wd_exclude, 2026): at most one
+    dimension, or declared by a module's ``no_weight_decay()``; positional embeddings change sides
+``timm``
+    timm.optim.param_groups_weight_decay: at most one dimension, or a name that ends in ".bias"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Rule = Literal["open_clip", "open_clip_next", "timm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that share their optimizer's settings."""
+
+    name: str
+    weight_decay: float
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+
+    def for_optimizer(self) -> dict[str, Any]:
+        return {"params": [p for _, p in self.parameters], "weight_decay": self.weight_decay}
+
+
+def group_parameters(model: nn.Module, *, rule: Rule, weight_decay: float) -> tuple[Group, Group]:
+    """All trainable parameters, each in exactly one group: undecayed, decayed."""
+    exclude = _RULES[rule](model)
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    undecayed = tuple((name, p) for name, p in trainable if exclude(name, p))
+    decayed = tuple((name, p) for name, p in trainable if not exclude(name, p))
+    return Group("no_decay", 0.0, undecayed), Group("decay", weight_decay, decayed)
+
+
+def read_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Group, ...]:
+    """The groups that an optimizer made itself."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return tuple(
+        Group(
+            f"group_{number}",
+            float(group["weight_decay"]),
+            tuple((names[id(p)], p) for p in group["params"]),
+        )
+        for number, group in enumerate(optimizer.param_groups)
+    )
+
+
+def describe(groups: Iterable[Group]) -> dict[str, Any]:
+    """Counts of each group, and a hash of who is in which: for the record."""
+    content: dict[str, Any] = {}
+    digest = hashlib.sha256()
+    for group in groups:
+        content[group.name] = {
+            "weight_decay": group.weight_decay,
+            "tensors": len(group.parameters),
+            "parameters": sum(p.numel() for _, p in group.parameters),
+        }
+        digest.update(repr((group.name, [name for name, _ in group.parameters])).encode())
+    content["hash"] = digest.hexdigest()[:12]
+    return content
+
+
+Exclude = Callable[[str, nn.Parameter], bool]
+
+
+def _open_clip(model: nn.Module) -> Exclude:
+    def exclude(name: str, p: nn.Parameter) -> bool:
+        parts = ("bn", "ln", "bias", "logit_scale")
+        return p.ndim < 2 or any(part in name for part in parts)
+
+    return exclude
+
+
+def _open_clip_next(model: nn.Module) -> Exclude:
+    names: set[str] = set()
+    patterns: list[str] = []
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        names |= {prefix + name for name in _declared(module, "no_weight_decay")}
+        patterns += [prefix + glob for glob in _declared(module, "no_weight_decay_patterns")]
+        patterns += [f"{prefix}*{word}" for word in _declared(module, "no_weight_decay_keywords")]
+
+    def exclude(name: str, p: nn.Parameter) -> bool:
+        return p.ndim <= 1 or name in names or any(fnmatchcase(name, glob) for glob in patterns)
+
+    return exclude
+
+
+def _declared(module: nn.Module, method: str) -> Iterable[str]:
+    declared = getattr(module, method, None)
+    return declared() if callable(declared) else ()
+
+
+def _timm(model: nn.Module) -> Exclude:
+    return lambda name, p: p.ndim <= 1 or name.endswith(".bias")
+
+
+_RULES: Mapping[str, Callable[[nn.Module], Exclude]] = {
+    "open_clip": _open_clip,
+    "open_clip_next": _open_clip_next,
+    "timm": _timm,
+}
+
+
+# --------------------------------------------------------------------------- measuring gradients
+
+
+def module_group(name: str) -> str:
+    """The part of the model that a parameter belongs to: a block of a tower, or a layer.
+
+    ``visual.layer1.0.conv2.weight`` -> ``visual.layer1.0``; ``visual.conv1.weight`` ->
+    ``visual.conv1``; ``logit_scale`` -> ``logit_scale``.
+    """
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: place + 1])
+    return ".".join(parts[:-1][:2]) or name
+
+
+class GradientNorms:
+    """Norms of all gradients in one pass, whole and by :func:`module_group`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.groups = tuple(dict.fromkeys(module_group(name) for name, _ in named))
+        numbers = {group: number for number, group in enumerate(self.groups)}
+        self._group = torch.tensor([numbers[module_group(name)] for name, _ in named])
+
+    def measure(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(global norm, norm of each group) as tensors on the device; no gradient counts as 0."""
+        device = self.parameters[0].device
+        if self._group.device != device:
+            self._group = self._group.to(device)
+        present = [p.grad for p in self.parameters if p.grad is not None]
+        norms = [norm.float() for norm in torch._foreach_norm(present)]
+        if len(present) < len(self.parameters):
+            found = iter(norms)
+            zero = torch.zeros((), device=device)
+            norms = [zero if p.grad is None else next(found) for p in self.parameters]
+        stacked = torch.stack(norms)
+        squares = torch.zeros(len(self.groups), device=device)
+        squares.index_add_(0, self._group, stacked.square())
+        return torch.linalg.vector_norm(stacked), squares.sqrt()
+
+
+# --------------------------------------------------------------------------- state by name
+
+
+def named_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimizer's state as ``parameter/quantity``: tensors, and plain numbers apart.
+
+    By name, because torch's own state_dict goes by position, and a model with one parameter more
+    would silently shift it.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for p, state in optimizer.state.items():
+        for quantity, value in state.items():
+            target = tensors if isinstance(value, torch.Tensor) else numbers
+            target[f"{names[id(p)]}/{quantity}"] = value
+    return tensors, numbers
+
+
+def load_named_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Any],
+) -> None:
+    """Restore what :func:`named_state` gave. Settings (lr, betas, decay) stay the optimizer's own.
+
+    Raises:
+        ValueError: a name is no trainable parameter, or a shape differs.
+    """
+    content = optimizer.state_dict()
+    names = {id(p): name for name, p in model.named_parameters()}
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    places = {names[id(p)]: place for place, p in enumerate(ordered)}
+    shapes = {names[id(p)]: p.shape for p in ordered}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *numbers.items()]:
+        name, _, quantity = key.rpartition("/")
+        if name not in places:
+            raise ValueError(f"optimizer state for {name!r}, which is no trainable parameter here")
+        if isinstance(value, torch.Tensor) and value.ndim and value.shape != shapes[name]:
+            raise ValueError(f"{key}: shape {tuple(value.shape)}, not {tuple(shapes[name])}")
+        state.setdefault(places[name], {})[quantity] = value
+    content["state"] = state
+    optimizer.load_state_dict(content)
+
+
+def trainable(parameters: Sequence[nn.Parameter]) -> int:
+    """Numbers in these parameters."""
+    return sum(p.numel() for p in parameters if p.requires_grad)
