@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ablate.analysis.report import Summary
 from ablate.forecast import Plan
 from ablate.status import Running, StudyStatus
 
@@ -55,15 +56,15 @@ def hours(value: float) -> str:
 
 
 @contextmanager
-def watching(console: Console, *, workers: int) -> Iterator[Watch]:
+def watching(console: Console) -> Iterator[Watch]:
     """Live progress on a terminal; plain lines, one per change, where there is none."""
     if not console.is_terminal:
-        yield _PlainWatch(console, workers)
+        yield _PlainWatch(console)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def show(status: StudyStatus) -> None:
-            live.update(render_status(status, workers=workers, width=console.width))
+            live.update(render_status(status, width=console.width))
 
         yield show
 
@@ -71,9 +72,8 @@ def watching(console: Console, *, workers: int) -> Iterator[Watch]:
 class _PlainWatch:
     """Prints a line when a trial starts or ends, and one for each evaluation."""
 
-    def __init__(self, console: Console, workers: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._workers = workers
         self._seen: dict[tuple[str, int], Running] = {}
         self._ended = -1
         self._notes: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class _PlainWatch:
         self._console.print(f"{stamp} {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def render_status(status: StudyStatus, *, workers: int, width: int = 100) -> RenderableType:
+def render_status(status: StudyStatus, *, width: int = 100) -> RenderableType:
     """A row per running trial and the study's totals."""
     parts: list[RenderableType] = []
     if status.running:
@@ -166,6 +166,36 @@ def _totals(status: StudyStatus) -> str:
     return ", ".join(parts)
 
 
+_ROLE_STYLES = {"better": "green", "worse": "red", "same": "cyan", "open": "yellow"}
+
+
+def render_summary(summary: Summary) -> RenderableType:
+    """The answer: a sentence per factor, then a row per contrast with the baseline."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in ("factor", "level", "against"):
+        table.add_column(name)
+    table.add_column(f"difference ({summary.unit})", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("diverged", justify="right")
+    table.add_column("seeds needed", justify="right")
+    for row in summary.rows:
+        table.add_row(
+            *(Text(text) for text in (row.factor, row.level, row.reference)),
+            Text(row.delta),
+            Text(row.interval),
+            Text(row.verdict, style=_ROLE_STYLES.get(row.role, "")),
+            Text(row.diverged),
+            Text(row.needs_seeds),
+        )
+    counts = ", ".join(f"{count} {state}" for state, count in summary.counts)
+    parts: list[RenderableType] = [Text.assemble((summary.name, "bold"), f": {counts}"), table]
+    parts += [Text(line) for line in summary.headlines]
+    for text, code in summary.next:
+        parts.append(Text(f"next: {text}" + (f"  {code}" if code else ""), style="dim"))
+    return Group(*parts)
+
+
 def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
     """The plan as a table of cells with their trials, then cost, resolution and notes."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -173,11 +203,8 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
     table.add_column("seeds", justify="right")
     table.add_column("steps", justify="right")
     table.add_column("trials")
-    rows: dict[str, list[int]] = {}
-    for index, trial in enumerate(plan.trials):
-        rows.setdefault(trial.name, []).append(index)
-    for name, indices in rows.items():
-        trials = sorted((plan.trials[i] for i in indices), key=lambda trial: trial.seed)
+    for name in plan.cells:
+        trials = sorted((t for t in plan.trials if t.name == name), key=lambda trial: trial.seed)
         ids = Text()
         for trial in trials if full or len(trials) <= 6 else trials[:6]:
             style = _OUTCOME_STYLES.get(trial.state, "")
@@ -188,7 +215,7 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         table.add_row(name, seeds, "?" if steps is None else f"{steps:,}", ids)
     head = Text.assemble(
         (plan.study, "bold"),
-        f": {plan.design}, {plan.num_cells} cells x {len(plan.seeds)} seeds, "
+        f": {plan.design}, {len(plan.cells)} cells x {len(plan.seeds)} seeds, "
         f"{len(plan.trials)} trials of {plan.workers} workers; {len(plan.to_run)} to run",
     )
     lines: list[RenderableType] = [head, table]

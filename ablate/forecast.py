@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ablate import recipes
+from ablate import design, recipes
 from ablate.analysis import power
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
 from ablate.runner import planned
-from ablate.status import change_name
 from ablate.study import Search, Study
 from ablate.trial import Trial
 
@@ -55,7 +54,8 @@ class Plan:
     study: str
     design: str
     trials: tuple[PlannedTrial, ...]
-    num_cells: int
+    cells: tuple[str, ...]
+    """Names of the cells in the design's order."""
     seeds: tuple[int, ...]
     workers: int
     cost: Cost | None
@@ -113,8 +113,12 @@ def plan(
             remaining_s.append(
                 _seconds(study, trial, steps, samples_per_s) if samples_per_s else None
             )
-        name = change_name(study, dict(trial.cell.levels))
+        name = study.change_name(dict(trial.cell.levels))
         lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
+    names = dict.fromkeys(
+        study.change_name(dict(cell.levels))
+        for cell in [*design.cells(study), *(trial.cell for trial in trials)]
+    )
     num_cells = len({trial.cell.levels for trial in trials})
     if isinstance(study.design, Search):
         notes.append(
@@ -129,7 +133,7 @@ def plan(
         study=study.name,
         design=study.design.name,
         trials=tuple(lines),
-        num_cells=num_cells,
+        cells=tuple(name for name in names if name in {line.name for line in lines}),
         seeds=study.seeds,
         workers=study.gang.workers,
         cost=cost,
@@ -151,12 +155,12 @@ def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> lis
     refused: dict[str, list[str]] = {}
     num_cells = len({trial.cell.levels for trial in trials})
     for trial in {trial.cell.levels: trial for trial in trials}.values():
-        name = change_name(study, dict(trial.cell.levels))
+        name = study.change_name(dict(trial.cell.levels))
         try:
             found = recipe.check(
                 recipe.Config(**trial.config),
                 workers=study.gang.workers,
-                gpus=study.gang.workers * study.gang.gpus_per_worker,
+                gpus=study.gang.gpus_per_worker,
             )
         except ValueError as error:
             refused.setdefault(str(error), []).append(name)

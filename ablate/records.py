@@ -246,26 +246,21 @@ class TrialRecord:
                 continue
         return found
 
-    def heartbeat(self) -> dict[str, Any] | None:
-        """The newest attempt's heartbeat.json, or None."""
-        attempts = self.attempts()
-        if not attempts:
-            return None
+    def heartbeat(self, attempt: int) -> dict[str, Any] | None:
+        """heartbeat.json of an attempt, or None before its first."""
         try:
-            content: dict[str, Any] = read_json(
-                self.attempt_folder(attempts[-1]) / "heartbeat.json"
-            )
+            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "heartbeat.json")
         except (FileNotFoundError, RecordError):
             return None
         return content
 
     def trace(self) -> list[dict[str, Any]]:
-        """One row per optimizer step: where a step was replayed, the highest attempt counts."""
-        return self._latest("trace.jsonl")
+        """One row per optimizer step; steps that a later attempt ran again are its own."""
+        return self._settled("trace.jsonl")
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """One row per evaluated step; the highest attempt counts."""
-        return self._latest("evals.jsonl")
+        """One row per evaluated step, like :meth:`trace`."""
+        return self._settled("evals.jsonl")
 
     def events(self) -> list[dict[str, Any]]:
         """Marker events, each once: of those told again (by a resumed attempt, or because more
@@ -277,6 +272,18 @@ class TrialRecord:
                 key = (row["marker"], evidence["kind"], evidence["quantity"], row["first_step"])
                 seen[key] = row
         return sorted(seen.values(), key=lambda row: (row["first_step"], row["marker"]))
+
+    def first_row(self, attempt: int) -> dict[str, Any] | None:
+        """The first row of an attempt's trace, or None before its first step."""
+        try:
+            with open(self.attempt_folder(attempt) / "trace.jsonl", "rb") as file:
+                line = file.readline()
+        except FileNotFoundError:
+            return None
+        if not line.endswith(b"\n"):
+            return None
+        row: dict[str, Any] = loads(line)
+        return row
 
     def last_step(self, attempt: int) -> int:
         """The last optimizer step that an attempt recorded; 0 when it recorded none."""
@@ -307,10 +314,15 @@ class TrialRecord:
                 best = f"{path}:\n{tail}"
         return best
 
-    def _latest(self, name: str) -> list[dict[str, Any]]:
+    def _settled(self, name: str) -> list[dict[str, Any]]:
+        """Rows that count: from an attempt's first step on, all of earlier attempts is void."""
         rows: dict[int, dict[str, Any]] = {}
         for attempt in self.attempts():
-            for row in read_rows(self.attempt_folder(attempt) / name):
+            folder = self.attempt_folder(attempt)
+            first = self.first_row(attempt)
+            if first is not None:
+                rows = {step: row for step, row in rows.items() if step < first["step"]}
+            for row in read_rows(folder / name):
                 rows[row["step"]] = row
         return [rows[step] for step in sorted(rows)]
 

@@ -40,7 +40,9 @@ LOST_LIMIT = 20
 class Book(Protocol):
     """Where cells are asked for and told (`ablate.search`)."""
 
-    trouble: str | None
+    @property
+    def trouble(self) -> str | None:
+        """One line while the storage is behind; it catches up by itself."""
 
     def begin(self, cell: Cell) -> None:
         """A cell is going to be run."""
@@ -55,7 +57,9 @@ class Book(Protocol):
 class Mirror(Protocol):
     """Where people watch (`ablate.tracking`); it never raises and never blocks for long."""
 
-    trouble: str | None
+    @property
+    def trouble(self) -> str | None:
+        """One line while the mirror is behind; it catches up by itself."""
 
     def update(self, trials: Sequence[Trial], active: Sequence[str]) -> None:
         """Bring the mirror up to date with the study folder, soon."""
@@ -183,7 +187,7 @@ class _Controller:
     def _recall(self) -> None:
         """Take up what earlier launches left: ended trials, and the cells a search has asked."""
         for folder in self.record.records():  # in the order they were asked, for the sampler
-            trial = recall_trial(self.study, folder)
+            trial = self.study.recall(folder.trial())
             if trial is None:
                 continue
             if isinstance(self.study.design, Search):
@@ -281,7 +285,9 @@ class _Controller:
         folder = self.record.record(trial.id)
         number = self.record.new_attempt(folder)
         try:
-            self.cluster.start(Attempt(trial.id, number, folder.folder, gang, entry=self.entry))
+            self.cluster.start(
+                Attempt(trial.id, number, folder.folder.absolute(), gang, entry=self.entry)
+            )
         except PlacementError:
             raise
         except ClusterError as error:
@@ -321,11 +327,10 @@ class _Controller:
         del self.active[trial.id]
         result = folder.result(event.number)
         status = result["status"] if result else None
-        orderly = all(code in (0, 75) for code in event.exit_codes) and bool(event.exit_codes)
-        if event.stopped or (orderly and 75 in event.exit_codes):
+        if status is not None and status != "stopped":
+            kind = "ended"  # the last word is on disk, whatever its processes died of afterwards
+        elif event.stopped or (75 in event.exit_codes and set(event.exit_codes) <= {0, 75}):
             kind = "stopped"
-        elif status is not None and orderly:
-            kind = "ended"
         else:
             kind = "lost" if event.kind == "lost" else "crashed"
         self._end_attempt(
@@ -337,7 +342,7 @@ class _Controller:
             nodes=list(event.nodes),
             wall_s=max(event.time - self.placed_at.pop(trial.id, event.time), 0.0),
         )
-        if status is not None and status != "stopped" and orderly:
+        if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
         elif kind != "stopped":
@@ -428,28 +433,6 @@ class _Controller:
         return 1 if (self.record.folder / "stop").exists() else 0
 
 
-def recall_trial(study: Study, folder: TrialRecord) -> Trial | None:
-    """The trial of this folder as the study sees it today; None if it wants it no more.
-
-    Factors that were added since stand at their baseline level. A folder whose configuration
-    the study would no longer resolve to is not the study's (its baseline was changed).
-    """
-    content = folder.trial()
-    known = {factor.name: factor for factor in study.factors}
-    levels = {}
-    for name, level in content["levels"].items():
-        factor = known.get(name)
-        if factor is None:
-            continue
-        if factor.range is None and level not in {item.name for item in factor.levels}:
-            return None
-        levels[name] = level
-    if content["seed"] not in study.seeds:
-        return None
-    trial = study.trial(study.cell(levels), seed=content["seed"])
-    return trial if trial.id == folder.trial_id else None
-
-
 def result_of(trial: Trial, outcome: dict[str, Any]) -> Result:
     """A trial with its outcome, as the analysis reads it."""
     return Result(
@@ -463,9 +446,20 @@ def result_of(trial: Trial, outcome: dict[str, Any]) -> Result:
     )
 
 
+def retell(study: Study, record: StudyRecord, book: Book) -> None:
+    """Tell a book every cell of the study anew, in the order they were asked."""
+    trials = planned(study, record)
+    for cell in {trial.cell.levels: trial.cell for trial in trials}.values():
+        mine = [trial for trial in trials if trial.cell.levels == cell.levels]
+        outcomes = [(trial, record.record(trial.id).outcome()) for trial in mine]
+        book.begin(cell)
+        if all(outcome is not None for _, outcome in outcomes):
+            book.tell(cell, [result_of(trial, o) for trial, o in outcomes if o is not None])
+
+
 def planned(study: Study, record: StudyRecord) -> list[Trial]:
     """What launch would run or has run, as far as is known now: the list that plan prints."""
-    found = [trial for f in record.records() if (trial := recall_trial(study, f)) is not None]
+    found = [t for folder in record.records() if (t := study.recall(folder.trial())) is not None]
     results = [
         result_of(trial, outcome)
         for trial in found

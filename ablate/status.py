@@ -76,13 +76,6 @@ class StudyStatus:
         return {**asdict(self), "num_ended": self.num_ended}
 
 
-def change_name(study: Study, levels: Mapping[str, str]) -> str:
-    """What differs from the baseline, for people: ``beta2=0.999, warmup=1`` or ``baseline``."""
-    baseline = study.baseline_levels()
-    changed = [f"{name}={level}" for name, level in levels.items() if baseline.get(name) != level]
-    return ", ".join(changed) or "baseline"
-
-
 @dataclass(slots=True)
 class Ledger:
     """Running totals over the attempts and trials that have ended."""
@@ -193,13 +186,11 @@ def read_controller(record: StudyRecord) -> dict[str, Any] | None:
 
 
 def _running(study: Study, trial: Trial, folder: TrialRecord, attempt: int) -> Running:
-    beat = folder.heartbeat() or {}
-    if beat.get("attempt", attempt) != attempt:
-        beat = {}
+    beat = folder.heartbeat(attempt) or {}
     step, total = int(beat.get("step", 0)), int(beat.get("steps_total", 0))
     return Running(
         trial_id=trial.id,
-        name=change_name(study, dict(trial.cell.levels)),
+        name=study.change_name(dict(trial.cell.levels)),
         seed=trial.seed,
         attempt=attempt,
         phase=str(beat.get("phase", "starting")),
@@ -208,10 +199,21 @@ def _running(study: Study, trial: Trial, folder: TrialRecord, attempt: int) -> R
         epoch=float(beat.get("epoch", 0.0)),
         samples_per_s=beat.get("samples_per_s"),
         loss=beat.get("loss"),
-        objective=beat.get(study.objective.metric),
-        num_events=int(beat.get("num_events", 0)),
-        eta_s=beat.get("eta_s"),
+        objective=(beat.get("final") or {}).get(study.objective.metric),
+        num_events=len(folder.events()),
+        eta_s=_time_left_s(folder, attempt, beat, step=step, steps_total=total),
     )
+
+
+def _time_left_s(
+    folder: TrialRecord, attempt: int, beat: Mapping[str, Any], *, step: int, steps_total: int
+) -> float | None:
+    """What the pace of this attempt so far, evaluations included, leaves to be done."""
+    first = folder.first_row(attempt)
+    if first is None or "time" not in beat or step <= first["step"]:
+        return None
+    pace_s = (beat["time"] - first["time"]) / (step - first["step"])
+    return max(pace_s * (steps_total - step), 0.0)
 
 
 def _eta_s(

@@ -283,6 +283,12 @@ class Study:
     def baseline_levels(self) -> dict[str, str]:
         return {factor.name: factor.baseline for factor in self.factors}
 
+    def change_name(self, levels: Mapping[str, str]) -> str:
+        """What differs from the baseline, for people: ``beta2=0.999, warmup=1`` or ``baseline``."""
+        usual = self.baseline_levels()
+        changed = [f"{name}={level}" for name, level in levels.items() if usual.get(name) != level]
+        return ", ".join(changed) or "baseline"
+
     def cell(self, levels: Mapping[str, str]) -> Cell:
         """The cell of these levels; factors that are not named stand at the baseline.
 
@@ -328,6 +334,23 @@ class Study:
             markers=self.markers,
             root=self.root,
         )
+
+    def recall(self, content: Mapping[str, Any]) -> Trial | None:
+        """The trial of a trial.json as the study sees it today; None if it wants it no more.
+
+        Factors that were added since stand at their baseline level, removed ones are dropped; the
+        hash of the resolved configuration decides whether it is still the same experiment.
+        """
+        levels: dict[str, str] = {}
+        for factor in self.factors:
+            level = content["levels"].get(factor.name, factor.baseline)
+            if factor.range is None and level not in {item.name for item in factor.levels}:
+                return None
+            levels[factor.name] = level
+        if content["seed"] not in self.seeds:
+            return None
+        trial = self.trial(self.cell(levels), seed=content["seed"])
+        return trial if trial.id == content["id"] else None
 
 
 def load_study(path: Path | str, *, root: Path | str | None = None) -> Study:

@@ -76,8 +76,8 @@ def test_a_torn_line_is_not_read_until_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_highest_attempt_counts_for_a_replayed_step(tmp_path: Path) -> None:
-    """Steps that a resumed attempt ran again replace the earlier ones; no step stands twice."""
-    for attempt, steps in ((1, range(1, 6)), (2, range(4, 9))):
+    """From a resumed attempt's first step on, rows of earlier attempts are void."""
+    for attempt, steps in ((1, range(1, 12)), (2, range(4, 9))):
         writer = AttemptWriter(tmp_path, attempt)
         writer.step({"step": step, "attempt": attempt, "loss": math.nan} for step in steps)
         writer.close()
@@ -85,7 +85,7 @@ def test_the_highest_attempt_counts_for_a_replayed_step(tmp_path: Path) -> None:
     assert [row["step"] for row in trace] == list(range(1, 9))
     assert [row["attempt"] for row in trace] == [1, 1, 1, 2, 2, 2, 2, 2]
     assert all(math.isnan(row["loss"]) for row in trace)
-    assert TrialRecord(tmp_path).last_step(1) == 5
+    assert TrialRecord(tmp_path).last_step(1) == 11
 
 
 def test_the_log_with_the_traceback_is_shown(tmp_path: Path) -> None:

@@ -1,0 +1,429 @@
+"""The command line: verbs only, each one call into the rooms.
+
+Exit codes: 0 done; 1 the study ended, but some trials failed or are missing; 2 wrong usage, a
+wrong study file or a wrong folder; 3 the cluster cannot run it; 130 stopped by Ctrl-C or
+`ablate stop` (launch again to go on).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ablate.errors import AblateError, ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ablate.cluster import Cluster
+    from ablate.records import StudyRecord
+    from ablate.search import CellBook
+    from ablate.study import Study
+    from ablate.tracking import Tracker
+
+
+class ClusterKind(StrEnum):
+    """What places and starts the trials."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Ablation studies of training settings: which one matters, by how much, how sure.",
+    epilog=(
+        "Exit codes: 0 done; 1 ended with failed or missing trials; 2 wrong usage or study file; "
+        "3 the cluster cannot run it; 130 stopped, launch again to go on."
+    ),
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+StudyArg = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY.yaml")]
+RunArg = Annotated[Path, typer.Argument(help="Study folder, e.g. runs/quickstart.", metavar="RUN")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all study folders.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow store; a file beside the study folders if left out.",
+    ),
+]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: run a verb, turn our own errors into a message and an exit code."""
+    try:
+        app()
+    except ClusterError as error:
+        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(3)
+    except AblateError as error:
+        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def check(study: StudyArg) -> None:
+    """Validate a study file; says every problem with its line."""
+    from ablate.study import load_study
+
+    found = load_study(study)
+    levels = sum(len(factor.levels) - 1 for factor in found.factors)
+    out.print(
+        f"{study}: fine. {len(found.factors)} factors with {levels} levels beside the baseline, "
+        f"{found.design.name}, {len(found.seeds)} seeds, {found.gang.workers} workers a trial.",
+        markup=False,
+    )
+
+
+@app.command()
+def plan(
+    study: StudyArg,
+    runs: RunsOption = RUNS,
+    samples_per_s: Annotated[
+        float | None, typer.Option(help="Throughput of one gang, for the cost.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Gangs that run at a time.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Print exactly what launch would run, what it costs and what it can show."""
+    from ablate.display import render_plan
+    from ablate.forecast import plan as make_plan
+    from ablate.records import StudyRecord
+    from ablate.study import load_study
+
+    loaded = load_study(study)
+    made = make_plan(
+        loaded,
+        StudyRecord(runs / loaded.name),
+        samples_per_s=samples_per_s,
+        concurrency=concurrency,
+    )
+    if as_json:
+        _print_json(made.to_json())
+        return
+    out.print(render_plan(made))
+
+
+@app.command()
+def launch(
+    study: StudyArg,
+    runs: RunsOption = RUNS,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use, e.g. auto; a private one if left out.")
+    ] = None,
+    cluster: Annotated[
+        ClusterKind, typer.Option(help="ray, or local: plain processes of this machine.")
+    ] = ClusterKind.RAY,
+    cpus: Annotated[
+        float | None, typer.Option(help="Cores to use of this machine; all if left out.")
+    ] = None,
+    tracking_uri: TrackingOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and stop there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting.")] = False,
+) -> None:
+    """Run what is missing of a study; launching again goes on where it stopped.
+
+    Ctrl-C once lets running trials write a checkpoint and stop, twice ends them at once.
+    """
+    from ablate import runner
+    from ablate.display import render_plan, render_status, watching
+    from ablate.forecast import plan as make_plan
+    from ablate.records import StudyRecord
+    from ablate.study import load_study
+
+    loaded = load_study(study)
+    record = StudyRecord(runs / loaded.name)
+    made = make_plan(loaded, record)
+    out.print(render_plan(made))
+    if dry_run:
+        return
+    if not yes and made.to_run and out.is_terminal and not typer.confirm("Proceed?", default=True):
+        raise typer.Exit(130)
+    with (
+        runner.controlling(record),
+        _stop_signals() as stop_level,
+        _tracker(loaded, record, tracking_uri) as mirror,
+        _book(loaded, record) as book,
+        _cluster(cluster, address, cpus) as machines,
+        watching(out) as watch,
+    ):
+        ended = runner.launch(
+            loaded,
+            record,
+            cluster=machines,
+            book=book,
+            mirror=mirror,
+            stop_level=stop_level,
+            watch=watch,
+        )
+    out.print(render_status(ended, width=out.width))
+    if ended.waiting and not ended.notes:
+        out.print(f"Stopped. Go on with: ablate launch {study}", markup=False)
+        raise typer.Exit(130)
+    out.print(f"Read it with: ablate report {record.folder}", markup=False)
+    if ended.waiting or set(ended.outcomes) - {"completed", "diverged", "pruned"}:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(run: RunArg, as_json: JsonOption = False) -> None:
+    """Show what a study looks like right now; works from anywhere that sees its folder."""
+    from ablate.display import render_status
+    from ablate.runner import planned
+    from ablate.status import summarise
+
+    study, record = _open(run)
+    found = summarise(study, record, planned(study, record))
+    if as_json:
+        _print_json(found.to_json())
+        return
+    out.print(f"{found.name}: controller {found.controller}", style="bold")
+    out.print(render_status(found, width=out.width))
+
+
+@app.command()
+def stop(
+    run: RunArg,
+    now: Annotated[bool, typer.Option("--now", help="Kill trials instead of asking.")] = False,
+) -> None:
+    """Ask the controller of a study to stop; trials write a checkpoint first."""
+    from ablate.runner import request_stop
+    from ablate.status import read_controller
+
+    _, record = _open(run)
+    note = read_controller(record)
+    if note is None:
+        out.print(f"{run}: nothing is running.")
+        return
+    request_stop(record, now=now)
+    out.print(f"Asked process {note['pid']} on {note['host']} to stop. Launch again to go on.")
+
+
+@app.command()
+def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
+    """Write report.html, report.md and the tables, and print the answer."""
+    from ablate.analysis.report import write_report
+    from ablate.display import render_summary
+    from ablate.runner import planned
+
+    study, record = _open(run)
+    written = write_report(study, record)
+    with _tracker(study, record, tracking_uri) as mirror:
+        mirror.update(planned(study, record), ())
+    if as_json:
+        sys.stdout.write(written.verdicts_json.read_text(encoding="utf-8"))
+        return
+    out.print(render_summary(written.summary))
+    out.print(f"report   {written.html}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(run: RunArg) -> None:
+    """Write the best setting as a configuration, a command that reproduces it, and a model."""
+    from ablate.analysis.export import export_best
+
+    study, record = _open(run)
+    written = export_best(study, record)
+    out.print(written.sentence, markup=False, soft_wrap=True)
+    for warning in written.warnings:
+        out.print(f"note     {warning}", style="yellow", markup=False, soft_wrap=True)
+    for name, path in (
+        ("config", written.config),
+        ("command", written.script),
+        ("model", written.model),
+        ("source", written.provenance),
+    ):
+        if path is not None:
+            out.print(f"{name:<8} {path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def ui(
+    runs: Annotated[Path, typer.Argument(help="Folder of all study folders.")] = RUNS,
+    tracking_uri: TrackingOption = None,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+) -> None:
+    """Serve the MLflow UI of all studies under a folder, on loopback."""
+    from ablate.tracking import default_uri, serve
+
+    uri = tracking_uri or default_uri(runs)
+    with serve(uri, port=port, log=runs / "mlflow-server.log") as server:
+        server.wait_ready(timeout_s=120)
+        out.print(f"MLflow UI: {server.url}   (Ctrl-C ends it)")
+        with suppress(KeyboardInterrupt):
+            server.process.wait()
+
+
+@app.command()
+def rebuild(run: RunArg, tracking_uri: TrackingOption = None) -> None:
+    """Make the MLflow and Optuna views of a study anew from its folder."""
+    from ablate import runner
+
+    study, record = _open(run)
+    with runner.controlling(record):
+        trials = runner.planned(study, record)
+        with _tracker(study, record, tracking_uri, fresh=True) as mirror:
+            mirror.update(trials, ())
+        with _book(study, record, fresh=True) as book:
+            runner.retell(study, record, book)
+    out.print(f"Rebuilt MLflow and Optuna from {len(trials)} trials.")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors."""
+    from ablate.study import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command()
+def doctor(runs: RunsOption = RUNS, as_json: JsonOption = False) -> None:
+    """Say whether this machine is ready: versions, advisories, memory, disk, accelerators."""
+    from ablate.doctor import examine
+
+    findings = examine(runs)
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        marks = {"ok": ("ok", "green"), "warning": ("!!", "yellow"), "error": ("no", "red")}
+        for finding in findings:
+            mark, style = marks[finding.level]
+            out.print(f"[{style}]{mark}[/]  {finding.subject:<16} {finding.message}")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("emoji")
+def data_emoji(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("data/emoji"),
+) -> None:
+    """The small real data set: emoji of four vendors to train on, two unseen styles to judge."""
+    from ablate.datasets.emoji import prepare_emoji
+
+    found = prepare_emoji(folder)
+    out.print(
+        f"{folder}: {found.train_num_samples} training pairs, {found.num_classes} held-out "
+        f"classes (chance {found.chance:.2%}). Licences: {folder / 'LICENSES.md'}",
+        soft_wrap=True,
+    )
+
+
+# --------------------------------------------------------------------------- parts of the verbs
+
+
+@contextmanager
+def _tracker(
+    study: Study, record: StudyRecord, uri: str | None, *, fresh: bool = False
+) -> Iterator[Tracker]:
+    from ablate.design import score_of
+    from ablate.tracking import Tracker
+
+    tracker = Tracker(study, record, score=partial(score_of, study), uri=uri, fresh=fresh)
+    try:
+        yield tracker
+    finally:
+        if not tracker.close():
+            err.print(
+                f"note: MLflow is behind ({tracker.trouble}); nothing is lost. "
+                f"Bring it up to date with `ablate rebuild {record.folder}`.",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+@contextmanager
+def _book(study: Study, record: StudyRecord, *, fresh: bool = False) -> Iterator[CellBook]:
+    from ablate.design import score_of
+    from ablate.search import CellBook
+
+    book = CellBook(
+        study,
+        storage=record.folder / "optuna.db",
+        score=partial(score_of, study),
+        options=getattr(study.design, "options", None),
+        fresh=fresh,
+    )
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+@contextmanager
+def _cluster(kind: ClusterKind, address: str | None, cpus: float | None) -> Iterator[Cluster]:
+    if kind is ClusterKind.LOCAL:
+        from ablate.cluster import LocalCluster
+
+        with LocalCluster(num_cpus=cpus) as machines:
+            yield machines
+        return
+    from ablate.ray_cluster import RayCluster
+
+    with RayCluster(address, num_cpus=cpus) as machines:
+        yield machines
+
+
+def _open(run: Path) -> tuple[Study, StudyRecord]:
+    """The study and its record, from a study folder alone."""
+    from ablate.records import find_study
+    from ablate.study import parse_study
+
+    record = find_study(run)
+    content = record.study()
+    assert content is not None
+    return parse_study(content["text"], path=content["path"], root=content["root"]), record
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Count Ctrl-C and SIGTERM instead of dying; gives the function that tells the count."""
+    count = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            text = "stopping: trials write a checkpoint first; again to end them at once"
+        else:
+            text = "ending at once"
+        os.write(2, f"\n{text}\n".encode())
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: min(count, 2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_json(value: Any) -> None:
+    from ablate.records import dumps
+
+    sys.stdout.write(dumps(value, indent=1) + "\n")

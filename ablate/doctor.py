@@ -1,0 +1,84 @@
+"""Is this machine ready? Versions against known advisories, memory, disk, accelerators."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from packaging.version import Version
+
+Level = Literal["ok", "warning", "error"]
+
+_FLOORS = {
+    "torch": ("2.10", "loading a checkpoint can run code (CVE-2026-24747)"),
+    "ray": ("2.52", "the job port has no token authentication (CVE-2023-48022, CVE-2025-62593)"),
+    "mlflow": ("3.8", "artifact names can leave their folder (CVE-2026-2033)"),
+    "optuna": ("5.0", "the samplers behave differently"),
+    "open_clip_torch": ("3.3", "flags and defaults differ"),
+}
+"""Package -> (lowest version that is safe here, what is wrong below it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    subject: str
+    level: Level
+    message: str
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Findings on this machine for studies under `folder`."""
+    return [_python(), *map(_package, _FLOORS), _memory(), _disk(folder), _accelerators()]
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info < (3, 11):
+        return Finding("python", "error", f"{found}; 3.11 or newer is needed")
+    return Finding("python", "ok", f"{found} on {platform.machine()}, {os.cpu_count()} cores")
+
+
+def _package(name: str) -> Finding:
+    floor, reason = _FLOORS[name]
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "error", "is not installed; install ablate-runner again")
+    if Version(found) < Version(floor):
+        return Finding(name, "error", f"{found} is below {floor}: {reason}; upgrade it")
+    return Finding(name, "ok", found)
+
+
+def _memory() -> Finding:
+    free_gib = psutil.virtual_memory().available / 2**30
+    message = f"{free_gib:.1f} GiB free"
+    if free_gib < 4:
+        return Finding("memory", "warning", f"{message}; a worker on CPU takes 1 to 2 GiB")
+    return Finding("memory", "ok", message)
+
+
+def _disk(folder: Path) -> Finding:
+    existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
+    free_gib = shutil.disk_usage(existing).free / 2**30
+    message = f"{free_gib:.0f} GiB free at {existing}"
+    if free_gib < 5:
+        return Finding("disk", "warning", f"{message}; checkpoints of RN50 take 1.2 GiB each")
+    return Finding("disk", "ok", message)
+
+
+def _accelerators() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("accelerators", "ok", "none; trials train on the CPU")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Finding("accelerators", "ok", ", ".join(names))
