@@ -1,0 +1,975 @@
+"""What a report says, as plain values: no HTML, no Markdown, no drawing.
+
+The templates only lay these values out, so each format says the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from ablate import metrics
+from ablate.analysis import plots, verdict
+from ablate.analysis.analysis import Analysis, Contrast, analyze_results
+from ablate.analysis.results import Objective, Result
+from ablate.analysis.table import CellRow, Levels, StudyTable, TrialRow
+from ablate.errors import AnalysisError
+from ablate.study import (
+    FractionalFactorial,
+    FullFactorial,
+    LeaveOneOut,
+    OneAtATime,
+    PlackettBurman,
+    Search,
+    SequentialSeeds,
+    Study,
+)
+from ablate.trial import Outcome
+
+NONE = "\N{EN DASH}"
+"""Stands where there is no number."""
+
+_LABEL_WIDTH = 27
+_WORDS_WIDTH = 30
+_LINES = plots.NUM_LEVEL_COLOURS
+_DESIGN_WORDS = {
+    "one_at_a_time": "one at a time: the baseline, and every other level alone",
+    "full_factorial": "full factorial: every combination of levels",
+    "fractional_factorial": "fractional factorial: a balanced part of all combinations",
+    "plackett_burman": "Plackett-Burman: a screen of many factors in few cells",
+    "leave_one_out": "leave one out: each change of the target reverted, and each made alone",
+    "ablation_path": "ablation path: one change a step, the best of those left",
+    "search": "search: a sampler chose the cells",
+}
+_STATES = (*(str(outcome) for outcome in Outcome), "running", "waiting")
+
+
+# --------------------------------------------------------------------------- numbers as text
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How values of the objective are written."""
+
+    percent: bool
+    decimals: int
+
+    @property
+    def factor(self) -> float:
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of differences."""
+        return "points" if self.percent else ""
+
+    def value(self, number: float | None) -> str:
+        if number is None:
+            return NONE
+        text = f"{number * self.factor:.{self.decimals}f}"
+        return f"{text} %" if self.percent else text
+
+    def delta(self, number: float | None) -> str:
+        if number is None:
+            return NONE
+        text = f"{abs(number) * self.factor:.{self.decimals}f}"
+        if float(text) == 0:
+            return text
+        return ("+" if number > 0 else "\N{MINUS SIGN}") + text
+
+    def interval(self, interval: tuple[float, float] | None) -> str:
+        if interval is None or not all(map(math.isfinite, interval)):
+            return NONE
+        return f"{self.delta(interval[0])} to {self.delta(interval[1])}"
+
+
+def scale_of(study: Study, analyses: Iterable[Analysis]) -> Scale:
+    """Two digits of the noise, or else of the margin."""
+    declared = metrics.describe(study.objective.metric)
+    percent = declared is not None and declared.unit == "fraction"
+    sizes = [a.noise.sigma_residual for a in analyses if a.noise.sigma_residual]
+    size = min([*sizes, study.objective.margin]) * (100 if percent else 1)
+    return Scale(percent, min(6, max(1, 1 - math.floor(math.log10(size)))))
+
+
+def probability(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plain_number(number: float | None, digits: int = 3) -> str:
+    return NONE if number is None else f"{number:.{digits}g}"
+
+
+# --------------------------------------------------------------------------- questions
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One comparison that the design was made for."""
+
+    key: str
+    """Letters and dashes; part of ids and file columns."""
+    title: str
+    note: str
+    reference: str
+    """What every level is compared with."""
+    analysis: Analysis
+
+
+def questions(table: StudyTable) -> tuple[Question, ...]:
+    """The study's comparisons, judged; none while nothing has ended."""
+    study = table.study
+    base = study.baseline_levels()
+    if not isinstance(study.design, LeaveOneOut):
+        note = ""
+        if isinstance(study.design, Search):
+            note = (
+                "The cells were chosen by a search, so this is exploratory: read it as a ranking "
+                "to be confirmed, not as a test."
+            )
+        listed = isinstance(study.design, (Search, FractionalFactorial, PlackettBurman))
+        estimand = "additive" if listed else "auto"
+        found = _judge(table, table.results, base, estimand)
+        if found is None:
+            return ()
+        return (Question("baseline", "Against the baseline", note, "the baseline", found),)
+    target = {**base, **study.design.target}
+    changed = [name for name in base if base[name] != target[name]]
+    reverted = [target, *({**target, name: base[name]} for name in changed)]
+    added = [base, *({**base, name: target[name]} for name in changed)]
+    asked = []
+    for key, title, note, cells, reference, words in (
+        (
+            "reverted",
+            "Each change taken out of the target",
+            "A change that can be reverted without loss is not needed, unless another one "
+            "stands in for it: compare with the changes made alone.",
+            reverted,
+            target,
+            "the target",
+        ),
+        ("added", "Each change made alone", "", added, base, "the baseline"),
+    ):
+        wanted = {tuple(levels.items()) for levels in cells}
+        mine = [result for result in table.results if result.levels in wanted]
+        found = _judge(table, mine, reference, "simple")
+        if found is not None:
+            asked.append(Question(key, title, note, words, found))
+    return tuple(asked)
+
+
+def _judge(
+    table: StudyTable, results: Sequence[Result], reference: Mapping[str, str], estimand: str
+) -> Analysis | None:
+    study = table.study
+    declared = metrics.describe(study.objective.metric)
+    try:
+        return analyze_results(
+            results,
+            baseline=reference,
+            objective=Objective(
+                metric=study.objective.metric,
+                direction=study.objective.direction,
+                margin=study.objective.margin,
+                chance=table.chance,
+                percent=declared is not None and declared.unit == "fraction",
+            ),
+            is_sequential=study.sequential is not None,
+            is_exploratory=isinstance(study.design, Search),
+            estimand=estimand,
+        )
+    except AnalysisError:
+        if results:
+            raise
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastRow:
+    """One line of the table of effects, ready to print."""
+
+    factor: str
+    level: str
+    reference: str
+    role: str
+    verdict: str
+    delta: str
+    interval: str
+    adjusted: str
+    """Simultaneous interval."""
+    n: int
+    p_adjusted: str
+    diverged: str
+    needs: str
+    sentence: str
+    survivors: bool
+    """The difference is between runs that did not diverge only."""
+
+
+def contrast_row(contrast: Contrast, scale: Scale) -> ContrastRow:
+    diverged, runs = contrast.diverged
+    return ContrastRow(
+        factor=contrast.factor,
+        level=contrast.level,
+        reference=contrast.reference,
+        role=verdict_role(contrast),
+        verdict=verdict_words(contrast),
+        delta=scale.delta(contrast.delta),
+        interval=scale.interval(contrast.ci),
+        adjusted=scale.interval(contrast.ci_adjusted),
+        n=contrast.n,
+        p_adjusted=probability(contrast.p_adjusted),
+        diverged=f"{diverged}/{runs}" if runs else NONE,
+        needs=_needs(contrast),
+        sentence=contrast.sentence,
+        survivors=contrast.delta is not None
+        and contrast.divergence is not None
+        and contrast.divergence.any,
+    )
+
+
+def verdict_role(contrast: Contrast) -> str:
+    if contrast.verdict == verdict.MATTERS:
+        return "worse" if contrast.direction == "worse" else "better"
+    return "open" if contrast.verdict == verdict.INCONCLUSIVE else "same"
+
+
+def verdict_words(contrast: Contrast) -> str:
+    if contrast.verdict == verdict.MATTERS and contrast.direction:
+        return f"matters, {contrast.direction}"
+    return contrast.verdict.lower()
+
+
+def _needs(contrast: Contrast) -> str:
+    if contrast.verdict != verdict.INCONCLUSIVE:
+        return ""
+    return "?" if contrast.needs_seeds is None else f"+{contrast.needs_seeds}"
+
+
+def effect_picture(question: Question, study: Study, scale: Scale) -> plots.Picture:
+    """The forest plot of a question."""
+    rows = []
+    for contrast in question.analysis.contrasts:
+        diverged, runs = contrast.diverged
+        words = verdict_words(contrast)
+        if diverged:
+            words += f", {diverged}/{runs} diverged"
+        elif contrast.verdict == verdict.INCONCLUSIVE and contrast.needs_seeds:
+            words += f", +{contrast.needs_seeds} seeds"
+        rows.append(
+            plots.Effect(
+                group=_cut(contrast.factor, _LABEL_WIDTH),
+                label=_cut(contrast.level, _LABEL_WIDTH - 2),
+                delta=None if contrast.delta is None else contrast.delta * scale.factor,
+                interval=_times(contrast.ci, scale.factor),
+                outer=_times(contrast.ci_adjusted, scale.factor),
+                role=verdict_role(contrast),
+                words=_cut(words, _WORDS_WIDTH),
+                note="no seed with both runs complete",
+                hollow=bool(contrast.divergence and contrast.divergence.any),
+            )
+        )
+    unit = "percentage points of " if scale.percent else ""
+    return plots.effect_plot(
+        rows,
+        unit=f"{unit}{study.objective.metric}",
+        margin=study.objective.margin * scale.factor,
+        better_up=study.objective.direction == "maximize",
+        name=f"effects-{question.key}",
+    )
+
+
+def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+    if interval is None or not all(map(math.isfinite, interval)):
+        return None
+    return interval[0] * factor, interval[1] * factor
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+# --------------------------------------------------------------------------- learning curves
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of a panel's legend."""
+
+    role: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class CurveGroup:
+    """Two panels that share a legend."""
+
+    title: str
+    keys: tuple[Key, ...]
+    score: plots.Picture
+    loss: plots.Picture
+
+
+def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
+    """Panels by factor where a level has runs of its own, else by cells."""
+    study = table.study
+    groups: list[tuple[str, list[tuple[str, list[CellRow]]]]] = []
+    if isinstance(study.design, (FullFactorial, FractionalFactorial, PlackettBurman)):
+        for factor in study.factors:
+            names = [factor.baseline, *(x.name for x in factor.levels if x.name != factor.baseline)]
+            groups.append(
+                (factor.name, [(name, _cells_at(table, factor.name, name)) for name in names])
+            )
+    elif isinstance(study.design, OneAtATime):
+        for factor in study.factors:
+            names = [factor.baseline, *(x.name for x in factor.levels if x.name != factor.baseline)]
+            found = [(name, table.cell({factor.name: name})) for name in names]
+            groups.append((factor.name, [(name, [cell]) for name, cell in found if cell]))
+    else:
+        groups = _grouped_cells(table)
+    made = []
+    for number, (title, members) in enumerate(groups):
+        shown = [(label, [cell for cell in cells if cell.trials]) for label, cells in members]
+        for part in range(0, max(len(shown) - 1, 1), _LINES):
+            # The first member, the reference, stands in every part.
+            lines = [shown[0], *shown[1 + part : 1 + part + _LINES]]
+            if (
+                not any(
+                    row.score.x or row.loss.x
+                    for _, cells in lines[1:]
+                    for cell in cells
+                    for row in cell.trials
+                )
+                and len(shown) > 1
+            ):
+                continue
+            made.append(_curve_group(table, scale, title, lines, f"{number}-{part // _LINES}"))
+    return tuple(made)
+
+
+def _cells_at(table: StudyTable, factor: str, level: str) -> list[CellRow]:
+    return [cell for cell in table.cells if dict(cell.levels)[factor] == level]
+
+
+def _grouped_cells(table: StudyTable) -> list[tuple[str, list[tuple[str, list[CellRow]]]]]:
+    study = table.study
+    base = table.baseline
+    others = [cell for cell in table.cells if cell is not base]
+    if isinstance(study.design, Search):
+        sign = 1 if study.objective.direction == "maximize" else -1
+        ranked = [cell for cell in others if cell.score(table.chance) is not None]
+        ranked.sort(key=lambda cell: -sign * (cell.score(table.chance) or 0.0))
+        title, others = f"The best {min(len(ranked), _LINES)} cells found", ranked[:_LINES]
+    else:
+        title = "Cells"
+    return [(title, [(cell.name, [cell]) for cell in [base, *others]])]
+
+
+def _curve_group(
+    table: StudyTable,
+    scale: Scale,
+    title: str,
+    members: Sequence[tuple[str, Sequence[CellRow]]],
+    tag: str,
+) -> CurveGroup:
+    keys, scores, losses = [], [], []
+    for index, (label, cells) in enumerate(members):
+        role = plots.level_role(index)
+        rows = [row for cell in cells for row in cell.trials if row.score.x or row.loss.x]
+        values = [value for cell in cells for value in cell.values()]
+        diverged = sum(cell.count(Outcome.DIVERGED) for cell in cells)
+        note = scale.value(sum(values) / len(values)) if values else "no completed run"
+        if diverged:
+            note += f", {diverged} diverged"
+        keys.append(
+            Key(role, label + (" (baseline)" if _is_usual(table, index, label) else ""), note)
+        )
+        alone = len(cells) == 1
+        if alone:
+            complete = tuple(row.state != Outcome.DIVERGED for row in rows)
+            scores.append(plots.Line(role, tuple(row.score for row in rows), complete))
+            losses.append(plots.Line(role, tuple(row.loss for row in rows), complete, _marks(rows)))
+        else:
+            means = [
+                [row for row in cell.trials if row.state == Outcome.COMPLETED] for cell in cells
+            ]
+            means = [mine for mine in means if mine]
+            whole = (True,) * len(means)
+            scores.append(
+                plots.Line(
+                    role, tuple(plots.mean_curve([r.score for r in m]) for m in means), whole
+                )
+            )
+            losses.append(
+                plots.Line(role, tuple(plots.mean_curve([r.loss for r in m]) for m in means), whole)
+            )
+    metric = table.study.objective.metric
+    unit = ", %" if scale.percent else ""
+    return CurveGroup(
+        title,
+        tuple(keys),
+        plots.score_panel(scores, label=f"{metric}{unit}", name=f"score-{tag}", scale=scale.factor),
+        plots.loss_panel(losses, name=f"loss-{tag}"),
+    )
+
+
+def _is_usual(table: StudyTable, index: int, label: str) -> bool:
+    return index == 0 and label != "baseline"
+
+
+def _marks(rows: Sequence[TrialRow]) -> tuple[tuple[float, float, str], ...]:
+    return tuple(
+        (float(event["first_step"]), peak, str(event.get("severity", "warning")))
+        for row in rows
+        for event, peak in zip(row.events, row.peaks, strict=True)
+        if peak is not None and event.get("severity") != "info"
+    )
+
+
+# --------------------------------------------------------------------------- instability
+
+
+@dataclass(frozen=True, slots=True)
+class InstabilityRow:
+    cell: str
+    runs: int
+    verdicts: tuple[tuple[str, int], ...]
+    """(the markers' verdict on a run, runs), worst first."""
+    counts: tuple[str, ...]
+    """By marker: "events in runs", or empty."""
+    first: str
+    """First event of all seeds: its marker and step."""
+    flags: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instability:
+    markers: tuple[str, ...]
+    rows: tuple[InstabilityRow, ...]
+    """Cells in which a marker saw something."""
+    calm: int
+    """Cells in which none did."""
+
+
+_VERDICT_ORDER = ("NUMERIC_FAIL", "DIVERGED", "COLLAPSED", "DEGRADED", "SPIKY", "STABLE")
+
+
+def instability(table: StudyTable) -> Instability:
+    """Where training was not calm."""
+    markers = sorted({str(event["marker"]) for row in table.rows for event in row.events})
+    rows, calm = [], 0
+    for cell in table.cells:
+        ran = [row for row in cell.trials if row.ended]
+        events = [(event, row) for row in ran for event in row.events]
+        flags = sorted({flag for row in ran for flag in row.flags})
+        if not events and not flags and all(row.verdict in ("", "STABLE") for row in ran):
+            calm += bool(ran)
+            continue
+        counts = []
+        for marker in markers:
+            mine = [row.id for event, row in events if event["marker"] == marker]
+            counts.append(f"{len(mine)} in {len(set(mine))}" if mine else "")
+        first = min(events, key=lambda item: item[0]["first_step"], default=None)
+        tally = Counter(row.verdict for row in ran if row.verdict)
+        rows.append(
+            InstabilityRow(
+                cell=cell.name,
+                runs=len(ran),
+                verdicts=tuple(sorted(tally.items(), key=lambda item: _severity(item[0]))),
+                counts=tuple(counts),
+                first=f"step {first[0]['first_step']}, seed {first[1].seed}" if first else "",
+                flags=", ".join(flags),
+            )
+        )
+    return Instability(tuple(markers), tuple(rows), calm)
+
+
+def _severity(name: str) -> int:
+    return _VERDICT_ORDER.index(name) if name in _VERDICT_ORDER else len(_VERDICT_ORDER)
+
+
+# --------------------------------------------------------------------------- what next
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something to do next, and what to write or type for it."""
+
+    text: str
+    code: str = ""
+
+
+def open_questions(asked: Sequence[Question]) -> tuple[str, ...]:
+    """What was not decided, each in a sentence."""
+    found = []
+    for question in asked:
+        for contrast in question.analysis.contrasts:
+            if contrast.verdict == verdict.INCONCLUSIVE:
+                found.append(f"{contrast.factor}: {contrast.sentence}")
+        found += question.analysis.not_estimable
+    return tuple(dict.fromkeys(found))
+
+
+def next_steps(table: StudyTable, asked: Sequence[Question], scale: Scale) -> tuple[Step, ...]:
+    """What the next run should be, most useful first."""
+    study = table.study
+    launch = f"ablate launch {_file(study)}"
+    steps = []
+    waiting = table.count("waiting") + table.count("running")
+    if waiting:
+        steps.append(
+            Step(
+                f"{_count(waiting, 'trial')} of this study {_are(waiting)} still to be "
+                "run; launching again runs just these.",
+                launch,
+            )
+        )
+    gone = [row for row in table.rows if row.ended and not row.scored]
+    if gone:
+        steps.append(
+            Step(
+                f"{_count(len(gone), 'trial')} ended without a score and {_are(len(gone))} left "
+                "out: "
+                + ", ".join(f"{row.id} ({row.state})" for row in gone[:8])
+                + (" and more" if len(gone) > 8 else "")
+                + ". They say nothing about their setting; the reasons are under Cost."
+            )
+        )
+    steps += _more_seeds(study, asked, launch)
+    steps += _combine(study, asked)
+    return tuple(steps)
+
+
+def _more_seeds(study: Study, asked: Sequence[Question], launch: str) -> list[Step]:
+    open_ = [c for q in asked for c in q.analysis.contrasts if c.verdict == verdict.INCONCLUSIVE]
+    reachable = sorted({c.needs_seeds for c in open_ if c.needs_seeds})
+    steps = []
+    if reachable and study.sequential is None:
+        few = reachable[0]
+        decided = sum(c.needs_seeds is not None and c.needs_seeds <= few for c in open_)
+        most = reachable[-1]
+        text = f"About {_count(few, 'more seed')} would decide {decided} of {len(open_)} open " + (
+            "comparisons" if len(open_) > 1 else "comparison"
+        )
+        text += f", {most} would decide all of them." if most > few else "."
+        last = max(study.seeds)
+        seeds = [*study.seeds, *range(last + 1, last + 1 + few)]
+        steps.append(Step(text + " Finished trials are kept.", f"seeds: {seeds}"))
+        if len(open_) < sum(len(q.analysis.contrasts) for q in asked):
+            top = max(len(study.seeds) + most, 3)
+            steps.append(
+                Step(
+                    "To spend seeds on the open comparisons only, and stop as each is decided:",
+                    f"seeds: {{min: {max(2, len(study.seeds))}, max: {top}, until: decided}}",
+                )
+            )
+    hopeless = [c for c in open_ if c.needs_seeds is None and c.n]
+    if hopeless:
+        names = ", ".join(f"{c.factor}={c.level}" for c in hopeless)
+        steps.append(
+            Step(
+                f"No sensible number of seeds would decide {names}: the estimate lies at the "
+                "margin. Train longer, or accept either setting."
+            )
+        )
+    return steps
+
+
+def _combine(study: Study, asked: Sequence[Question]) -> list[Step]:
+    """After one factor at a time: do the gains add up?"""
+    if not isinstance(study.design, OneAtATime) or not asked:
+        return []
+    best: dict[str, Contrast] = {}
+    sign = 1 if study.objective.direction == "maximize" else -1
+    for contrast in asked[0].analysis.contrasts:
+        if contrast.verdict != verdict.MATTERS or contrast.direction != "better":
+            continue
+        before = best.get(contrast.factor)
+        gain = sign * (contrast.delta or 0.0)
+        if before is None or gain > sign * (before.delta or 0.0):
+            best[contrast.factor] = contrast
+    if len(best) < 2:
+        return []
+    target = {name: contrast.level for name, contrast in best.items()}
+    return [
+        Step(
+            f"{_count(len(target), 'change')} {'are' if len(target) > 1 else 'is'} better alone. "
+            "Whether the gains add up, and which are still needed together, is not known from "
+            "this design:",
+            f"design: {{name: leave_one_out, target: {json.dumps(target, ensure_ascii=False)}}}",
+        )
+    ]
+
+
+def _file(study: Study) -> str:
+    return study.path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+# --------------------------------------------------------------------------- the rest
+
+
+@dataclass(frozen=True, slots=True)
+class CellView:
+    name: str
+    mean: str
+    """Of completed runs."""
+    spread: str
+    score: str
+    """Mean with diverged runs at chance; needs every seed to have ended with a score."""
+    runs: str
+    """completed, diverged and others, in words."""
+    values: tuple[tuple[int, str], ...]
+    """(seed, value or outcome)."""
+
+
+def cell_views(table: StudyTable, scale: Scale) -> tuple[CellView, ...]:
+    return tuple(
+        CellView(
+            cell.name,
+            scale.value(cell.mean),
+            scale.delta(cell.spread).lstrip("+") if cell.spread is not None else NONE,
+            scale.value(cell.score(table.chance)),
+            ", ".join(f"{cell.count(s)} {s}" for s in _STATES if cell.count(s)),
+            tuple(
+                (row.seed, scale.value(row.value) if row.value is not None else row.state)
+                for row in cell.trials
+            ),
+        )
+        for cell in table.cells
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrialView:
+    id: str
+    cell: str
+    seed: int
+    state: str
+    value: str
+    best: str
+    verdict: str
+    flags: str
+    events: str
+    reason: str
+
+
+def trial_views(table: StudyTable, scale: Scale, rows: Iterable[TrialRow]) -> tuple[TrialView, ...]:
+    usual = table.study.baseline_levels()
+    views = []
+    for row in rows:
+        changed = [f"{f}={level}" for f, level in row.levels if usual.get(f) != level]
+        tally = Counter(str(event["marker"]) for event in row.events)
+        best = NONE
+        if row.best is not None and row.best_epoch is not None:
+            best = f"{scale.value(row.best)} (epoch {row.best_epoch:g})"
+        views.append(
+            TrialView(
+                id=row.id,
+                cell=", ".join(changed) or "baseline",
+                seed=row.seed,
+                state=row.state,
+                value=scale.value(row.value),
+                best=best,
+                verdict=row.verdict,
+                flags=", ".join(row.flags),
+                events=", ".join(f"{count} {marker}" for marker, count in sorted(tally.items())),
+                reason=row.reason,
+            )
+        )
+    return tuple(views)
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    cell: str
+    hours: str
+    speed: str
+    memory: str
+    attempts: int
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostView:
+    unit: str
+    """accelerator-hours, or worker-hours on CPUs."""
+    total: str
+    lost: str
+    attempts: int
+    crashes: int
+    rows: tuple[CostRow, ...]
+    troubles: tuple[tuple[str, str, str], ...]
+    """(trial, cell, what happened) of trials that ended without a score."""
+    folder: str
+    root: str
+    path: str
+
+
+def cost_view(table: StudyTable, folder: str) -> CostView:
+    """What the study took, on which machines' account; differs between equal studies."""
+    rows = []
+    for cell in table.cells:
+        costs = [row.cost for row in cell.trials if row.cost.attempts]
+        if not costs:
+            continue
+        speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s]
+        memory = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib]
+        rows.append(
+            CostRow(
+                cell.name,
+                plain_number(sum(cost.worker_hours for cost in costs)),
+                f"{median(speeds):,.0f}" if speeds else NONE,
+                plain_number(max(memory)) if memory else NONE,
+                sum(cost.attempts for cost in costs),
+                sum(cost.crashes for cost in costs),
+            )
+        )
+    everything = [row.cost for row in table.rows]
+    unscored = [row.cost for row in table.rows if row.ended and not row.scored]
+    study = table.study
+    return CostView(
+        unit="accelerator-hours" if study.gang.gpus_per_worker else "worker-hours",
+        total=plain_number(sum(cost.worker_hours for cost in everything)),
+        lost=plain_number(sum(cost.worker_hours for cost in unscored)),
+        attempts=sum(cost.attempts for cost in everything),
+        crashes=sum(cost.crashes for cost in everything),
+        rows=tuple(rows),
+        troubles=tuple(
+            (row.id, cell.name, row.cost.trouble)
+            for cell in table.cells
+            for row in cell.trials
+            if row.cost.trouble
+        ),
+        folder=folder,
+        root=study.root,
+        path=study.path,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything a report says, but for what it cost."""
+
+    name: str
+    question: tuple[str, ...]
+    """Paragraphs of the study file's header comment."""
+    facts: tuple[tuple[str, str], ...]
+    counts: tuple[tuple[str, int], ...]
+    """(state, trials), ended ones first."""
+    partial: str
+    """Why this is not the last word; empty when it is."""
+    questions: tuple[Question, ...]
+    scale: Scale
+    contrasts: Mapping[str, tuple[ContrastRow, ...]]
+    """By the question's key."""
+    curves: tuple[CurveGroup, ...]
+    instability: Instability
+    open: tuple[str, ...]
+    next: tuple[Step, ...]
+    cells: tuple[CellView, ...]
+    trials: tuple[TrialView, ...]
+    foreign: tuple[TrialView, ...]
+    config: tuple[tuple[str, str, bool], ...]
+    """(field, value, written in the study file)."""
+    factors: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
+    """(factor, baseline level, ((level, fields), ...))."""
+    design_rows: tuple[tuple[str, ...], ...]
+    """Signs of each cell of a fraction, a factor a column; empty for other designs."""
+    aliases: tuple[tuple[str, tuple[str, ...]], ...]
+    """(effect, effects it cannot be told from)."""
+    fingerprints: tuple[tuple[str, str], ...]
+    noise: str
+    metric: str
+    text: str
+    """The study file."""
+    file: str
+
+    @property
+    def num_trials(self) -> int:
+        return sum(number for _, number in self.counts)
+
+
+def read_page(table: StudyTable) -> Page:
+    """Judge and describe a study."""
+    study = table.study
+    asked = questions(table)
+    scale = scale_of(study, (question.analysis for question in asked))
+    counts = tuple((state, table.count(state)) for state in _STATES if table.count(state))
+    return Page(
+        name=study.name,
+        question=header_comment(study.text),
+        facts=_facts(table, scale),
+        counts=counts,
+        partial=_partial(table),
+        questions=asked,
+        scale=scale,
+        contrasts={
+            question.key: tuple(contrast_row(c, scale) for c in question.analysis.contrasts)
+            for question in asked
+        },
+        curves=curve_groups(table, scale),
+        instability=instability(table),
+        open=open_questions(asked),
+        next=next_steps(table, asked, scale),
+        cells=cell_views(table, scale),
+        trials=trial_views(table, scale, table.rows),
+        foreign=trial_views(table, scale, table.foreign),
+        config=_config(study),
+        factors=tuple(
+            (
+                factor.name,
+                factor.baseline,
+                tuple((level.name, _fields(level.fields)) for level in factor.levels)
+                or ((f"{factor.range}", ""),),
+            )
+            for factor in study.factors
+        ),
+        design_rows=_design_rows(table),
+        aliases=(),
+        fingerprints=_fingerprints(table.rows),
+        metric=study.objective.metric,
+        noise=_noise(asked, scale),
+        text=study.text,
+        file=_file(study),
+    )
+
+
+def header_comment(text: str) -> tuple[str, ...]:
+    """Paragraphs of the comment that a study file begins with: its question, in its own words."""
+    paragraphs: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            if line.strip() or any(paragraphs):
+                break
+            continue
+        words = line.lstrip("#").strip()
+        if words:
+            paragraphs[-1].append(words)
+        elif paragraphs[-1]:
+            paragraphs.append([])
+    return tuple(" ".join(lines) for lines in paragraphs if lines)
+
+
+def _facts(table: StudyTable, scale: Scale) -> tuple[tuple[str, str], ...]:
+    study = table.study
+    goal = study.objective
+    margin = scale.delta(goal.margin).lstrip("+")
+    unit = f" {scale.unit}" if scale.unit else ""
+    better = "higher" if goal.direction == "maximize" else "lower"
+    if study.sequential is None:
+        seeds = ", ".join(map(str, study.seeds))
+    else:
+        seeds = _sequential_words(study.sequential)
+    gang = f"{study.gang.workers} " + ("workers" if study.gang.workers > 1 else "worker")
+    if study.gang.gpus_per_worker:
+        gang += f" \N{MULTIPLICATION SIGN} {study.gang.gpus_per_worker} GPU"
+    return (
+        ("Judged by", f"{goal.metric} at the last step, {better} is better"),
+        ("Margin", f"{margin}{unit}, fixed beforehand: smaller differences would not matter"),
+        ("Chance", scale.value(table.chance) if table.chance is not None else "not known here"),
+        ("Design", _DESIGN_WORDS[study.design.name]),
+        ("Cells", str(len(table.cells))),
+        ("Seeds", seeds),
+        ("Trained on", gang),
+        ("Recipe", study.recipe),
+    )
+
+
+def _sequential_words(seeds: SequentialSeeds) -> str:
+    return f"{seeds.min} to {seeds.max}, added until each comparison is decided"
+
+
+def _partial(table: StudyTable) -> str:
+    waiting, running = table.count("waiting"), table.count("running")
+    parts = []
+    if running:
+        parts.append(f"{running} running or interrupted")
+    if waiting:
+        parts.append(f"{waiting} waiting")
+    text = ""
+    if parts:
+        left = waiting + running
+        text = f"{_count(left, 'trial')} of {len(table.rows)} {_are(left)} not there yet: " + (
+            " and ".join(parts) + ". What follows speaks of the rest."
+        )
+    return " ".join(part for part in (text, table.open_ended) if part)
+
+
+def _config(study: Study) -> tuple[tuple[str, str, bool], ...]:
+    config = study.config(study.cell({}), seed=study.seeds[0])
+    return tuple(
+        (name, _compact(value), name in study.baseline)
+        for name, value in config.items()
+        if name != "seed"
+    )
+
+
+def _design_rows(table: StudyTable) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(table.study.design, (FractionalFactorial, PlackettBurman)):
+        return ()
+    usual = table.study.baseline_levels()
+    return tuple(
+        tuple("\N{MINUS SIGN}" if level == usual[name] else "+" for name, level in cell.levels)
+        for cell in table.cells
+    )
+
+
+def _fields(fields: Levels | tuple[tuple[str, Any], ...]) -> str:
+    return ", ".join(f"{name}: {_compact(value)}" for name, value in fields)
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _fingerprints(rows: Iterable[TrialRow]) -> tuple[tuple[str, str], ...]:
+    """Code, versions and data; a value that differs between trials is listed with all it was."""
+    seen: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in _flatten(row.fingerprint or {}, ""):
+            values = seen.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return tuple((name, " | ".join(sorted(values))) for name, values in sorted(seen.items()))
+
+
+def _flatten(content: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, str]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _compact(value)
+
+
+def _noise(asked: Sequence[Question], scale: Scale) -> str:
+    """What the seed alone changes, in a sentence."""
+    if not asked:
+        return ""
+    noise = asked[0].analysis.noise
+    if noise.sigma_seed is None:
+        return "With one seed nothing is known about noise."
+    unit = f" {scale.unit}" if scale.unit else ""
+    text = f"The seed alone moves a run by {scale.delta(noise.sigma_seed).lstrip('+')}{unit} (sd)"
+    if noise.sigma_residual is not None:
+        text += (
+            f"; comparing runs of the same seed leaves "
+            f"{scale.delta(noise.sigma_residual).lstrip('+')}{unit}"
+        )
+    return text + "."

@@ -1,0 +1,395 @@
+"""The table that every analysis starts from: each trial of a study folder, as the study sees it.
+
+A folder may hold more than the study asks today (a level was removed, the baseline changed) and
+less (a trial is still to be run). Both are told: trials that the study would no longer resolve to
+are `foreign` and take no part, trials that it wants and that have no outcome are in the table.
+
+What depends on machines and luck (wall time, attempts, crash logs) is kept in `Cost` and nowhere
+else, so that a study that was interrupted gives the same table as one that was not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from ablate import design, recipes
+from ablate.analysis.results import Result
+from ablate.errors import DataError, PlanError
+from ablate.records import StudyRecord, TrialRecord
+from ablate.study import FullFactorial, Study
+from ablate.trial import Outcome, Trial
+
+CURVE_POINTS = 200
+"""Points that a curve of step measurements is thinned to: more than a printed panel resolves."""
+
+_MOST_COMBINATIONS = 100_000
+
+Levels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Numbers over training, finite ones only."""
+
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a trial took: facts about machines, never part of a comparison."""
+
+    wall_s: float = 0.0
+    """Wall time of all attempts."""
+    worker_hours: float = 0.0
+    """Wall time times workers: accelerator-hours on accelerators."""
+    attempts: int = 0
+    crashes: int = 0
+    """Attempts that a machine or process ended."""
+    samples_per_s: float | None = None
+    """Median over steps, all ranks together."""
+    peak_memory_gib: float | None = None
+    trouble: str = ""
+    """Why a trial without a score ended, with the tail of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial: what it stands for and what came of it."""
+
+    id: str
+    levels: Levels
+    """(factor, level) of every factor of the study, in its order."""
+    seed: int
+    state: str
+    """An outcome, or "running" (attempted, no outcome yet) or "waiting" (not attempted)."""
+    value: float | None = None
+    """The objective at the last step, of a completed trial."""
+    best: float | None = None
+    """The best value of the objective at any evaluation; never used for a verdict."""
+    best_epoch: float | None = None
+    step: int = 0
+    """Optimizer steps completed."""
+    verdict: str = ""
+    """How the markers call the run's course."""
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+    """What the run itself gave as its reason to end, when it did not complete."""
+    events: tuple[Mapping[str, Any], ...] = ()
+    score: Curve = Curve()
+    """Objective over epochs."""
+    loss: Curve = Curve()
+    """Training loss over steps, thinned."""
+    peaks: tuple[float | None, ...] = ()
+    """Loss at each event's last step, to draw it; None where it was not finite."""
+    config: Mapping[str, Any] | None = None
+    """The resolved configuration."""
+    fingerprint: Mapping[str, Any] | None = None
+    """Code, data and versions, as recorded when the trial was written."""
+    cost: Cost = Cost()
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("running", "waiting")
+
+    @property
+    def scored(self) -> bool:
+        return self.ended and Outcome(self.state).scored
+
+    def result(self, levels: Levels | None = None) -> Result:
+        """The trial as the statistics read it, standing for `levels`."""
+        return Result(
+            levels=levels or self.levels,
+            seed=self.seed,
+            outcome=self.state,
+            value=self.value,
+            trial_id=self.id,
+            verdict=self.verdict,
+            flags=self.flags,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CellRow:
+    """One cell over its seeds."""
+
+    levels: Levels
+    name: str
+    """What differs from the baseline."""
+    trials: tuple[TrialRow, ...]
+    """By seed."""
+
+    def values(self) -> list[float]:
+        return [row.value for row in self.trials if row.value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the completed runs: survivors only, if any diverged."""
+        values = self.values()
+        return fmean(values) if values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over completed seeds."""
+        values = self.values()
+        return stdev(values) if len(values) > 1 else None
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.trials)
+
+    def score(self, chance: float | None) -> float | None:
+        """Mean with diverged runs at chance; None unless every seed of the block has a score."""
+        if not self.trials or not all(row.scored for row in self.trials):
+            return None
+        scores = [chance if row.state == Outcome.DIVERGED else row.value for row in self.trials]
+        known = [score for score in scores if score is not None]
+        return fmean(known) if len(known) == len(self.trials) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTable:
+    """Every trial of a study, cell by cell, in the order of the design."""
+
+    study: Study
+    cells: tuple[CellRow, ...]
+    results: tuple[Result, ...]
+    """Ended trials as the statistics read them; one run may stand in several cells."""
+    foreign: tuple[TrialRow, ...]
+    """Trials in the folder that are not of this study any more."""
+    chance: float | None
+    """The objective's value by guessing; None when the data are not here to count classes."""
+    open_ended: str = ""
+    """Why more trials may follow those listed (a search or a path under way)."""
+
+    @property
+    def rows(self) -> tuple[TrialRow, ...]:
+        return tuple(row for cell in self.cells for row in cell.trials)
+
+    @property
+    def baseline(self) -> CellRow:
+        wanted = tuple(self.study.baseline_levels().items())
+        return next(cell for cell in self.cells if cell.levels == wanted)
+
+    def cell(self, levels: Mapping[str, str]) -> CellRow | None:
+        """The cell of these levels; factors that are not named stand at the baseline."""
+        wanted = {**self.study.baseline_levels(), **levels}
+        return next((cell for cell in self.cells if dict(cell.levels) == wanted), None)
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.rows)
+
+
+def read_table(study: Study, record: StudyRecord, *, curves: bool = True) -> StudyTable:
+    """Read a study folder; without `curves` the step measurements are left unread (fast)."""
+    kept: dict[str, tuple[Trial, TrialRecord]] = {}
+    foreign: list[TrialRecord] = []
+    for folder in record.records():
+        trial = study.recall(folder.trial())
+        if trial is None:
+            foreign.append(folder)
+        else:
+            kept[trial.id] = (trial, folder)
+    rows = {key: _read(study, trial, folder, curves) for key, (trial, folder) in kept.items()}
+
+    ended = [row.result() for row in rows.values() if row.ended]
+    wanted: list[Trial] = []
+    open_ended = ""
+    try:
+        wanted = design.propose(study, ended)
+    except PlanError as error:
+        open_ended = f"the design cannot be listed: {error}"
+    for trial in wanted:
+        rows.setdefault(trial.id, TrialRow(trial.id, trial.cell.levels, trial.seed, "waiting"))
+    cells = _cells(study, wanted, rows)
+    return StudyTable(
+        study=study,
+        cells=cells,
+        results=tuple(_results(study, cells, rows)),
+        foreign=tuple(_read_foreign(folder) for folder in foreign),
+        chance=_chance(study),
+        open_ended=open_ended,
+    )
+
+
+# ---------------------------------------------------------------------------- cells and results
+
+
+def _cells(
+    study: Study, wanted: Sequence[Trial], rows: Mapping[str, TrialRow]
+) -> tuple[CellRow, ...]:
+    """Baseline first, then the design's cells in its order, then those that a search asked."""
+    listed = {trial.cell.levels for trial in wanted}
+    listed.add(tuple(study.baseline_levels().items()))
+    listed.update(row.levels for row in rows.values())
+    position = {
+        factor.name: {level.name: i for i, level in enumerate(factor.levels)}
+        for factor in study.factors
+    }
+    usual = study.baseline_levels()
+
+    def order(levels: Levels) -> tuple[Any, ...]:
+        changed = [
+            (i, position[name].get(level, 0), level)
+            for i, (name, level) in enumerate(levels)
+            if level != usual[name]
+        ]
+        return (len(changed), changed)
+
+    by_levels: dict[Levels, list[TrialRow]] = {levels: [] for levels in sorted(listed, key=order)}
+    for row in rows.values():
+        by_levels[row.levels].append(row)
+    return tuple(
+        CellRow(levels, study.change_name(dict(levels)), tuple(sorted(mine, key=lambda r: r.seed)))
+        for levels, mine in by_levels.items()
+    )
+
+
+def _results(
+    study: Study, cells: Sequence[CellRow], rows: Mapping[str, TrialRow]
+) -> Iterable[Result]:
+    for cell in cells:
+        for row in cell.trials:
+            if row.ended:
+                yield row.result()
+    if not isinstance(study.design, FullFactorial):
+        return
+    # Combinations that resolve to a configuration listed before have no run of their own, but
+    # a place in the crossing.
+    choices = [[(factor.name, level.name) for level in factor.levels] for factor in study.factors]
+    if math.prod(map(len, choices)) > _MOST_COMBINATIONS:
+        return
+    own = {cell.levels for cell in cells}
+    for levels in itertools.product(*choices):
+        if levels in own:
+            continue
+        for seed in study.seeds:
+            twin = rows.get(study.trial(study.cell(dict(levels)), seed=seed).id)
+            if twin is not None and twin.ended:
+                yield twin.result(levels)
+
+
+def _chance(study: Study) -> float | None:
+    recipe = recipes.load(study.recipe)
+    config = recipe.Config(**study.config(study.cell({}), seed=study.seeds[0]))
+    try:
+        return float(recipe.chance(config, root=Path(study.root)))
+    except (DataError, OSError):
+        return None  # reports are also made on machines that do not see the data
+
+
+# ---------------------------------------------------------------------------- one trial folder
+
+
+def _read(study: Study, trial: Trial, folder: TrialRecord, curves: bool) -> TrialRow:
+    content = folder.trial()
+    outcome = folder.outcome()
+    attempts = folder.attempts()
+    metric = study.objective.metric
+    evaluations = folder.evaluations()
+    events = tuple(folder.events())
+    trace = folder.trace() if curves else []
+    points = [
+        (float(row["epoch"]), float(row[metric]))
+        for row in evaluations
+        if metric in row and "epoch" in row and math.isfinite(row[metric])
+    ]
+    best = _best(points, maximize=study.objective.direction == "maximize")
+    state = str(outcome["outcome"]) if outcome else ("running" if attempts else "waiting")
+    machine = state in (Outcome.FAILED, Outcome.LOST)
+    reason = str(outcome.get("reason") or "") if outcome else ""
+    raw_loss = {row["step"]: row["loss"] for row in trace if "loss" in row}
+    return TrialRow(
+        id=trial.id,
+        levels=trial.cell.levels,
+        seed=trial.seed,
+        state=state,
+        value=outcome.get("value") if outcome and state == Outcome.COMPLETED else None,
+        best=best[1] if best else None,
+        best_epoch=best[0] if best else None,
+        step=int(outcome["step"]) if outcome and "step" in outcome else max(raw_loss, default=0),
+        verdict=str(outcome.get("verdict") or "") if outcome else "",
+        flags=tuple(outcome.get("flags") or ()) if outcome else (),
+        reason="" if machine or state == Outcome.COMPLETED else reason,
+        events=events,
+        score=Curve(tuple(x for x, _ in points), tuple(y for _, y in points)),
+        loss=thin([(row["step"], row["loss"]) for row in trace if "loss" in row]),
+        peaks=tuple(_finite(raw_loss.get(event.get("first_step"))) for event in events),
+        config=content["config"],
+        fingerprint=content.get("fingerprint"),
+        cost=_cost(study, folder, trace, outcome, trouble=reason if machine else ""),
+    )
+
+
+def _read_foreign(folder: TrialRecord) -> TrialRow:
+    """As far as it can be read without the study's own words."""
+    content = folder.trial()
+    outcome = folder.outcome()
+    state = str(outcome["outcome"]) if outcome else "waiting"
+    return TrialRow(
+        id=folder.trial_id,
+        levels=tuple(content["levels"].items()),
+        seed=content["seed"],
+        state=state,
+        value=outcome.get("value") if outcome and state == Outcome.COMPLETED else None,
+        verdict=str(outcome.get("verdict") or "") if outcome else "",
+    )
+
+
+def _cost(
+    study: Study,
+    folder: TrialRecord,
+    trace: Sequence[Mapping[str, Any]],
+    outcome: Mapping[str, Any] | None,
+    *,
+    trouble: str,
+) -> Cost:
+    ends = folder.ends()
+    wall_s = float(sum(end.get("wall_s") or 0.0 for end in ends))
+    if not ends and outcome:
+        wall_s = float(outcome.get("wall_s") or 0.0)
+    speeds = [row["samples_per_s"] for row in trace if _finite(row.get("samples_per_s"))]
+    attempts = folder.attempts()
+    last = folder.result(attempts[-1]) if attempts else None
+    return Cost(
+        wall_s=wall_s,
+        worker_hours=wall_s * study.gang.workers / 3600,
+        attempts=len(attempts),
+        crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
+        samples_per_s=median(speeds) if speeds else None,
+        peak_memory_gib=last.get("peak_memory_gib") if last else None,
+        trouble=trouble,
+    )
+
+
+def _best(points: Sequence[tuple[float, float]], *, maximize: bool) -> tuple[float, float] | None:
+    if not points:
+        return None
+    sign = 1.0 if maximize else -1.0
+    return max(points, key=lambda point: sign * point[1])
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def thin(points: Sequence[tuple[float, float]], *, most: int = CURVE_POINTS) -> Curve:
+    """At most `most` points: means over bins of equal width in x; non-finite numbers left out."""
+    finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
+    if len(finite) <= most:
+        return Curve(tuple(x for x, _ in finite), tuple(y for _, y in finite))
+    low, high = finite[0][0], finite[-1][0]
+    width = (high - low) / most or 1.0
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for x, y in finite:
+        bins.setdefault(min(int((x - low) / width), most - 1), []).append((x, y))
+    return Curve(
+        tuple(fmean(x for x, _ in part) for part in bins.values()),
+        tuple(fmean(y for _, y in part) for part in bins.values()),
+    )
