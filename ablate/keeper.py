@@ -303,7 +303,7 @@ class _Server:
         self._say("ended", name, codes=gang.codes, failed=gang.failed)
 
     def _remains(self, gang: _Gang) -> list[psutil.Process]:
-        """What lives of a gang: its ranks, what descends from them, and adopted orphans.
+        """What is left of a gang: its ranks, what descends from them, adopted orphans; zombies too.
 
         An orphan that left its rank's session belongs to nobody; it ends with the next gang that
         does. Only sessions of other living ranks are spared.
@@ -316,10 +316,7 @@ class _Server:
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if child.pid in others or os.getsid(child.pid) in others:
                     continue
-                # Zombies are ours to reap, which _reap does.
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    remains.append(child)
-                remains += child.children(recursive=True)
+                remains += [child, *child.children(recursive=True)]
         return remains
 
     def _kill_everything(self) -> None:
