@@ -555,6 +555,8 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
 
     The initial weights are the peer's for the same seed.
     """
+    import warnings
+
     import numpy as np
     import open_clip
     import torch
@@ -567,23 +569,26 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
     _register_models()
     _seed_everything(config.seed)
     siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
-    model, train_transform, eval_transform = open_clip.create_model_and_transforms(
-        config.model,
-        precision=config.precision,
-        device=device,
-        force_quick_gelu=config.force_quick_gelu,
-        force_custom_text=config.force_custom_text,
-        force_patch_dropout=config.force_patch_dropout,
-        force_image_size=config.force_image_size,
-        force_context_length=config.force_context_length,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        image_interpolation=config.image_interpolation,
-        image_resize_mode=config.image_resize_mode,
-        aug_cfg=_augmentation(config),
-        output_dict=True,
-        **siglip,
-    )
+    with warnings.catch_warnings():
+        # It also comes for colour jitter that is applied; Augmentation refuses what is not.
+        warnings.filterwarnings("ignore", "Unused augmentation cfg items")
+        model, train_transform, eval_transform = open_clip.create_model_and_transforms(
+            config.model,
+            precision=config.precision,
+            device=device,
+            force_quick_gelu=config.force_quick_gelu,
+            force_custom_text=config.force_custom_text,
+            force_patch_dropout=config.force_patch_dropout,
+            force_image_size=config.force_image_size,
+            force_context_length=config.force_context_length,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+            image_interpolation=config.image_interpolation,
+            image_resize_mode=config.image_resize_mode,
+            aug_cfg=_augmentation(config),
+            output_dict=True,
+            **siglip,
+        )
     if config.lock_image:
         model.lock_image_tower(
             unlocked_groups=config.lock_image_unlocked_groups,
@@ -741,8 +746,8 @@ def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
     def cosine(step: int) -> float:
         if step < warmup:
             return warm(step)
-        done = (step - warmup) / (steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * done)) * lr
+        # In the peer's order of operations, so that the rounding is the same too.
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) * lr
 
     def cooldown(step: int) -> float:
         if step < warmup:
