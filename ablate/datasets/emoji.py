@@ -37,7 +37,7 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from ablate.datasets.shards import Sample, write_shard
+from ablate.datasets.shard_write import Sample, write_shard
 from ablate.errors import DataError
 
 SPRITES = Path(__file__).with_name("emoji_sprites")
