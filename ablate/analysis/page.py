@@ -90,8 +90,7 @@ class Scale:
 
 def scale_of(study: Study, analyses: Iterable[Analysis]) -> Scale:
     """Two digits of the noise, or else of the margin."""
-    declared = metrics.describe(study.objective.metric)
-    percent = declared is not None and declared.unit == "fraction"
+    percent = _is_fraction(study)
     sizes = [a.noise.sigma_residual for a in analyses if a.noise.sigma_residual]
     size = min([*sizes, study.objective.margin]) * (100 if percent else 1)
     return Scale(percent, min(6, max(1, 1 - math.floor(math.log10(size)))))
@@ -169,18 +168,11 @@ def _judge(
     table: StudyTable, results: Sequence[Result], reference: Mapping[str, str], estimand: str
 ) -> Analysis | None:
     study = table.study
-    declared = metrics.describe(study.objective.metric)
     try:
         return analyze_results(
             results,
             baseline=reference,
-            objective=Objective(
-                metric=study.objective.metric,
-                direction=study.objective.direction,
-                margin=study.objective.margin,
-                chance=table.chance,
-                percent=declared is not None and declared.unit == "fraction",
-            ),
+            objective=objective_of(table),
             is_sequential=study.sequential is not None,
             is_exploratory=isinstance(study.design, Search),
             estimand=estimand,
@@ -189,6 +181,23 @@ def _judge(
         if results:
             raise
         return None
+
+
+def objective_of(table: StudyTable) -> Objective:
+    """The study's objective as the statistics read it."""
+    goal = table.study.objective
+    return Objective(
+        metric=goal.metric,
+        direction=goal.direction,
+        margin=goal.margin,
+        chance=table.chance,
+        percent=_is_fraction(table.study),
+    )
+
+
+def _is_fraction(study: Study) -> bool:
+    declared = metrics.describe(study.objective.metric)
+    return declared is not None and declared.unit == "fraction"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class _Page(HTMLParser):
 def test_importing_the_analysis_loads_no_engine():
     """Reports are made on laptops: no torch, ray, mlflow or optuna is imported."""
     code = (
-        "import sys, ablate.analysis.report\n"
+        "import sys, ablate.analysis.report, ablate.analysis.export\n"
         "print([m for m in ('torch', 'ray', 'mlflow', 'optuna') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
