@@ -19,6 +19,7 @@ import contextlib
 import getpass
 import gzip
 import importlib
+import json
 import logging
 import math
 import os
@@ -84,9 +85,13 @@ _NOT_MIRRORED = frozenset({"rms", "zero_grad_steps"})
 _AXES = frozenset({"step", "attempt", "time", "samples"})
 """Columns of a row that place it; they are not measurements."""
 
+_PROGRESS = "mlflow.ablate.mirrored"
+"""Tag that says how far a run is mirrored; MLflow's page hides tags whose name begins so."""
+
 _STUDY_FILES = ("report.html", "report.md", "verdicts.json", "best/config.yaml", "best/train.sh")
 """Files of a study folder that its run shows, when they exist."""
 
+_MOST_EVENTS_TOLD = 20
 _LARGEST_ARTIFACT = 64 * 2**20
 _LARGEST_PLAIN_TRACE = 2**20
 """Bytes; a longer trace is stored compressed."""
@@ -388,7 +393,7 @@ class _Mirror:
 
     # ------------------------------------------------------------------ the study's run
 
-    def _ensure_study(self, client: MlflowClient) -> str:
+    def _ensure_study(self, client: MlflowClient, *, start: int) -> str:
         if self._study_run:
             return self._study_run
         tags = {
@@ -403,9 +408,19 @@ class _Mirror:
             "folder": f"{socket.gethostname()}:{self._record.folder.absolute()}",
             **_versions(),
         }
-        run = client.create_run(self._experiment, tags=_clean_tags(tags), run_name=self._study.name)
+        run = client.create_run(
+            self._experiment,
+            start_time=start,
+            tags=_clean_tags(tags),
+            run_name=self._study.name,
+        )
         self._study_run, self._study_tags = run.info.run_id, dict(run.data.tags)
         client.set_experiment_tag(self._experiment, "mlflow.note.content", _note(self._study))
+        client.set_experiment_tag(
+            self._experiment, "mlflow.experimentKind", "custom_model_development"
+        )
+        for key, view in _views(self._study).items():
+            client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{key}", view)
         baseline = self._study.cell({})
         _log_params(client, self._study_run, self._shared_config(baseline.levels))
         client.log_text(self._study_run, self._study.text, "study.yaml")
@@ -414,7 +429,7 @@ class _Mirror:
     def _sync_study(self, client: MlflowClient, *, closing: bool) -> None:
         if not self._trials:
             return
-        run_id = self._ensure_study(client)
+        run_id = self._ensure_study(client, start=_ms(time.time()))
         ended = len(self._ended)
         tags = {"progress": f"{ended} of {len(self._trials)} trials"}
         best = self._best_cell()
@@ -455,11 +470,11 @@ class _Mirror:
 
     # ------------------------------------------------------------------ a cell's run
 
-    def _ensure_cell(self, client: MlflowClient, levels: Levels) -> _CellRun:
+    def _ensure_cell(self, client: MlflowClient, levels: Levels, *, start: int) -> _CellRun:
         cell = self._cells.get(levels)
         if cell is not None:
             return cell
-        parent = self._ensure_study(client)
+        parent = self._ensure_study(client, start=start)
         tags = {
             "kind": "cell",
             "mlflow.parentRunId": parent,
@@ -469,7 +484,10 @@ class _Mirror:
             **self._level_tags(levels),
         }
         run = client.create_run(
-            self._experiment, tags=_clean_tags(tags), run_name=self._changed(levels)
+            self._experiment,
+            start_time=start,
+            tags=_clean_tags(tags),
+            run_name=self._changed(levels),
         )
         cell = self._cells[levels] = _CellRun(run.info.run_id, "RUNNING", 0, dict(run.data.tags))
         _log_params(client, cell.run_id, self._shared_config(levels))
@@ -483,7 +501,7 @@ class _Mirror:
         trials = sorted(self._by_cell[levels], key=lambda t: self._study.seeds.index(t.seed))
         if not any(trial.id in self._runs for trial in trials):
             return
-        cell = self._ensure_cell(client, levels)
+        cell = self._ensure_cell(client, levels, start=_ms(time.time()))
         scores: list[float] = []
         metrics: list[entities.Metric] = []
         ended = 0
@@ -554,7 +572,8 @@ class _Mirror:
     def _create_trial_run(
         self, client: MlflowClient, trial: Trial, folder: TrialRecord
     ) -> _TrialRun:
-        parent = self._ensure_cell(client, trial.cell.levels).run_id
+        start = _ms(_begun(folder))
+        parent = self._ensure_cell(client, trial.cell.levels, start=start).run_id
         content = folder.trial()
         fingerprint = _flat(content.get("fingerprint") or {})
         commit = fingerprint.pop("git_commit", None)
@@ -572,7 +591,7 @@ class _Mirror:
         }
         run = client.create_run(
             self._experiment,
-            start_time=_ms((folder.folder / "trial.json").stat().st_mtime),
+            start_time=start,
             tags=_clean_tags(tags),
             run_name=f"{self._changed(trial.cell.levels)} · seed {trial.seed}",
         )
@@ -632,7 +651,7 @@ class _Mirror:
             client, run.run_id, [m for row in evals for m in _metrics(row, evaluation=True)]
         )
         if trace or evals:
-            self._set_tags(client, run.run_id, run.tags, {"mirrored": mirrored})
+            self._set_tags(client, run.run_id, run.tags, {_PROGRESS: mirrored})
         run.attempt, run.offsets = attempts[-1] if attempts else 0, offsets
         run.step, run.step_attempt = step, step_attempt
         run.eval_step, run.eval_attempt = eval_step, eval_attempt
@@ -684,11 +703,12 @@ class _Mirror:
             "markers": ", ".join(sorted({str(event["marker"]) for event in events})),
             "attempt": str(outcome.get("attempt", "")),
             "reason": str(outcome.get("reason") or ""),
+            "mlflow.note.content": _trial_note(result, outcome, events),
         }
         self._set_tags(client, run.run_id, run.tags, tags)
         self._set_status(client, run, _STATUS[Outcome(result.outcome)], when=float(outcome["time"]))
         # Last of all: with this tag the run is never looked at again.
-        self._set_tags(client, run.run_id, run.tags, {"mirrored": "complete"})
+        self._set_tags(client, run.run_id, run.tags, {_PROGRESS: "complete"})
         run.complete = True
 
     def _write_artifacts(
@@ -819,6 +839,15 @@ def _repeats(rows: Sequence[Mapping[str, Any]], run: _TrialRun, *, step: int, at
     return any(row["step"] <= step and (run.offsets or row["attempt"] > attempt) for row in rows)
 
 
+def _begun(folder: TrialRecord) -> float:
+    """When the trial's first attempt took its first step (unix s); now, if none has yet."""
+    for number in folder.attempts()[:1]:
+        rows, _ = read_rows_from(folder.attempt_folder(number) / "trace.jsonl", 0)
+        if rows:
+            return float(rows[0].get("time") or time.time())
+    return time.time()
+
+
 def _bytes_of_events(folder: TrialRecord, attempts: Sequence[int]) -> int:
     total = 0
     for number in attempts:
@@ -878,7 +907,7 @@ def _all_runs(client: MlflowClient, experiment: str) -> list[entities.Run]:
 def _recalled(run: entities.Run) -> _TrialRun:
     tags = dict(run.data.tags)
     known = _TrialRun(run.info.run_id, run.info.status, tags=tags)
-    mirrored = tags.get("mirrored", "")
+    mirrored = tags.get(_PROGRESS, "")
     if mirrored == "complete":
         known.complete = True
     elif mirrored:
@@ -979,6 +1008,93 @@ def _user() -> str:
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return _masked_url(lines[0][:300]) if lines else type(error).__name__
+
+
+def _trial_note(
+    result: Result, outcome: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
+) -> str:
+    """What came of a trial, as Markdown for its page."""
+    verdict = f", verdict **{result.verdict}**" if result.verdict else ""
+    lines = [f"**{result.outcome}**{verdict}"]
+    if outcome.get("reason"):
+        lines += ["```", str(outcome["reason"])[-2000:], "```"]
+    for event in events[:_MOST_EVENTS_TOLD]:
+        first, last = event.get("first_step"), event.get("last_step")
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        lines.append(f"- `{event.get('marker')}` at {steps}: {event.get('message', '')}")
+    if len(events) > _MOST_EVENTS_TOLD:
+        lines.append(f"- and {len(events) - _MOST_EVENTS_TOLD} more in events.jsonl")
+    return "\n".join(lines)
+
+
+def _views(study: Study) -> dict[str, str]:
+    """Saved views of the runs table, in the form in which MLflow's page saves its own.
+
+    They stand in its menu "Views"; a page that does not know the form leaves them out.
+    """
+    objective = study.objective.metric
+    factors = [f"tags.`factor.{factor.name}`" for factor in study.factors]
+    upward = study.objective.direction == "minimize"
+
+    def view(name: str, search: str, order: str, columns: Sequence[str]) -> str:
+        state = {
+            "searchFilter": search,
+            "orderByKey": order,
+            "orderByAsc": upward,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "modelVersionFilter": "All Runs",
+            "datasetsFilter": [],
+            "selectedColumns": columns,
+            "columnWidths": {"attributes.`Run Name`": 340},
+        }
+        return dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": dumps(state)})
+
+    ended = ["metrics.`score`", "tags.`outcome`"]
+    spread = ["metrics.`score_std`", "tags.`seeds_ended`"]
+    return {
+        "ablate-tree": view(
+            "Tree of settings and seeds",
+            "",
+            "attributes.start_time",
+            ["attributes.`Duration`", *ended, *spread, "tags.`verdict`", "tags.`markers`"],
+        ),
+        "ablate-cells": view(
+            "Settings, best first",
+            "tags.kind = 'cell'",
+            "metrics.`score`",
+            [*ended, *spread, "tags.`flags`", *factors],
+        ),
+        "ablate-trials": view(
+            "Trials, best first",
+            "tags.kind = 'trial'",
+            "metrics.`score`",
+            [
+                *ended,
+                "tags.`verdict`",
+                "tags.`markers`",
+                "tags.`flags`",
+                f"metrics.`{objective}_best`",
+                "metrics.`loss`",
+                "metrics.`wall_s`",
+                "tags.`seed`",
+                *factors,
+            ],
+        ),
+        "ablate-unstable": view(
+            "Trials with instabilities",
+            "tags.kind = 'trial' and tags.markers != ''",
+            "metrics.`num_events`",
+            [
+                *ended,
+                "tags.`verdict`",
+                "tags.`markers`",
+                "tags.`flags`",
+                "metrics.`num_events`",
+                "tags.`reason`",
+            ],
+        ),
+    }
 
 
 def _note(study: Study) -> str:
@@ -1099,6 +1215,23 @@ class Server:
             else f"did not answer within {timeout_s:g} s"
         )
         raise TrackingError(f"the MLflow server at {self.url} {state}. Its log {self.log}:\n{tail}")
+
+    def pages(self) -> dict[str, str]:
+        """Study -> link to its settings, best first, for every study in the store."""
+        request = urllib.request.Request(
+            f"{self.url}/api/2.0/mlflow/experiments/search",
+            data=json.dumps(
+                {"max_results": 1000, "filter": "attribute.name != 'Default'"}
+            ).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            experiments = json.load(answer).get("experiments", [])
+        query = "workflowType=machine_learning&viewStateShareKey=ablate-cells"
+        return {
+            item["name"]: f"{self.url}/#/experiments/{item['experiment_id']}/runs?{query}"
+            for item in experiments
+        }
 
     def close(self) -> None:
         """End the server with all its workers."""
