@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from ablate.errors import AblateError, ClusterError
 
@@ -334,6 +335,87 @@ def data_emoji(
     )
 
 
+class _ReplayByDefault(TyperGroup):
+    """`ablate markers RUN` means `ablate markers replay RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["replay", *args]
+        return super().parse_args(ctx, args)
+
+
+markers_app = typer.Typer(
+    no_args_is_help=True,
+    cls=_ReplayByDefault,
+    help="Judge runs by their instability markers: ablate markers RUN, or markers import FILE.",
+)
+app.add_typer(markers_app, name="markers")
+
+
+@markers_app.command("replay")
+def markers_replay(
+    run: Annotated[Path, typer.Argument(help="Study folder, or the folder of one trial.")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="MARKER.THRESHOLD=VALUE, e.g. loss_spike.sigma=4; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge recorded trials again, with other thresholds if given; nothing is trained."""
+    from ablate.display import render_judgements
+    from ablate.markers.replay import replay_run
+
+    found = replay_run(run, change or ())
+    if as_json:
+        _print_json(found)
+        return
+    out.print(render_judgements(found))
+
+
+@markers_app.command("import")
+def markers_import(
+    file: Annotated[
+        Path, typer.Argument(help="CSV, TensorBoard event files, or an open_clip_train out.log.")
+    ],
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Global batch size: samples of one softmax.")
+    ] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="Steps of warmup.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a run that was made elsewhere."""
+    from ablate.display import render_judgements
+    from ablate.markers.foreign import judge_foreign
+
+    found = judge_foreign(file, global_batch=batch_size, warmup=warmup)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(render_judgements({str(file): found}))
+    for note in found["notes"]:
+        out.print(f"note  {note}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def analyze(
+    results: Annotated[Path, typer.Argument(help="CSV: factor, level, seed, value, outcome.")],
+    margin: Annotated[
+        float, typer.Option(help="Smallest difference that would matter, in the value's unit.")
+    ] = 0.005,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Lower values are better.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge results that were made elsewhere; the baseline's rows are `baseline,baseline`."""
+    from ablate.analysis.foreign import analyze as analyze_results
+    from ablate.display import render_contrasts
+
+    found = analyze_results(results, margin, direction="minimize" if minimize else "maximize")
+    if as_json:
+        _print_json(found)
+        return
+    out.print(render_contrasts(found))
+
+
 # --------------------------------------------------------------------------- parts of the verbs
 
 
@@ -427,3 +509,7 @@ def _print_json(value: Any) -> None:
     from ablate.records import dumps
 
     sys.stdout.write(dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -76,6 +76,7 @@ class _PlainWatch:
         self._console = console
         self._seen: dict[tuple[str, int], Running] = {}
         self._ended = -1
+        self._unanswered = 0
         self._notes: tuple[str, ...] = ()
 
     def __call__(self, status: StudyStatus) -> None:
@@ -89,6 +90,11 @@ class _PlainWatch:
             elif trial.objective is not None and trial.epoch != before.epoch:
                 if trial.objective != before.objective:
                     self._say(f"measure {what}: {_numbers(trial, status.metric)}")
+        for silent in status.unanswered[self._unanswered :]:
+            reason = silent.reason.splitlines()[-1] if silent.reason else "no reason is known"
+            what = f"{silent.name} · seed {silent.seed} ({silent.trial_id})"
+            self._say(f"{silent.outcome:<7} {what}: {reason}")
+        self._unanswered = len(status.unanswered)
         if status.num_ended != self._ended:
             self._ended = status.num_ended
             self._say(f"study   {_totals(status)}")
@@ -120,6 +126,13 @@ def render_status(status: StudyStatus, *, width: int = 100) -> RenderableType:
     totals = Table.grid(padding=(0, 1))
     totals.add_row(bar, Text(_totals(status)))
     parts.append(totals)
+    for silent in status.unanswered:
+        lines = silent.reason.splitlines() or ["no reason is known"]
+        what = f"{silent.name} · seed {silent.seed} ({silent.trial_id})"
+        head = f"{silent.outcome}: {what}: {lines[0]}"
+        parts.append(Text(head, style="red"))
+        if len(lines) > 1:
+            parts.append(Text(f"  {lines[-1]}", style="red"))
     parts += [Text(f"! {note}", style="yellow") for note in status.notes]
     return Group(*parts)
 
@@ -171,17 +184,16 @@ _ROLE_STYLES = {"better": "green", "worse": "red", "same": "cyan", "open": "yell
 
 def render_summary(summary: Summary) -> RenderableType:
     """The answer: a sentence per factor, then a row per contrast with the baseline."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in ("factor", "level", "against"):
-        table.add_column(name)
-    table.add_column(f"difference ({summary.unit})", justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
+    table.add_column("setting", overflow="fold")
+    table.add_column(summary.unit, justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("diverged", justify="right")
-    table.add_column("seeds needed", justify="right")
+    table.add_column("diverged", justify="right", no_wrap=True)
+    table.add_column("seeds", justify="right", no_wrap=True)
     for row in summary.rows:
         table.add_row(
-            *(Text(text) for text in (row.factor, row.level, row.reference)),
+            Text(f"{row.factor}: {row.level} instead of {row.reference}"),
             Text(row.delta),
             Text(row.interval),
             Text(row.verdict, style=_ROLE_STYLES.get(row.role, "")),
@@ -242,3 +254,49 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         )
     lines += [Text(f"note      {note}", style="yellow") for note in plan.notes]
     return Group(*lines)
+
+
+_VERDICT_STYLES = {"STABLE": "green", "SPIKY": "yellow", "DEGRADED": "yellow"}
+
+
+def render_judgements(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    """A row per judged run with its verdict, then a row per event."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("run", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("what was seen", overflow="fold")
+    for name, judgement in found.items():
+        verdict = Text(judgement["verdict"], _VERDICT_STYLES.get(judgement["verdict"], "red"))
+        flags = ", ".join(judgement["flags"])
+        table.add_row(Text(name), verdict, "", Text(flags, style="bold"))
+        for event in judgement["events"]:
+            steps = f"{event['first_step']}-{event['last_step']}"
+            table.add_row("", Text(event["severity"], style="dim"), steps, Text(event["message"]))
+    return table
+
+
+def render_contrasts(contrasts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A row per contrast of results that were made elsewhere, then a sentence for each."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("setting", overflow="fold")
+    for name in ("n", "difference", "95 % interval", "p adjusted", "verdict", "diverged", "seeds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in contrasts:
+        low, high = item["ci"] or (None, None)
+        needs = item["needs_seeds"]
+        table.add_row(
+            Text(f"{item['factor']}: {item['level']}"),
+            str(item["n"]),
+            _signed(item["delta"]),
+            "-" if low is None else f"{_signed(low)} to {_signed(high)}",
+            "-" if item["p_adjusted"] is None else f"{item['p_adjusted']:.3g}",
+            Text(item["verdict"].lower()),
+            "/".join(str(count) for count in item["diverged"]),
+            "" if needs == 0 else "hopeless" if needs is None else f"+{needs}",
+        )
+    return Group(table, *(Text(item["sentence"]) for item in contrasts))
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4g}"

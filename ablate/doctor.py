@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 import psutil
 from packaging.version import Version
+
+from ablate.versions import installed
 
 Level = Literal["ok", "warning", "error"]
 
@@ -42,16 +42,13 @@ def examine(folder: Path) -> list[Finding]:
 
 def _python() -> Finding:
     found = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("python", "error", f"{found}; 3.11 or newer is needed")
     return Finding("python", "ok", f"{found} on {platform.machine()}, {os.cpu_count()} cores")
 
 
 def _package(name: str) -> Finding:
     floor, reason = _FLOORS[name]
-    try:
-        found = version(name)
-    except PackageNotFoundError:
+    found = installed(name)
+    if found is None:
         return Finding(name, "error", "is not installed; install ablate-runner again")
     if Version(found) < Version(floor):
         return Finding(name, "error", f"{found} is below {floor}: {reason}; upgrade it")

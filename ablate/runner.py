@@ -23,6 +23,7 @@ from ablate.records import StudyRecord, TrialRecord, read_json
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.study import Search, Study
 from ablate.trial import Cell, Outcome, Trial
+from ablate.versions import fingerprint
 
 POLL_S = 0.5
 """How long one turn of the loop waits for the cluster."""
@@ -156,6 +157,7 @@ class _Controller:
     """Earliest time of the next attempt of a trial that crashed."""
     begun: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
     told: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
+    fingerprint: dict[str, str] = field(default_factory=fingerprint)
     ledger: Ledger = field(default_factory=Ledger)
     exhausted: bool = False
     over_budget: bool = False
@@ -214,12 +216,12 @@ class _Controller:
             self.begun.add(trial.cell.levels)
             self.book.begin(trial.cell)
         self.wanted[trial.id] = trial
-        folder = self.record.write_trial(trial.to_json())
+        folder = self.record.write_trial({**trial.to_json(), "fingerprint": self.fingerprint})
         outcome = folder.outcome()
         self.ledger.spend(folder.ends(), workers=self.study.gang.workers)
         if outcome is not None:
             self.results[trial.id] = result_of(trial, outcome)
-            self.ledger.count(outcome)
+            self.ledger.count(trial, outcome)
 
     def _tell(self, cell: Cell) -> None:
         mine = [trial for trial in self.wanted.values() if trial.cell.levels == cell.levels]
@@ -402,7 +404,7 @@ class _Controller:
             **facts,
         }
         self.record.write_outcome(folder, content)
-        self.ledger.count(content)
+        self.ledger.count(trial, content)
         self.results[trial.id] = result_of(trial, content)
         self._tell(trial.cell)
         self._extend()

@@ -18,7 +18,7 @@ import psutil
 
 from ablate.records import StudyRecord, TrialRecord, read_json, write_json
 from ablate.study import Study
-from ablate.trial import Trial
+from ablate.trial import Outcome, Trial
 
 _STALE_S = 30.0
 """A controller on another host whose sign of life is older than this is taken for dead."""
@@ -48,6 +48,17 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A trial that ended without telling anything about its setting."""
+
+    trial_id: str
+    name: str
+    seed: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StudyStatus:
     """Totals and the running trials of one study."""
 
@@ -65,6 +76,8 @@ class StudyStatus:
     """Worker-hours (accelerator-hours on accelerators) spent in all attempts."""
     eta_s: float | None
     """Estimated time until the last trial ends; None before the first has ended."""
+    unanswered: tuple[Unanswered, ...] = ()
+    """Trials that failed, were lost or do not fit the machine, with the reason."""
     notes: tuple[str, ...] = ()
     """Troubles that do not stop the study (tracking is away, nothing can be placed now)."""
 
@@ -85,9 +98,13 @@ class Ledger:
     """Wall time of every ended trial, all its attempts."""
     spent_s: float = 0.0
     """Worker-seconds of all ended attempts."""
+    unanswered: list[tuple[Trial, str, str]] = field(default_factory=list)
+    """(trial, outcome, reason) of those that ended without a score."""
 
-    def count(self, outcome: Mapping[str, Any]) -> None:
+    def count(self, trial: Trial, outcome: Mapping[str, Any]) -> None:
         """A trial has ended with this outcome.json."""
+        if not Outcome(outcome["outcome"]).scored:
+            self.unanswered.append((trial, outcome["outcome"], outcome.get("reason", "")))
         self.outcomes[outcome["outcome"]] += 1
         self.durations_s.append(outcome["wall_s"])
 
@@ -106,7 +123,7 @@ def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> Stu
         outcome = folder.outcome()
         ledger.spend(folder.ends(), workers=study.gang.workers)
         if outcome is not None:
-            ledger.count(outcome)
+            ledger.count(trial, outcome)
         elif trial.id in note["active"]:
             running.append((trial, note["active"][trial.id]))
     return picture(
@@ -148,6 +165,12 @@ def picture(
         running=rows,
         worker_hours=ledger.spent_s / 3600,
         eta_s=_eta_s(rows, waiting, ledger.durations_s, max(len(rows), 1)),
+        unanswered=tuple(
+            Unanswered(
+                trial.id, study.change_name(dict(trial.cell.levels)), trial.seed, outcome, reason
+            )
+            for trial, outcome, reason in ledger.unanswered
+        ),
         notes=tuple(notes),
     )
 
@@ -213,7 +236,7 @@ def _time_left_s(
     if first is None or "time" not in beat or step <= first["step"]:
         return None
     pace_s = (beat["time"] - first["time"]) / (step - first["step"])
-    return max(pace_s * (steps_total - step), 0.0)
+    return float(max(pace_s * (steps_total - step), 0.0))
 
 
 def _eta_s(

@@ -1,0 +1,102 @@
+"""Judging a recorded trial again, possibly by other thresholds than it ran with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import RecordError
+from ablate.markers.event import Context, number
+from ablate.markers.judge import Judgement, Measured, judge
+from ablate.markers.thresholds import ThresholdError, Thresholds
+from ablate.records import TrialRecord
+
+
+def replay(trial: str | os.PathLike[str], thresholds: Thresholds | None = None) -> dict[str, Any]:
+    """The verdict on a trial folder by `thresholds`, JSON-able.
+
+    Without thresholds those the trial ran with are taken; the rows and rules being the same,
+    so is then the verdict.
+    """
+    return judge_trial(trial, thresholds).to_dict()
+
+
+def judge_trial(trial: str | os.PathLike[str], thresholds: Thresholds | None = None) -> Judgement:
+    """Like :func:`replay`, with the events as objects."""
+    record = TrialRecord(Path(trial))
+    rows, evaluations = record.trace(), record.evaluations()
+    if thresholds is None:
+        thresholds = Thresholds(record.trial().get("markers") or {})
+    return judge(rows, evaluations, thresholds=thresholds, context=trial_context(record, rows))
+
+
+def trial_context(record: TrialRecord, rows: list[Measured] | list[dict[str, Any]]) -> Context:
+    """What the worker knew of the run: as it recorded it, else as far as it can be derived."""
+    attempts = record.attempts()
+    told: Mapping[str, Any] = {}
+    if attempts:
+        told = record.result(attempts[-1]) or record.heartbeat(attempts[-1]) or {}
+    known = {item.name for item in fields(Context)}
+    if isinstance(told.get("context"), Mapping):
+        return Context(**{key: value for key, value in told["context"].items() if key in known})
+    return _derived(record.trial(), rows)
+
+
+def _derived(trial: Mapping[str, Any], rows: list[Measured] | list[dict[str, Any]]) -> Context:
+    config, gang = trial.get("config", {}), trial.get("gang", {})
+    batch = number(config.get("batch_size"))
+    accumulated = number(config.get("accum_freq")) or 1.0
+    workers = number(gang.get("workers")) or 1.0
+    epochs = number(config.get("epochs"))
+    steps_total = None
+    if rows and epochs and (epoch := number(rows[-1].get("epoch"))):
+        steps_total = round(rows[-1]["step"] / epoch * epochs)
+    return Context(
+        global_batch=int(batch * workers * accumulated) if batch else None,
+        warmup=int(number(config.get("warmup")) or 0),
+        steps_total=steps_total,
+    )
+
+
+def replay_run(run: str | os.PathLike[str], changes: Iterable[str] = ()) -> dict[str, Any]:
+    """Trial id -> verdict, for every trial of a study folder or for one trial's folder.
+
+    `changes` are thresholds that differ from the recorded ones: ``MARKER.THRESHOLD=VALUE``.
+
+    Raises:
+        RecordError: the folder holds no trial. ThresholdError: a change that is none.
+    """
+    folder = Path(run)
+    trials = [folder] if (folder / "trial.json").exists() else []
+    trials = trials or sorted(path.parent for path in folder.glob("trials/*/trial.json"))
+    if not trials:
+        raise RecordError(f"{folder} holds no trial; give a study folder or one trial's folder")
+    overrides = _parse_changes(changes)
+    found = {}
+    for trial in trials:
+        recorded = TrialRecord(trial).trial().get("markers") or {}
+        names = {**recorded, **overrides}
+        merged = {name: {**recorded.get(name, {}), **overrides.get(name, {})} for name in names}
+        found[trial.name] = replay(trial, Thresholds(merged))
+    return found
+
+
+def _parse_changes(changes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    parsed: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        place, equals, text = change.partition("=")
+        marker, dot, name = place.partition(".")
+        if not (equals and dot):
+            raise ThresholdError(
+                f"{change!r}: write MARKER.THRESHOLD=VALUE, e.g. loss_spike.sigma=4"
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        parsed.setdefault(marker, {})[name] = value
+    return parsed

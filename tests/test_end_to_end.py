@@ -1,0 +1,159 @@
+"""A study through the command line: real data, real DDP, real Ray, real MLflow, real Optuna."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+from ablate.records import StudyRecord
+
+STUDY = """\
+name: small
+recipe: openclip
+baseline:
+  model: tiny-rn-a
+  train_data: data/emoji/train/{00000..00007}.tar
+  train_num_samples: 512
+  imagenet_val: data/emoji/val
+  zeroshot_frequency: 1
+  precision: fp32
+  batch_size: 64
+  warmup: 2
+  epochs: 2
+  workers: 0
+factors:
+  beta2: [0.999, 0.98]
+  contrastive_loss:
+    default: {}
+    local_gather: {local_loss: true, gather_with_grad: true}
+seeds: [0]
+gang: {workers: 2}
+"""
+
+
+def ablate(folder: Path, *arguments: str, timeout_s: float = 280) -> str:
+    """Run the command line in `folder`; its output, or a failure with all it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ablate.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of three trials, launched with Ray."""
+    made = tmp_path_factory.mktemp("study")
+    (made / "small.yaml").write_text(STUDY)
+    ablate(made, "data", "emoji")
+    ablate(made, "launch", "small.yaml", "--yes")
+    return made
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_an_outcome_for_every_trial(folder: Path) -> None:
+    """Three trials of two processes complete, with a row per step and a zero-shot per epoch."""
+    records = list(StudyRecord(folder / "runs" / "small").records())
+    assert len(records) == 3
+    for record in records:
+        outcome = record.outcome()
+        assert outcome is not None and outcome["outcome"] == "completed"
+        assert [row["step"] for row in record.trace()] == list(range(1, 9))
+        assert [row["epoch"] for row in record.evaluations()] == [1, 2]
+        assert 0 <= outcome["value"] <= 1
+
+
+@pytest.mark.slow
+def test_launching_again_does_nothing(folder: Path) -> None:
+    """A second launch of a finished study starts no attempt and ends at once."""
+    before = sorted((folder / "runs" / "small" / "trials").glob("*/attempts/*"))
+    said = ablate(folder, "launch", "small.yaml", "--yes")
+    assert "3 of 3 ended" in said
+    assert sorted((folder / "runs" / "small" / "trials").glob("*/attempts/*")) == before
+
+
+@pytest.mark.slow
+def test_mlflow_holds_study_cells_and_trials(folder: Path) -> None:
+    """One experiment; a parent run, a child per cell, a grandchild per seed with its metrics."""
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in runs}
+    depth = {
+        run_id: 0 if parent is None else 1 if parents[parent] is None else 2
+        for run_id, parent in parents.items()
+    }
+    assert sorted(depth.values()) == [0, 1, 1, 1, 2, 2, 2]
+    trials = [run for run in runs if depth[run.info.run_id] == 2]
+    for run in trials:
+        assert run.data.params["model"] == "tiny-rn-a"
+        assert run.data.tags["outcome"] == "completed"
+        assert len(client.get_metric_history(run.info.run_id, "loss")) == 8
+        assert len(client.get_metric_history(run.info.run_id, "imagenet_top1")) == 2
+
+
+@pytest.mark.slow
+def test_optuna_holds_every_cell(folder: Path) -> None:
+    """The storage opens in Optuna and has a completed trial for each of the three cells."""
+    storage = f"sqlite:///{folder / 'runs' / 'small' / 'optuna.db'}"
+    [name] = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == 3
+
+
+@pytest.mark.slow
+def test_status_report_and_rebuild_work_from_the_folder(folder: Path) -> None:
+    """Every verb that reads a study works on the folder alone, and says JSON where asked."""
+    status = json.loads(ablate(folder, "status", "runs/small", "--json"))
+    assert (status["outcomes"], status["controller"]) == ({"completed": 3}, "absent")
+    verdicts = json.loads(ablate(folder, "report", "runs/small", "--json"))
+    assert verdicts
+    page = (folder / "runs" / "small" / "report.html").read_text()
+    assert "beta2" in page and "contrastive_loss" in page
+    assert "Rebuilt" in ablate(folder, "rebuild", "runs/small")
+    test_mlflow_holds_study_cells_and_trials(folder)
+
+
+@pytest.mark.slow
+def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> None:
+    """train.sh holds every resolved value, and the model loads in open_clip."""
+    import open_clip
+
+    ablate(folder, "export", "runs/small")
+    best = folder / "runs" / "small" / "best"
+    words = shlex.split((best / "train.sh").read_text(), comments=True)
+    assert words[words.index("--batch-size") + 1] == "64"
+    assert {"--beta2", "--precision", "--lr", "--warmup", "--seed"} <= set(words)
+    [model_config] = best.rglob("open_clip_config.json")
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{model_config.parent}")
+    assert sum(p.numel() for p in model.parameters()) > 4_000_000
+
+
+@pytest.mark.slow
+def test_a_wrong_folder_or_file_ends_in_a_message(folder: Path) -> None:
+    """A mistyped run or study gives exit code 2 and a message without a traceback."""
+    for arguments in (["status", "runs/smal"], ["check", "smal.yaml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ablate.cli", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert "small" in done.stderr and "Traceback" not in done.stderr
