@@ -1,0 +1,188 @@
+"""Can a gang start now? A probe gang on every free seat, started as a trial is, looks around.
+
+Each rank says what it sees of the study folder and the data, which versions it runs, how much disk
+is left, and takes part in a 1 MiB all-reduce. :func:`examine` turns that into findings. No torch
+and no ray here; the probe imports torch in its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablate.cluster import Attempt, Cluster, Gang, GangEvent
+from ablate.doctor import Finding
+from ablate.versions import installed
+
+_PACKAGES = ("ablate-runner", "torch", "torchvision", "open_clip_torch", "ray", "numpy")
+_DATA = "ABLATE_PREFLIGHT_DATA"
+_MEBIBYTE = 2**20
+# Many nodes are covered by as many gangs; no cluster needs more to be believed.
+_MOST_GANGS = 256
+
+
+def examine(
+    cluster: Cluster,
+    *,
+    gang: Gang,
+    folder: Path,
+    data: Sequence[Path] = (),
+    need_gib: float = 5.0,
+    timeout_s: float = 180.0,
+) -> list[Finding]:
+    """Findings on a cluster for a study: seats, nodes, folder, data, versions, network, disk.
+
+    `folder` is the study folder, `data` what its trials read, `need_gib` the disk it will fill.
+    It takes every free seat for the some seconds that the probes run; other attempts wait.
+    """
+    capacity = cluster.capacity(gang)
+    if capacity.total == 0:
+        return [Finding("seats", "error", capacity.reason)]
+    seats = f"{capacity.free} of {capacity.total} gangs of {gang} can start now"
+    if capacity.free == 0:
+        return [Finding("seats", "warning", f"{seats}; nothing more can be probed")]
+    probes = folder / f".preflight-{secrets.token_hex(4)}"
+    gangs = min(capacity.free, _MOST_GANGS)
+    try:
+        for number in range(gangs):
+            trial = probes / str(number)
+            trial.mkdir(parents=True)
+            env = {_DATA: json.dumps([str(path) for path in data])}
+            cluster.start(
+                Attempt(f"preflight-{number}", 1, trial, gang, "ablate.preflight:probe", env)
+            )
+        ends = _wait(cluster, gangs, timeout_s)
+        sights = [sight for number in range(gangs) for sight in _read(probes / str(number))]
+    finally:
+        shutil.rmtree(probes, ignore_errors=True)
+    return [Finding("seats", "ok", seats), *_judge(ends, sights, gang=gang, need_gib=need_gib)]
+
+
+def _wait(cluster: Cluster, gangs: int, timeout_s: float) -> list[GangEvent]:
+    """The last event of every probe gang; stops those that do not end in time."""
+    ends: list[GangEvent] = []
+    deadline: float | None = time.monotonic() + timeout_s
+    while len(ends) < gangs:
+        ends += [event for event in cluster.wait(0.5) if event.kind != "placed"]
+        if deadline is not None and time.monotonic() > deadline:
+            deadline = None
+            for number in range(gangs):
+                cluster.stop(f"preflight-{number}", grace_s=1.0)
+    return ends
+
+
+def _read(trial: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(trial.glob("attempts/1/sight-*.json"))]
+
+
+def _judge(
+    ends: Sequence[GangEvent], sights: Sequence[Mapping[str, Any]], *, gang: Gang, need_gib: float
+) -> list[Finding]:
+    """Plain rules over what the probes saw."""
+    findings = [
+        Finding("gang", "error", end.detail) for end in ends if set(end.exit_codes) != {0}
+    ] or [Finding("gang", "ok", f"{len(ends)} probe gangs started and ended in order")]
+    if not sights:
+        return findings
+    nodes = sorted({sight["node"] for sight in sights})
+    findings.append(Finding("nodes", "ok", f"{len(nodes)} probed: {', '.join(nodes)}"))
+    findings += [
+        _compare(package, {sight["node"]: sight["versions"][package] for sight in sights})
+        for package in sights[0]["versions"]
+    ]
+    missing: dict[str, set[str]] = defaultdict(set)
+    for sight in sights:
+        for path in sight["missing"]:
+            missing[path].add(sight["node"])
+    findings += [
+        Finding("data", "error", f"{path} does not exist on {', '.join(sorted(where))}")
+        for path, where in missing.items()
+    ] or [Finding("data", "ok", "every node sees what the study reads")]
+    poorest = min(sights, key=lambda sight: float(sight["free_gib"]))
+    level = "ok" if poorest["free_gib"] >= need_gib else "error"
+    findings.append(
+        Finding(
+            "disk",
+            "ok" if level == "ok" else "error",
+            f"{poorest['free_gib']:.1f} GiB free at the study folder ({poorest['node']}); "
+            f"the study needs about {need_gib:.1f} GiB",
+        )
+    )
+    if gang.gpus_per_worker:
+        short = {s["node"] for s in sights if s["gpus"] < gang.gpus_per_worker}
+        findings.append(
+            Finding("accelerators", "error", f"torch sees too few on {', '.join(sorted(short))}")
+            if short
+            else Finding("accelerators", "ok", "torch sees those of its gang on every node")
+        )
+    if times := [s["all_reduce_s"] for s in sights if s["all_reduce_s"] is not None]:
+        slowest = max(times)
+        findings.append(
+            Finding("network", "ok", f"1 MiB all-reduce took at most {slowest * 1e3:.1f} ms")
+        )
+    return findings
+
+
+def _compare(package: str, by_node: Mapping[str, str | None]) -> Finding:
+    """One version everywhere, or who has which."""
+    nodes_of: dict[str, list[str]] = defaultdict(list)
+    for node, version in sorted(by_node.items()):
+        nodes_of[version or "none"].append(node)
+    if len(nodes_of) == 1:
+        (version,) = nodes_of
+        return Finding(package, "ok", f"{version} on every node")
+    spread = "; ".join(f"{version} on {', '.join(nodes)}" for version, nodes in nodes_of.items())
+    return Finding(package, "error", f"differs between nodes: {spread}; install one version")
+
+
+def probe() -> int:
+    """What a rank of a probe gang does: look around, all-reduce, write down what it saw."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    from ablate.training.distributed import join, leave, sum_over_ranks
+
+    folder = Path(os.environ["ABLATE_TRIAL"])
+    gpus = torch.cuda.device_count()
+    gang = join(gpus_per_worker=gpus, timeout=timedelta(seconds=60))
+    took: float | None = None
+    if gang.world_size > 1:
+        value = torch.ones(_MEBIBYTE // 4, device=gang.device)
+        sum_over_ranks(value, gang)  # connects
+        dist.barrier()
+        value.fill_(1.0)
+        began = time.perf_counter()
+        sum_over_ranks(value, gang)
+        if float(value[-1]) != gang.world_size:
+            print(f"the all-reduce gave {float(value[-1])}, not {gang.world_size}", file=sys.stderr)
+            return 1
+        took = time.perf_counter() - began
+    paths = [Path(path) for path in json.loads(os.environ[_DATA])]
+    sight = {
+        "node": socket.gethostname(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: installed(package) for package in _PACKAGES},
+        },
+        "missing": [str(path) for path in paths if not path.exists()],
+        "free_gib": shutil.disk_usage(folder).free / 2**30,
+        "gpus": gpus // gang.local_world_size,
+        "all_reduce_s": took,
+    }
+    part = folder / "attempts" / "1" / f"sight-{gang.rank}.json"
+    part.with_suffix(".part").write_text(json.dumps(sight))
+    part.with_suffix(".part").rename(part)
+    leave()
+    return 0
