@@ -65,7 +65,7 @@ _MOST_ASKS = 2
 _SIGNIFICANT_DIGITS = 4
 """Of values drawn from a range: enough for any setting, and short enough to read."""
 
-_BUSY_S = 2.0
+_BUSY_S = 1.0
 """How long one write waits for a locked database, and so holds up the study, at most."""
 
 _LONGEST_PAUSE_S = 60.0
@@ -665,7 +665,7 @@ class _Mirror:
     def _report(self, error: Exception) -> None:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         self.trouble = f"the Optuna storage {_without_password(self._url)} is behind: {reason}"
-        self._pause_s = min(max(2 * self._pause_s, 1.0), _LONGEST_PAUSE_S)
+        self._pause_s = min(max(2 * self._pause_s, 2.0), _LONGEST_PAUSE_S)
         self._not_before = time.monotonic() + self._pause_s
         self._forget()
 
