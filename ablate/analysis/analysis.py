@@ -502,6 +502,9 @@ def _with_interval(
                 f"differences are skewed ({skew:+.1f}): the interval may be too narrow; "
                 "see the sign-flip p"
             )
+    noisier = _own_noise(found)
+    if noisier is not None:
+        warnings.append(noisier)
     if se == 0:
         warnings.append("the difference is the same in every seed: the interval has no width")
     direction = None
@@ -523,6 +526,22 @@ def _with_interval(
         basis="none" if word == verdict.INCONCLUSIVE else "difference",
         needs_seeds=None if word == verdict.INCONCLUSIVE else 0,
         warnings=tuple(warnings),
+    )
+
+
+def _own_noise(found: Estimate) -> str | None:
+    """A warning when a contrast's differences vary more than the shared variance says."""
+    n = len(found.differences)
+    if found.why_not_pooled or n < 3 or found.df <= n - 1 or found.standard_error == 0:
+        return None
+    own = float(found.differences.std(ddof=1)) / math.sqrt(n)
+    ratio = (own / found.standard_error) ** 2
+    if stats.f.sf(ratio, n - 1, found.df) >= 0.05:
+        return None
+    p = effects.two_sided_p(found.delta / own, n - 1)
+    return (
+        f"its differences vary {math.sqrt(ratio):.1f} times as much as the shared noise says; "
+        f"by themselves they give p = {p:.2g}"
     )
 
 

@@ -9,10 +9,12 @@ survivors' difference, labelled as such.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import comb
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from ablate.analysis.results import FloatArray
@@ -37,7 +39,8 @@ class Divergence:
     """The arm that diverged against the other arm and every cell without a diverged run; None
     unless exactly one of the two arms diverged."""
     composite_delta: float | None
-    """Mean difference with diverged runs scored at chance; None when chance is not known."""
+    """Mean difference with diverged runs scored at chance; None when chance is not known, and
+    when no run diverged."""
     composite_p: float | None
     """Permutation test of the composite score, level against reference."""
 
@@ -86,7 +89,7 @@ def compare_divergence(
     elif k0 and not k1 and n1:
         pooled = fisher((0, n1 + stable_runs), (k0, n0))
     delta, p = None, None
-    if n1 and n0:
+    if n1 and n0 and k1 + k0:
         one, zero = _score(level, reference, chance, maximize)
         p = permutation_p(one, zero)
         if chance is not None:
@@ -135,11 +138,16 @@ def permutation_p(one: FloatArray, zero: FloatArray, *, draws: int = 20_000) -> 
     total = values.sum()
     slack = 1e-12 * (1 + float(np.abs(values).max()))
     if comb(n, n1) <= EXACT_LIMIT:
-        chosen = np.array(list(combinations(range(n), n1)))
-        sums = values[chosen].sum(axis=1)
+        sums = values[_assignments(n, n1)].sum(axis=1)
         extreme = np.abs(sums / n1 - (total - sums) / (n - n1)) >= observed - slack
         return float(extreme.mean())
     generator = np.random.default_rng(20)
     sums = np.array([generator.permutation(values)[:n1].sum() for _ in range(draws)])
     extreme = np.abs(sums / n1 - (total - sums) / (n - n1)) >= observed - slack
     return float((extreme.sum() + 1) / (draws + 1))
+
+
+@lru_cache(maxsize=32)
+def _assignments(n: int, n1: int) -> npt.NDArray[np.intp]:
+    """All choices of n1 out of n: [choice, place]."""
+    return np.array(list(combinations(range(n), n1)), dtype=np.intp)

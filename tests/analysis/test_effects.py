@@ -143,21 +143,21 @@ def test_a_noisy_cell_leaves_the_pool() -> None:
     base = dict.fromkeys("abcd", "0")
     analysis = analyze_results(results, baseline=base, objective=OBJECTIVE)
     noisy, calm = analysis.contrast("c", "2"), analysis.contrast("a", "1")
-    assert "c=2" in analysis.guards[0] and len(analysis.guards) == 1
+    assert "c=2" in analysis.guards[0]
     assert noisy.method == "paired t" and "noise" in noisy.why_not_pooled
     assert calm.method == "pooled two-way ANOVA"
     assert analysis.noise.sigma_residual == pytest.approx(0.002, rel=0.35)
 
 
 def test_equal_noise_is_rarely_called_unequal() -> None:
-    """The guard fires in at most 3 % of studies of equal noise (its level is 1 %)."""
+    """The guard fires in about 5 % of studies of equal noise, which is its level."""
     table = tabulate(run(one_at_a_time(FACTORS), seeds=3, sigma=1))
     generator = np.random.default_rng(0)
     fired = 0
     for _ in range(400):
         values = generator.standard_normal(table.values.shape)
         fired += effects.unequal_variance(values, effects.fit(values, tuple(range(5)))) is not None
-    assert fired <= 12
+    assert 5 <= fired <= 34
 
 
 def test_cells_that_share_their_runs_are_one_cell() -> None:
@@ -199,3 +199,14 @@ def test_results_that_do_not_fit_are_refused(change: dict[str, object], words: s
     } | change  # fmt: skip
     with pytest.raises(AnalysisError, match=words):
         judged([Result(**bad), *results[1:]])  # type: ignore[arg-type]
+
+
+def test_a_contrast_noisier_than_the_pool_says_so() -> None:
+    """Three differences that scatter far beyond the shared noise carry a warning."""
+    factors: Factors = {f: ["0", "1", "2"] for f in "abcdef"}
+    results = run(one_at_a_time(factors), seeds=3, sigma=0.002, noise_of={"c=2": 0.007}, seed=11)
+    analysis = analyze_results(results, baseline=dict.fromkeys("abcdef", "0"), objective=OBJECTIVE)
+    contrast = analysis.contrast("c", "2")
+    warned = any("shared noise" in warning for warning in contrast.warnings)
+    assert warned or contrast.why_not_pooled
+    assert not any(analysis.contrast("a", "1").warnings)
