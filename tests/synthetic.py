@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ablate import design
+from ablate.analysis.results import Result
 from ablate.records import AttemptWriter, StudyRecord
 from ablate.study import Study, parse_study
 from ablate.trial import Trial
@@ -91,12 +92,14 @@ def write_study(
     failed: Collection[tuple[str, str, int]] = (),
     missing: Collection[tuple[str, str, int]] = (),
     crash_at: int | None = None,
+    results: Sequence[Result] = (),
     noise: float = 0.006,
     speed: float = 900.0,
 ) -> StudyRecord:
     """Run the study on paper; levels are named (factor, level), the baseline ("baseline", "").
 
     `crash_at`: every trial's first attempt dies at that step and is resumed half-way to it.
+    `results`: what is known so far, for designs that ask for more as results come in.
     """
     record = StudyRecord(folder / "runs" / study.name)
     record.write_study(
@@ -110,11 +113,13 @@ def write_study(
         }
     )
     usual = study.baseline_levels()
-    for trial in design.propose(study):
+    for trial in design.propose(study, results):
         changed = [pair for pair in trial.cell.levels if pair[1] != usual[pair[0]]]
         changed = changed or [("baseline", "")]
         tags = {(*pair, trial.seed) for pair in changed}
         home = record.write_trial({**trial.to_json(), "fingerprint": FINGERPRINT})
+        if home.outcome() is not None:
+            continue
         if tags & set(missing):
             continue
         run = _Run(

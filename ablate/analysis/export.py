@@ -24,23 +24,18 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
 
 from ablate import __version__, recipes, records
-from ablate.analysis import page as pages
-from ablate.analysis import verdict
-from ablate.analysis.analysis import Contrast, analyze_results
-from ablate.analysis.results import Result
-from ablate.analysis.table import CellRow, StudyTable, TrialRow, read_table
-from ablate.errors import AnalysisError, CheckpointError
+from ablate.analysis.best import Choice, choose, choose_cell, with_seed
+from ablate.analysis.table import TrialRow, read_table
+from ablate.errors import CheckpointError
 from ablate.records import StudyRecord
 from ablate.study import Study
-from ablate.trial import Outcome
 from ablate.versions import fingerprint
 
 
@@ -60,27 +55,6 @@ class ExportPaths:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The best cell and how it was found."""
-
-    cell: CellRow
-    trial: TrialRow
-    """The run of the median seed."""
-    score: float
-    """Mean over `seeds`, diverged runs at chance."""
-    seeds: tuple[int, ...]
-    """Blocks that all compared cells have completed."""
-    compared: int
-    """Cells that were compared."""
-    rivals: tuple[str, ...]
-    """Cells that are not shown to be worse."""
-    over_baseline: Contrast | None
-    """None when the baseline itself is chosen, or there is nothing to compare."""
-    sentence: str
-    warnings: tuple[str, ...]
-
-
 def export_best(
     study: Study,
     record: StudyRecord,
@@ -97,9 +71,9 @@ def export_best(
         AnalysisError: no cell has a completed run, or there is no such cell.
     """
     table = read_table(study, record, curves=False)
-    choice = choose(table) if cell is None else _asked(table, cell)
+    choice = choose(table) if cell is None else choose_cell(table, cell)
     if seed is not None:
-        choice = _with_seed(choice, seed)
+        choice = with_seed(choice, seed)
     folder = folder or record.folder / "best"
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
@@ -121,165 +95,6 @@ def export_best(
         sentence=choice.sentence,
         warnings=(*choice.warnings, *warnings),
     )
-
-
-# --------------------------------------------------------------------------- which cell
-
-
-def choose(table: StudyTable) -> Choice:
-    """The cell with the best mean over the seed blocks that all complete cells share.
-
-    Raises:
-        AnalysisError: no cell has all its trials scored and one of them completed.
-    """
-    sign = 1.0 if table.study.objective.direction == "maximize" else -1.0
-    complete = [
-        cell
-        for cell in table.cells
-        if cell.values() and all(row.scored for row in cell.trials) and _scores(cell, table.chance)
-    ]
-    if not complete:
-        raise AnalysisError(
-            f"study {table.study.name!r} has no cell whose trials have all ended with a score, so "
-            "there is no best one yet. Launch it again to run what is missing."
-        )
-    shared = set.intersection(*({row.seed for row in cell.trials} for cell in complete))
-    if not shared:  # only hand-picked seeds can lead here
-        raise AnalysisError("no two cells share a seed, so they cannot be compared; add seeds")
-    means = {
-        cell.levels: fmean(s for seed, s in _scores(cell, table.chance).items() if seed in shared)
-        for cell in complete
-    }
-    # Of equal means the one with fewer changes is listed first, and max keeps the first.
-    best = max(complete, key=lambda cell: sign * means[cell.levels])
-    against = _against(table, best, complete, sorted(shared))
-    rivals = tuple(name for name, c in against.items() if c.verdict != verdict.MATTERS)
-    base = table.baseline
-    over = against.get(base.name)
-    warnings = []
-    left = len(table.cells) - len(complete)
-    if left:
-        warnings.append(
-            f"{left} of {len(table.cells)} cells have no score for all their seeds and were not "
-            "compared"
-        )
-    if any(row.state == Outcome.DIVERGED for row in best.trials):
-        gone = best.count(Outcome.DIVERGED)
-        warnings.append(f"{gone} of {len(best.trials)} runs of this setting diverged")
-    return Choice(
-        cell=best,
-        trial=_median(best, sign),
-        score=means[best.levels],
-        seeds=tuple(sorted(shared)),
-        compared=len(complete),
-        rivals=rivals,
-        over_baseline=over,
-        sentence=_sentence(table, best, means[best.levels], sorted(shared), rivals, over),
-        warnings=tuple(warnings),
-    )
-
-
-def _scores(cell: CellRow, chance: float | None) -> dict[int, float]:
-    """Seed -> score; empty when a run diverged and chance is not known."""
-    scores = {}
-    for row in cell.trials:
-        score = chance if row.state == Outcome.DIVERGED else row.value
-        if score is None:
-            return {}
-        scores[row.seed] = score
-    return scores
-
-
-def _against(
-    table: StudyTable, best: CellRow, cells: Sequence[CellRow], seeds: Sequence[int]
-) -> dict[str, Contrast]:
-    """Every other cell compared with the best one, all at once: name -> contrast."""
-    if len(cells) < 2:
-        return {}
-    results = [
-        Result(
-            levels=(("cell", cell.name),),
-            seed=row.seed,
-            outcome=row.state,
-            value=row.value,
-            trial_id=row.id,
-        )
-        for cell in cells
-        for row in cell.trials
-        if row.seed in seeds
-    ]
-    analysis = analyze_results(
-        results, baseline={"cell": best.name}, objective=pages.objective_of(table)
-    )
-    return {contrast.level: contrast for contrast in analysis.contrasts}
-
-
-def _median(cell: CellRow, sign: float) -> TrialRow:
-    """The completed run in the middle; of two middle ones the worse."""
-    ran = [row for row in cell.trials if row.value is not None]
-    ran.sort(key=lambda row: (sign * (row.value or 0.0), row.seed))
-    return ran[(len(ran) - 1) // 2]
-
-
-def _sentence(
-    table: StudyTable,
-    best: CellRow,
-    score: float,
-    seeds: Sequence[int],
-    rivals: Sequence[str],
-    over: Contrast | None,
-) -> str:
-    scale = pages.scale_of(table.study, ())
-    count = f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
-    text = f"Best: {best.name}, {table.study.objective.metric} {scale.value(score)} over {count}."
-    if best is table.baseline:
-        text += " No other setting has a better mean."
-    elif over is not None and over.verdict == verdict.MATTERS:
-        text += " It is shown to be better than the baseline"
-        if over.ci is not None:
-            low, high = sorted((-over.ci[0], -over.ci[1]))
-            text += f" (difference {scale.interval((low, high))} {scale.unit}".rstrip() + ")"
-        text += "."
-    elif over is not None:
-        text += " That it is better than the baseline is not shown: there is no clear winner."
-    others = [name for name in rivals if name != "baseline"]
-    if others:
-        listed = ", ".join(others[:4]) + (" and others" if len(others) > 4 else "")
-        text += f" Not told apart from it: {listed}."
-    return text
-
-
-def _asked(table: StudyTable, levels: Mapping[str, str]) -> Choice:
-    sign = 1.0 if table.study.objective.direction == "maximize" else -1.0
-    cell = table.cell(levels)
-    if cell is None or not cell.values():
-        ran = "; ".join(other.name for other in table.cells if other.values())
-        raise AnalysisError(
-            f"no completed run of the cell {dict(levels)}. Cells with one: {ran or 'none'}"
-        )
-    scale = pages.scale_of(table.study, ())
-    return Choice(
-        cell=cell,
-        trial=_median(cell, sign),
-        score=fmean(cell.values()),
-        seeds=tuple(row.seed for row in cell.trials if row.value is not None),
-        compared=1,
-        rivals=(),
-        over_baseline=None,
-        sentence=f"As asked: {cell.name}, {table.study.objective.metric} {scale.value(cell.mean)} "
-        "over its completed runs.",
-        warnings=(),
-    )
-
-
-def _with_seed(choice: Choice, seed: int) -> Choice:
-    found = [row for row in choice.cell.trials if row.seed == seed and row.value is not None]
-    if not found:
-        ran = ", ".join(str(row.seed) for row in choice.cell.trials if row.value is not None)
-        raise AnalysisError(
-            f"{choice.cell.name} has no completed run with seed {seed}; it has {ran}"
-        )
-    return replace(choice, trial=found[0])
 
 
 # --------------------------------------------------------------------------- files

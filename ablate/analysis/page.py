@@ -6,22 +6,24 @@ The templates only lay these values out, so each format says the same.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ablate import metrics
-from ablate.analysis import plots, verdict
+from ablate import recipes
+from ablate.analysis import verdict
 from ablate.analysis.analysis import Analysis, Contrast, analyze_results
-from ablate.analysis.results import Objective, Result
-from ablate.analysis.table import CellRow, Levels, StudyTable, TrialRow
+from ablate.analysis.best import choose
+from ablate.analysis.results import Result
+from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
+from ablate.analysis.table import Levels, StudyTable, TrialRow
 from ablate.errors import AnalysisError
+from ablate.factorial import fractional, plackett_burman
+from ablate.factors import same_experiment
 from ablate.study import (
     FractionalFactorial,
-    FullFactorial,
     LeaveOneOut,
     OneAtATime,
     PlackettBurman,
@@ -31,12 +33,8 @@ from ablate.study import (
 )
 from ablate.trial import Outcome
 
-NONE = "\N{EN DASH}"
-"""Stands where there is no number."""
-
-_LABEL_WIDTH = 27
-_WORDS_WIDTH = 30
-_LINES = plots.NUM_LEVEL_COLOURS
+_MOST_SEEDS = 50
+"""More seeds than this are not proposed."""
 _DESIGN_WORDS = {
     "one_at_a_time": "one at a time: the baseline, and every other level alone",
     "full_factorial": "full factorial: every combination of levels",
@@ -47,63 +45,6 @@ _DESIGN_WORDS = {
     "search": "search: a sampler chose the cells",
 }
 _STATES = (*(str(outcome) for outcome in Outcome), "running", "waiting")
-
-
-# --------------------------------------------------------------------------- numbers as text
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How values of the objective are written."""
-
-    percent: bool
-    decimals: int
-
-    @property
-    def factor(self) -> float:
-        return 100.0 if self.percent else 1.0
-
-    @property
-    def unit(self) -> str:
-        """Of differences."""
-        return "points" if self.percent else ""
-
-    def value(self, number: float | None) -> str:
-        if number is None:
-            return NONE
-        text = f"{number * self.factor:.{self.decimals}f}"
-        return f"{text} %" if self.percent else text
-
-    def delta(self, number: float | None) -> str:
-        if number is None:
-            return NONE
-        text = f"{abs(number) * self.factor:.{self.decimals}f}"
-        if float(text) == 0:
-            return text
-        return ("+" if number > 0 else "\N{MINUS SIGN}") + text
-
-    def interval(self, interval: tuple[float, float] | None) -> str:
-        if interval is None or not all(map(math.isfinite, interval)):
-            return NONE
-        return f"{self.delta(interval[0])} to {self.delta(interval[1])}"
-
-
-def scale_of(study: Study, analyses: Iterable[Analysis]) -> Scale:
-    """Two digits of the noise, or else of the margin."""
-    percent = _is_fraction(study)
-    sizes = [a.noise.sigma_residual for a in analyses if a.noise.sigma_residual]
-    size = min([*sizes, study.objective.margin]) * (100 if percent else 1)
-    return Scale(percent, min(6, max(1, 1 - math.floor(math.log10(size)))))
-
-
-def probability(p: float | None) -> str:
-    if p is None:
-        return NONE
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def plain_number(number: float | None, digits: int = 3) -> str:
-    return NONE if number is None else f"{number:.{digits}g}"
 
 
 # --------------------------------------------------------------------------- questions
@@ -176,28 +117,12 @@ def _judge(
             is_sequential=study.sequential is not None,
             is_exploratory=isinstance(study.design, Search),
             estimand=estimand,
+            aliases=_main_aliases(study),
         )
     except AnalysisError:
         if results:
             raise
         return None
-
-
-def objective_of(table: StudyTable) -> Objective:
-    """The study's objective as the statistics read it."""
-    goal = table.study.objective
-    return Objective(
-        metric=goal.metric,
-        direction=goal.direction,
-        margin=goal.margin,
-        chance=table.chance,
-        percent=_is_fraction(table.study),
-    )
-
-
-def _is_fraction(study: Study) -> bool:
-    declared = metrics.describe(study.objective.metric)
-    return declared is not None and declared.unit == "fraction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,188 +185,6 @@ def _needs(contrast: Contrast) -> str:
     if contrast.verdict != verdict.INCONCLUSIVE:
         return ""
     return "?" if contrast.needs_seeds is None else f"+{contrast.needs_seeds}"
-
-
-def effect_picture(question: Question, study: Study, scale: Scale) -> plots.Picture:
-    """The forest plot of a question."""
-    rows = []
-    for contrast in question.analysis.contrasts:
-        diverged, runs = contrast.diverged
-        words = verdict_words(contrast)
-        if diverged:
-            words += f", {diverged}/{runs} diverged"
-        elif contrast.verdict == verdict.INCONCLUSIVE and contrast.needs_seeds:
-            words += f", +{contrast.needs_seeds} seeds"
-        rows.append(
-            plots.Effect(
-                group=_cut(contrast.factor, _LABEL_WIDTH),
-                label=_cut(contrast.level, _LABEL_WIDTH - 2),
-                delta=None if contrast.delta is None else contrast.delta * scale.factor,
-                interval=_times(contrast.ci, scale.factor),
-                outer=_times(contrast.ci_adjusted, scale.factor),
-                role=verdict_role(contrast),
-                words=_cut(words, _WORDS_WIDTH),
-                note="no seed with both runs complete",
-                hollow=bool(contrast.divergence and contrast.divergence.any),
-            )
-        )
-    unit = "percentage points of " if scale.percent else ""
-    return plots.effect_plot(
-        rows,
-        unit=f"{unit}{study.objective.metric}",
-        margin=study.objective.margin * scale.factor,
-        better_up=study.objective.direction == "maximize",
-        name=f"effects-{question.key}",
-    )
-
-
-def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
-    if interval is None or not all(map(math.isfinite, interval)):
-        return None
-    return interval[0] * factor, interval[1] * factor
-
-
-def _cut(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-# --------------------------------------------------------------------------- learning curves
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One entry of a panel's legend."""
-
-    role: str
-    label: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class CurveGroup:
-    """Two panels that share a legend."""
-
-    title: str
-    keys: tuple[Key, ...]
-    score: plots.Picture
-    loss: plots.Picture
-
-
-def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
-    """Panels by factor where a level has runs of its own, else by cells."""
-    study = table.study
-    groups: list[tuple[str, list[tuple[str, list[CellRow]]]]] = []
-    if isinstance(study.design, (FullFactorial, FractionalFactorial, PlackettBurman)):
-        for factor in study.factors:
-            names = [factor.baseline, *(x.name for x in factor.levels if x.name != factor.baseline)]
-            groups.append(
-                (factor.name, [(name, _cells_at(table, factor.name, name)) for name in names])
-            )
-    elif isinstance(study.design, OneAtATime):
-        for factor in study.factors:
-            names = [factor.baseline, *(x.name for x in factor.levels if x.name != factor.baseline)]
-            found = [(name, table.cell({factor.name: name})) for name in names]
-            groups.append((factor.name, [(name, [cell]) for name, cell in found if cell]))
-    else:
-        groups = _grouped_cells(table)
-    made = []
-    for number, (title, members) in enumerate(groups):
-        shown = [(label, [cell for cell in cells if cell.trials]) for label, cells in members]
-        for part in range(0, max(len(shown) - 1, 1), _LINES):
-            # The first member, the reference, stands in every part.
-            lines = [shown[0], *shown[1 + part : 1 + part + _LINES]]
-            if (
-                not any(
-                    row.score.x or row.loss.x
-                    for _, cells in lines[1:]
-                    for cell in cells
-                    for row in cell.trials
-                )
-                and len(shown) > 1
-            ):
-                continue
-            made.append(_curve_group(table, scale, title, lines, f"{number}-{part // _LINES}"))
-    return tuple(made)
-
-
-def _cells_at(table: StudyTable, factor: str, level: str) -> list[CellRow]:
-    return [cell for cell in table.cells if dict(cell.levels)[factor] == level]
-
-
-def _grouped_cells(table: StudyTable) -> list[tuple[str, list[tuple[str, list[CellRow]]]]]:
-    study = table.study
-    base = table.baseline
-    others = [cell for cell in table.cells if cell is not base]
-    if isinstance(study.design, Search):
-        sign = 1 if study.objective.direction == "maximize" else -1
-        ranked = [cell for cell in others if cell.score(table.chance) is not None]
-        ranked.sort(key=lambda cell: -sign * (cell.score(table.chance) or 0.0))
-        title, others = f"The best {min(len(ranked), _LINES)} cells found", ranked[:_LINES]
-    else:
-        title = "Cells"
-    return [(title, [(cell.name, [cell]) for cell in [base, *others]])]
-
-
-def _curve_group(
-    table: StudyTable,
-    scale: Scale,
-    title: str,
-    members: Sequence[tuple[str, Sequence[CellRow]]],
-    tag: str,
-) -> CurveGroup:
-    keys, scores, losses = [], [], []
-    for index, (label, cells) in enumerate(members):
-        role = plots.level_role(index)
-        rows = [row for cell in cells for row in cell.trials if row.score.x or row.loss.x]
-        values = [value for cell in cells for value in cell.values()]
-        diverged = sum(cell.count(Outcome.DIVERGED) for cell in cells)
-        note = scale.value(sum(values) / len(values)) if values else "no completed run"
-        if diverged:
-            note += f", {diverged} diverged"
-        keys.append(
-            Key(role, label + (" (baseline)" if _is_usual(table, index, label) else ""), note)
-        )
-        alone = len(cells) == 1
-        if alone:
-            complete = tuple(row.state != Outcome.DIVERGED for row in rows)
-            scores.append(plots.Line(role, tuple(row.score for row in rows), complete))
-            losses.append(plots.Line(role, tuple(row.loss for row in rows), complete, _marks(rows)))
-        else:
-            means = [
-                [row for row in cell.trials if row.state == Outcome.COMPLETED] for cell in cells
-            ]
-            means = [mine for mine in means if mine]
-            whole = (True,) * len(means)
-            scores.append(
-                plots.Line(
-                    role, tuple(plots.mean_curve([r.score for r in m]) for m in means), whole
-                )
-            )
-            losses.append(
-                plots.Line(role, tuple(plots.mean_curve([r.loss for r in m]) for m in means), whole)
-            )
-    metric = table.study.objective.metric
-    unit = ", %" if scale.percent else ""
-    return CurveGroup(
-        title,
-        tuple(keys),
-        plots.score_panel(scores, label=f"{metric}{unit}", name=f"score-{tag}", scale=scale.factor),
-        plots.loss_panel(losses, name=f"loss-{tag}"),
-    )
-
-
-def _is_usual(table: StudyTable, index: int, label: str) -> bool:
-    return index == 0 and label != "baseline"
-
-
-def _marks(rows: Sequence[TrialRow]) -> tuple[tuple[float, float, str], ...]:
-    return tuple(
-        (float(event["first_step"]), peak, str(event.get("severity", "warning")))
-        for row in rows
-        for event, peak in zip(row.events, row.peaks, strict=True)
-        if peak is not None and event.get("severity") != "info"
-    )
 
 
 # --------------------------------------------------------------------------- instability
@@ -553,27 +296,27 @@ def next_steps(table: StudyTable, asked: Sequence[Question], scale: Scale) -> tu
                 + ". They say nothing about their setting; the reasons are under Cost."
             )
         )
-    steps += _more_seeds(study, asked, launch)
+    steps += _more_seeds(study, asked)
     steps += _combine(study, asked)
     return tuple(steps)
 
 
-def _more_seeds(study: Study, asked: Sequence[Question], launch: str) -> list[Step]:
+def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
     open_ = [c for q in asked for c in q.analysis.contrasts if c.verdict == verdict.INCONCLUSIVE]
-    reachable = sorted({c.needs_seeds for c in open_ if c.needs_seeds})
+    wanted = sorted(number for c in open_ if 0 < (number := c.needs_seeds or 0) <= _MOST_SEEDS)
     steps = []
-    if reachable and study.sequential is None:
-        few = reachable[0]
-        decided = sum(c.needs_seeds is not None and c.needs_seeds <= few for c in open_)
-        most = reachable[-1]
-        text = f"About {_count(few, 'more seed')} would decide {decided} of {len(open_)} open " + (
-            "comparisons" if len(open_) > 1 else "comparison"
-        )
-        text += f", {most} would decide all of them." if most > few else "."
+    if wanted and study.sequential is None:
+        few, most = wanted[0], wanted[-1]
+        kind = "comparison" if len(open_) == 1 else "comparisons"
+        text = f"About {_count(few, 'more seed')} would decide {wanted.count(few)} of {len(open_)} "
+        text += f"open {kind}"
+        text += f", {most} would decide {len(wanted)}." if most > few else "."
         last = max(study.seeds)
         seeds = [*study.seeds, *range(last + 1, last + 1 + few)]
         steps.append(Step(text + " Finished trials are kept.", f"seeds: {seeds}"))
-        if len(open_) < sum(len(q.analysis.contrasts) for q in asked):
+        # Sequential seeds count from 0, and only such seeds are already there.
+        reusable = study.seeds == tuple(range(len(study.seeds)))
+        if reusable and len(open_) < sum(len(q.analysis.contrasts) for q in asked):
             top = max(len(study.seeds) + most, 3)
             steps.append(
                 Step(
@@ -581,13 +324,15 @@ def _more_seeds(study: Study, asked: Sequence[Question], launch: str) -> list[St
                     f"seeds: {{min: {max(2, len(study.seeds))}, max: {top}, until: decided}}",
                 )
             )
-    hopeless = [c for c in open_ if c.needs_seeds is None and c.n]
+    hopeless = [c for c in open_ if c.n and (c.needs_seeds is None or c.needs_seeds > _MOST_SEEDS)]
     if hopeless:
-        names = ", ".join(f"{c.factor}={c.level}" for c in hopeless)
+        names = ", ".join(f"{c.factor}={c.level}" for c in hopeless[:6])
+        more = " and others" if len(hopeless) > 6 else ""
         steps.append(
             Step(
-                f"No sensible number of seeds would decide {names}: the estimate lies at the "
-                "margin. Train longer, or accept either setting."
+                f"More seeds are a poor way to decide {names}{more}: it would take more than "
+                f"{_MOST_SEEDS}, since the estimate lies close to the margin or to nothing. "
+                "Accept either setting, widen the margin, or ask it where the effect is larger."
             )
         )
     return steps
@@ -788,7 +533,6 @@ class Page:
     scale: Scale
     contrasts: Mapping[str, tuple[ContrastRow, ...]]
     """By the question's key."""
-    curves: tuple[CurveGroup, ...]
     instability: Instability
     open: tuple[str, ...]
     next: tuple[Step, ...]
@@ -803,6 +547,10 @@ class Page:
     """Signs of each cell of a fraction, a factor a column; empty for other designs."""
     aliases: tuple[tuple[str, tuple[str, ...]], ...]
     """(effect, effects it cannot be told from)."""
+    same: tuple[tuple[str, str], ...]
+    """(level, why) of levels that are provably the same experiment as the baseline."""
+    best: tuple[str, tuple[str, ...]]
+    """The best cell in a sentence, and warnings about it."""
     fingerprints: tuple[tuple[str, str], ...]
     noise: str
     metric: str
@@ -833,7 +581,6 @@ def read_page(table: StudyTable) -> Page:
             question.key: tuple(contrast_row(c, scale) for c in question.analysis.contrasts)
             for question in asked
         },
-        curves=curve_groups(table, scale),
         instability=instability(table),
         open=open_questions(asked),
         next=next_steps(table, asked, scale),
@@ -851,7 +598,9 @@ def read_page(table: StudyTable) -> Page:
             for factor in study.factors
         ),
         design_rows=_design_rows(table),
-        aliases=(),
+        aliases=_alias_table(study),
+        same=_same(study),
+        best=_best(table),
         fingerprints=_fingerprints(table.rows),
         metric=study.objective.metric,
         noise=_noise(asked, scale),
@@ -928,6 +677,73 @@ def _config(study: Study) -> tuple[tuple[str, str, bool], ...]:
         for name, value in config.items()
         if name != "seed"
     )
+
+
+def _best(table: StudyTable) -> tuple[str, tuple[str, ...]]:
+    """The best cell in a sentence, and what is to be known against it; empty without one."""
+    try:
+        choice = choose(table)
+    except AnalysisError:
+        return "", ()
+    return choice.sentence, choice.warnings
+
+
+def _confounded(study: Study) -> dict[str, dict[str, float]]:
+    """Effect -> what it cannot be told from, with weights; for fractions only."""
+    design, count = study.design, len(study.factors)
+    if isinstance(design, FractionalFactorial):
+        matrix = fractional(count, resolution=design.resolution)
+    elif isinstance(design, PlackettBurman):
+        matrix = plackett_burman(count, fold_over=design.fold_over)
+    else:
+        return {}
+    return matrix.aliases([factor.name for factor in study.factors])
+
+
+def _alias_table(study: Study) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Effects that are one effect to this design; partly confounded ones are counted."""
+    rows = []
+    seen: set[frozenset[str]] = set()
+    for effect, others in _confounded(study).items():
+        whole = sorted(name for name, weight in others.items() if abs(weight) > 1 - 1e-9)
+        part = len(others) - len(whole)
+        if whole and frozenset((effect, *whole)) not in seen:
+            seen.add(frozenset((effect, *whole)))
+            rows.append((effect, tuple(whole)))
+        if part and " x " not in effect:
+            rows.append((effect, (f"partly, {_count(part, 'pair')} of other factors",)))
+    return tuple(rows)
+
+
+def _main_aliases(study: Study) -> dict[str, list[str]]:
+    """Factor -> effects that are wholly confounded with it."""
+    confounded = _confounded(study)
+    return {
+        factor.name: sorted(n for n, w in confounded[factor.name].items() if abs(w) > 1 - 1e-9)
+        for factor in study.factors
+        if confounded.get(factor.name)
+    }
+
+
+def _same(study: Study) -> tuple[tuple[str, str], ...]:
+    """(levels, why) of levels that provably train the same model as the baseline."""
+    recipe = recipes.load(study.recipe)
+    seed, workers = study.seeds[0], study.gang.workers
+
+    def experiment(levels: Mapping[str, str]) -> dict[str, Any]:
+        config = study.config(study.cell(levels), seed=seed)
+        return {name: value for name, value in config.items() if name not in recipe.NOT_IDENTITY}
+
+    base = experiment({})
+    found = []
+    for factor in study.factors:
+        for level in factor.levels:
+            if level.name == factor.baseline:
+                continue
+            same = same_experiment(base, experiment({factor.name: level.name}), workers=workers)
+            if same is not None:
+                found.append((f"{factor.name}={level.name}", "; ".join(same.reasons)))
+    return tuple(found)
 
 
 def _design_rows(table: StudyTable) -> tuple[tuple[str, ...], ...]:

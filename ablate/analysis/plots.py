@@ -1,59 +1,20 @@
-"""Pictures of a study as SVG for a page that is light or dark, and as PDF for a paper.
-
-Matplotlib draws; colours are placeholders that :func:`svg` turns into CSS variables, so that one
-picture follows the page's theme. Text stays text (selectable, set in the page's font). The same
-input gives the same bytes: no dates, ids hashed with a fixed salt, coordinates rounded.
-"""
+"""What a report shows: effects with intervals, curves, events, cells, interactions, a path."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ablate.analysis.picture import Picture
 from ablate.analysis.table import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# role -> (colour on paper, which is also the light theme's; colour on a dark page)
-PALETTE: dict[str, tuple[str, str]] = {
-    "ink": ("#1d2329", "#e6e9ed"),
-    "muted": ("#5f6a76", "#9aa5b1"),
-    "line": ("#d9dee4", "#343c45"),
-    "band": ("#eef1f5", "#262d35"),
-    "paper": ("#ffffff", "#14181d"),
-    "better": ("#0b7a5c", "#41c79c"),
-    "worse": ("#c03221", "#ff7d6b"),
-    "open": ("#9a6400", "#e0a93c"),
-    "same": ("#4a6aa5", "#8fb0ec"),
-    "level0": ("#6b7682", "#a4afbb"),
-    "level1": ("#2563c9", "#6ea8ff"),
-    "level2": ("#c2560c", "#f59a4d"),
-    "level3": ("#7b3fb5", "#c094f0"),
-    "level4": ("#0d8578", "#3fc9b9"),
-    "level5": ("#b0286f", "#f07fb8"),
-    "level6": ("#7a6a00", "#d3c04a"),
-}
-"""The baseline of a panel is level0; the text of a colour is legible on its page (4.5 to 1)."""
-
-NUM_LEVEL_COLOURS = 6
-
-_PLACEHOLDER = {role: f"#0102{index:02x}" for index, role in enumerate(PALETTE, start=16)}
-_POINT = 1 / 72
-
-
-def level_role(index: int) -> str:
-    """Colour role of the index-th level of a panel; 0 is the baseline."""
-    return "level0" if index == 0 else f"level{(index - 1) % NUM_LEVEL_COLOURS + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +233,7 @@ def _draw_line(
         if not run.x:
             continue
         y = np.asarray(run.y) * scale
-        alone = sum(map(bool, line.runs)) == 1
+        alone = sum(bool(other.x) for other in line.runs) == 1
         axes.plot(
             run.x,
             y,
@@ -322,104 +283,234 @@ def _frame(axes: Axes, paint: Mapping[str, str]) -> None:
     axes.locator_params(axis="x", nbins=7, integer=True)
 
 
-# ----------------------------------------------------------------------------- output
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A row of the plot of cells: one dot per seed; numbers in the axis's unit."""
+
+    label: str
+    values: tuple[float, ...]
+    """Of completed runs."""
+    mean: float | None
+    diverged: int
+    role: str
+    """level0 for the baseline, ink for the others."""
+
+
+def strip_plot(strips: Sequence[Strip], *, label: str, name: str) -> Picture:
+    """Every run of every cell, and each cell's mean."""
+    height = 0.62 + 0.235 * (len(strips) + 0.4)
+
+    def draw(figure: Figure, paint: Mapping[str, str]) -> None:
+        left = _label_share([strip.label for strip in strips])
+        axes = figure.add_axes((left, 0.46 / height, 0.89 - left, 1 - 0.54 / height))
+        for side in ("top", "left", "right"):
+            axes.spines[side].set_visible(False)
+        axes.set_ylim(len(strips) - 0.3, -0.7)
+        axes.set_yticks([])
+        axes.grid(axis="x", color=paint["line"], linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="x", length=3)
+        axes.set_xlabel(label)
+        beside = axes.get_yaxis_transform()
+        for at, strip in enumerate(strips):
+            colour = paint[strip.role]
+            axes.axhline(at, color=paint["line"], linewidth=0.5, zorder=0)
+            axes.text(
+                -0.015,
+                at,
+                strip.label,
+                transform=beside,
+                va="center",
+                ha="right",
+                color=paint["ink"],
+            )
+            axes.plot(
+                strip.values,
+                [at] * len(strip.values),
+                marker="o",
+                markersize=4,
+                linestyle="none",
+                color=colour,
+                alpha=0.55,
+                markeredgewidth=0,
+            )
+            if strip.mean is not None:
+                axes.plot(
+                    [strip.mean] * 2, [at - 0.3, at + 0.3], color=colour, linewidth=2, zorder=5
+                )
+            if strip.diverged:
+                words = f"{strip.diverged} diverged"
+                axes.text(1.01, at, words, transform=beside, va="center", color=paint["worse"])
+        means = [strip.mean for strip in strips if strip.role == "level0"]
+        if means and means[0] is not None:
+            axes.axvline(means[0], color=paint["level0"], linewidth=0.8, linestyle=(0, (3, 2)))
+
+    return Picture(name, f"{label} of every run, by cell", 8.6, height, draw)
+
+
+def _label_share(labels: Sequence[str]) -> float:
+    """Part of a full-width picture that row labels of this length need."""
+    return 0.03 + 0.0092 * max(map(len, labels))
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawing that is made when it is written."""
+class Track:
+    """A row of the timeline: one run."""
 
-    name: str
-    """Letters, digits and dashes; unique on a page (prefix of the ids inside)."""
-    title: str
-    """What it shows, for those who cannot see it."""
-    width: float
-    """Inches."""
-    height: float
-    draw: Callable[[Figure, Mapping[str, str]], None]
-    """Draws on a figure, with a colour for every role of PALETTE."""
-
-    def svg(self) -> str:
-        """An ``<svg>`` element for a page that defines PALETTE's roles as CSS variables."""
-        buffer = io.StringIO()
-        with _canvas(self, _PLACEHOLDER) as figure:
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        return _for_page(buffer.getvalue(), self)
-
-    def pdf(self) -> bytes:
-        """The same on paper, with its fonts."""
-        buffer = io.BytesIO()
-        with _canvas(self, {role: light for role, (light, _) in PALETTE.items()}) as figure:
-            figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
-        return buffer.getvalue()
+    label: str
+    end: float
+    """Last step."""
+    diverged: bool
+    events: tuple[tuple[float, float, str], ...]
+    """(first step, last step, severity)."""
 
 
-@contextmanager
-def _canvas(picture: Picture, colours: dict[str, str]) -> Iterator[Figure]:
-    import matplotlib
-    from matplotlib.figure import Figure
+def timeline(tracks: Sequence[Track], *, name: str) -> Picture:
+    """When the markers saw something, run by run."""
+    height = 0.62 + 0.215 * (len(tracks) + 0.4)
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "ablate",
-        "pdf.fonttype": 42,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so sizes are the same anywhere
-        "font.size": 8.5,
-        "axes.edgecolor": colours["line"],
-        "axes.labelcolor": colours["muted"],
-        "axes.linewidth": 0.8,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "text.color": colours["ink"],
-        "text.parse_math": False,  # a level named "$x$" is a name
-        "xtick.color": colours["line"],
-        "ytick.color": colours["line"],
-        "xtick.labelcolor": colours["muted"],
-        "ytick.labelcolor": colours["muted"],
-        "path.simplify": True,
-        "axes.unicode_minus": True,
-    }
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the machine's own matplotlibrc says
-        matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(picture.width, picture.height))
-        picture.draw(figure, colours)
-        yield figure
+    def draw(figure: Figure, paint: Mapping[str, str]) -> None:
+        left = _label_share([track.label for track in tracks])
+        axes = figure.add_axes((left, 0.46 / height, 0.97 - left, 1 - 0.54 / height))
+        for side in ("top", "left", "right"):
+            axes.spines[side].set_visible(False)
+        axes.set_ylim(len(tracks) - 0.3, -0.7)
+        axes.set_xlim(0, 1.02 * max(track.end for track in tracks))
+        axes.set_yticks([])
+        axes.locator_params(axis="x", nbins=8, integer=True)
+        axes.tick_params(axis="x", length=3)
+        axes.set_xlabel("optimizer step")
+        beside = axes.get_yaxis_transform()
+        for at, track in enumerate(tracks):
+            axes.text(
+                -0.015,
+                at,
+                track.label,
+                transform=beside,
+                va="center",
+                ha="right",
+                color=paint["ink"],
+            )
+            axes.plot([0, track.end], [at, at], color=paint["line"], linewidth=2.2, zorder=1)
+            for first, last, severity in track.events:
+                colour = paint[severity_role(severity)]
+                if last > first:
+                    axes.plot(
+                        [first, last],
+                        [at, at],
+                        color=colour,
+                        linewidth=4,
+                        alpha=0.4,
+                        solid_capstyle="butt",
+                        zorder=2,
+                    )
+                axes.plot(
+                    [first],
+                    [at],
+                    marker="o",
+                    markersize=4.5,
+                    color=colour,
+                    markeredgecolor=paint["paper"],
+                    markeredgewidth=0.6,
+                    zorder=3,
+                )
+            if track.diverged:
+                axes.plot(
+                    [track.end],
+                    [at],
+                    marker="x",
+                    markersize=6,
+                    color=paint["worse"],
+                    markeredgewidth=1.6,
+                    zorder=4,
+                )
+
+    return Picture(name, "Events of the markers over steps, by run", 8.6, height, draw)
 
 
-_TAG = re.compile(r"<[^>]*>")
-_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+def severity_role(severity: str) -> str:
+    """Colour of an event."""
+    if severity in ("fatal", "severe"):
+        return "worse"
+    return "open" if severity == "warning" else "same"
 
 
-def _short(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+def step_plot(
+    lines: Sequence[tuple[str, str, Sequence[Sequence[float | None]]]],
+    *,
+    ticks: Sequence[str],
+    label: str,
+    name: str,
+    title: str,
+) -> Picture:
+    """Means over a few named positions: (role, label, values of each seed at each position).
+
+    Interactions (a line per level; parallel lines mean none) and the steps of a path.
+    """
+
+    def draw(figure: Figure, paint: Mapping[str, str]) -> None:
+        axes = figure.add_axes((0.105, 0.21, 0.74, 0.69))
+        _frame(axes, paint)
+        axes.set_title(label, loc="left", color=paint["muted"], fontsize=9)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xlim(-0.3, len(ticks) - 0.7)
+        for role, words, positions in lines:
+            at = [x for x, values in enumerate(positions) if any(v is not None for v in values)]
+            means = [float(np.mean([v for v in positions[x] if v is not None])) for x in at]
+            for x in at:
+                dots = [v for v in positions[x] if v is not None]
+                axes.plot(
+                    [x] * len(dots),
+                    dots,
+                    marker="o",
+                    markersize=3.5,
+                    linestyle="none",
+                    color=paint[role],
+                    alpha=0.45,
+                    markeredgewidth=0,
+                )
+            axes.plot(at, means, color=paint[role], linewidth=2, marker="o", markersize=5)
+            if at:
+                axes.annotate(
+                    words,
+                    (at[-1], means[-1]),
+                    xytext=(9, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=paint[role],
+                    annotation_clip=False,
+                )
+
+    return Picture(name, title, 4.6, 2.75, draw)
 
 
-def _for_page(text: str, picture: Picture) -> str:
-    """Matplotlib's document as an element that lives on a page beside others of its kind."""
-    start = text.index("<svg")
-    body = text[text.index(">", start) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style[^>]*>.*?</style>", "", body, count=1, flags=re.DOTALL)
-    # ids are only needed where they are referred to, and must not clash between pictures
-    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^")]+)', body))
-    body = re.sub(
-        r'\s?\bid="([^"]*)"',
-        lambda m: f' id="{picture.name}-{m[1]}"' if m[1] in used else "",
-        body,
-    )
-    body = re.sub(r"url\(#", f"url(#{picture.name}-", body)
-    body = re.sub(r'xlink:href="#', f'href="#{picture.name}-', body)
-    body = _TAG.sub(lambda tag: _NUMBER.sub(_short, tag[0]), body)  # never in text
-    body = body.replace("'DejaVu Sans', sans-serif", "var(--font)").replace(
-        "'DejaVu Sans'", "var(--font)"
-    )
-    for role, colour in _PLACEHOLDER.items():
-        body = body.replace(colour, f"var(--{role})")
-    width, height = picture.width / _POINT, picture.height / _POINT
-    return (
-        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{escape(picture.title)}" stroke-linejoin="round">'
-        f"{body.strip()}"
-    )
+def trade_plot(
+    points: Sequence[tuple[str, float, float, bool]], *, x_label: str, y_label: str, name: str
+) -> Picture:
+    """(label, cost, score, on the front) of each cell: what a better score costs."""
+
+    def draw(figure: Figure, paint: Mapping[str, str]) -> None:
+        axes = figure.add_axes((0.085, 0.165, 0.75, 0.735))
+        _frame(axes, paint)
+        axes.locator_params(axis="x", nbins=6, integer=False)
+        axes.set_title(y_label, loc="left", color=paint["muted"], fontsize=9)
+        axes.set_xlabel(x_label)
+        front = sorted((x, y) for _, x, y, on in points if on)
+        axes.plot(
+            [x for x, _ in front], [y for _, y in front], color=paint["level1"], linewidth=1.2
+        )
+        for text, x, y, on in points:
+            colour = paint["level1" if on else "level0"]
+            axes.plot([x], [y], marker="o", markersize=5, color=colour)
+            if on:
+                axes.annotate(
+                    text,
+                    (x, y),
+                    xytext=(7, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=paint["ink"],
+                    annotation_clip=False,
+                )
+
+    return Picture(name, f"{y_label} over {x_label}, by cell", 6.4, 3.2, draw)

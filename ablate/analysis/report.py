@@ -25,8 +25,10 @@ from markupsafe import Markup
 
 from ablate import records
 from ablate.analysis import page as pages
+from ablate.analysis.figures import Figures, figures_of
 from ablate.analysis.page import CostView, Page, Question
-from ablate.analysis.plots import PALETTE, Picture
+from ablate.analysis.picture import PALETTE
+from ablate.analysis.scale import probability
 from ablate.analysis.table import StudyTable, read_table
 from ablate.records import StudyRecord
 from ablate.study import Study
@@ -90,8 +92,10 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
     page = pages.read_page(table)
     folder = folder or record.folder
     cost = pages.cost_view(table, str(record.folder))
-    pictures = _pictures(page, study)
-    drawn = {key: Markup(picture.svg()) for key, picture in pictures.items()}
+    figures = figures_of(table, page.questions, page.scale)
+    drawn = {name: Markup(picture.svg()) for name, picture in figures.core().items()}
+    if figures.trade is not None:
+        drawn[figures.trade.name] = Markup(figures.trade.svg())
 
     core = {
         "effects.csv": effects_csv(page.questions),
@@ -103,24 +107,24 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
     for text in (
         *core.values(),
         records.dumps(verdicts),
-        _render("report.html.j2", page, None, "", drawn),
-        _render("report.md.j2", page, None, "", {}),
+        _render("report.html.j2", page, None, "", figures, drawn),
+        _render("report.md.j2", page, None, "", figures, {}),
     ):
         digest.update(text.encode())
     name = digest.hexdigest()
     files = {
         **core,
         "verdicts.json": records.dumps({"digest": name, **verdicts}, indent=1) + "\n",
-        "report.html": _render("report.html.j2", page, cost, name, drawn),
-        "report.md": _render("report.md.j2", page, cost, name, {}),
+        "report.html": _render("report.html.j2", page, cost, name, figures, drawn),
+        "report.md": _render("report.md.j2", page, cost, name, figures, {}),
         "cost.csv": cost_csv(table),
     }
     for file, text in files.items():
         _write(folder / file, text.encode())
-    figures = []
-    for question in page.questions:
-        figures.append(folder / "figures" / f"effects-{question.key}.pdf")
-        _write(figures[-1], pictures[question.key].pdf())
+    papers = [*figures.effects.values(), *figures.interactions]
+    papers += [picture for picture in (figures.path,) if picture is not None]
+    for picture in papers:
+        _write(folder / "figures" / f"{picture.name}.pdf", picture.pdf())
     return ReportPaths(
         html=folder / "report.html",
         markdown=folder / "report.md",
@@ -129,7 +133,7 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
         verdicts_json=folder / "verdicts.json",
         latex=folder / "effects.tex",
         cost_csv=folder / "cost.csv",
-        figures=tuple(figures),
+        figures=tuple(folder / "figures" / f"{picture.name}.pdf" for picture in papers),
         digest=name,
         summary=_summary(page),
     )
@@ -166,26 +170,20 @@ def _summary(page: Page) -> Summary:
     )
 
 
-def _pictures(page: Page, study: Study) -> dict[str, Picture]:
-    pictures = {
-        question.key: pages.effect_picture(question, study, page.scale)
-        for question in page.questions
-    }
-    for group in page.curves:
-        pictures[group.score.name] = group.score
-        pictures[group.loss.name] = group.loss
-    return pictures
-
-
 # --------------------------------------------------------------------------- templates
 
 
 def _render(
-    template: str, page: Page, cost: CostView | None, digest: str, pictures: dict[str, Markup]
+    template: str,
+    page: Page,
+    cost: CostView | None,
+    digest: str,
+    figures: Figures,
+    pictures: dict[str, Markup],
 ) -> str:
     environment = _html() if template.endswith(".html.j2") else _markdown()
     return environment.get_template(template).render(
-        page=page, cost=cost, digest=digest, pictures=pictures, palette=PALETTE
+        page=page, cost=cost, digest=digest, figures=figures, pictures=pictures, palette=PALETTE
     )
 
 
@@ -247,7 +245,7 @@ def _groupby_in_order(items: Iterable[Any], attribute: str) -> list[tuple[Any, l
 
 
 _FILTERS = {
-    "probability": pages.probability,
+    "probability": probability,
     "percent": _percent,
     "groupby_in_order": _groupby_in_order,
     "code": _code,

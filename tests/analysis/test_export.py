@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from synthetic import QUICK, study_of, write_study
 
 from ablate import recipes
-from ablate.analysis.export import choose, export_best, shell_script
+from ablate.analysis.best import choose
+from ablate.analysis.export import export_best, shell_script
 from ablate.analysis.table import read_table
 from ablate.errors import AnalysisError, CheckpointError
 from ablate.records import StudyRecord

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from synthetic import QUICK, study_of, write_study
 
-from ablate.analysis import plots
+from ablate.analysis.figures import path_picture
 from ablate.analysis.page import header_comment
+from ablate.analysis.picture import PALETTE
 from ablate.analysis.report import (
     guard,
     latex_text,
@@ -22,6 +23,8 @@ from ablate.analysis.report import (
     summarise_results,
     write_report,
 )
+from ablate.analysis.scale import scale_of
+from ablate.analysis.table import read_table
 from ablate.records import StudyRecord
 
 CORE = ("effects.csv", "trials.csv", "effects.tex", "verdicts.json")
@@ -302,11 +305,11 @@ def wide(design: str, *, factors: int, levels: int) -> str:
 
 @pytest.mark.slow
 def test_twelve_factors_of_four_levels(tmp_path):
-    """A wide study gives one panel pair a factor and one row a contrast, in bounded time."""
+    """A wide study gives one pair of panels a factor and one row a contrast, in bounded time."""
     study = study_of(tmp_path, wide("one_at_a_time", factors=12, levels=4))
     paths = write_report(study, write_study(tmp_path, study, effects={}, diverged={}))
     assert len(paths.summary.rows) == 34
-    assert paths.html.read_text().count('<svg class="plot"') == 1 + 2 * 12
+    assert paths.html.read_text().count('<svg class="plot"') == 2 * 12 + 3
     assert paths.html.stat().st_size < 5_000_000
 
 
@@ -355,9 +358,9 @@ def test_colours_on_text_are_legible():
         return (high + 0.05) / (low + 0.05)
 
     for theme in (0, 1):
-        paper = plots.PALETTE["paper"][theme]
+        paper = PALETTE["paper"][theme]
         for role in ("ink", "muted", "better", "worse", "open", "same"):
-            assert contrast(plots.PALETTE[role][theme], paper) >= 4.5, (role, theme)
+            assert contrast(PALETTE[role][theme], paper) >= 4.5, (role, theme)
 
 
 def test_figures_for_papers_are_pdf(report):
@@ -365,3 +368,53 @@ def test_figures_for_papers_are_pdf(report):
     assert [Path(figure).name for figure in report.figures] == ["effects-baseline.pdf"]
     content = report.figures[0].read_bytes()
     assert content.startswith(b"%PDF-") and b"/FontFile2" in content
+
+
+def test_names_in_any_script(tmp_path):
+    """Names that the drawing's font lacks are text on the page all the same."""
+    names = "  初期化: {既定: {}, 강한: {wd: 0.3}, \U0001f680: {wd: 0.4}}\n"
+    head = QUICK[: QUICK.index("factors:")].replace("Which", "何が効くか? Which")
+    study = study_of(tmp_path, f"{head}factors:\n{names}seeds: [0, 1]\n")
+    paths = write_report(study, write_study(tmp_path, study, effects={}, diverged={}))
+    text = paths.html.read_text()
+    for name in ("初期化", "강한", "\U0001f680", "何が効くか"):
+        assert name in text
+
+
+def test_a_fraction_shows_its_design_and_aliases(tmp_path):
+    """A fractional factorial prints its cells by sign and what it cannot tell apart."""
+    design = "{name: fractional_factorial, resolution: III}"
+    study = study_of(tmp_path, wide(design, factors=3, levels=2))
+    paths = write_report(study, write_study(tmp_path, study, effects={}, diverged={}))
+    text = _Page(paths.html.read_text()).text
+    assert "Effects on one line cannot be told from each other" in text
+    assert re.search(r"lr = wd x beta1", text)
+    contrasts = json.loads(paths.verdicts_json.read_text())["questions"]["baseline"]["contrasts"]
+    assert {c["factor"]: c["aliases"] for c in contrasts}["lr"] == ["wd x beta1"]
+
+
+def test_the_executed_path_is_drawn(tmp_path):
+    """An ablation path shows the best change first, and waits for rounds that are not complete."""
+    design = '{name: ablation_path, target: {lr: "0.002", wd: "0.2"}}'
+    study = study_of(tmp_path, wide(design, factors=2, levels=2))
+    effects = {("wd", "0.2"): 0.08, ("lr", "0.002"): 0.02}
+    record = write_study(tmp_path, study, effects=effects, diverged={})
+    table = read_table(study, record)
+    assert len(table.cells) == 4 and table.count("waiting") == 2, "the second round is asked"
+    assert "+ wd" in path_picture(table, scale_of(study, ())).svg()
+    record = write_study(tmp_path, study, effects=effects, diverged={}, results=table.results)
+    text = _Page(write_report(study, record).html.read_text()).text
+    assert "The path" in text and text.index("+ wd") < text.index("+ lr")
+
+
+def test_levels_that_are_one_experiment_are_named(report):
+    """local_gather scales the gradient, which AdamW undoes: the report calls it a control."""
+    text = _Page(report.html.read_text()).text
+    assert re.search(r"contrastive_loss=local_gather\s+is provably the same experiment", text)
+    assert "local_only is provably" not in text
+
+
+def test_the_best_cell_stands_under_the_answer(report):
+    """The report says which cell has the best mean and how sure that is."""
+    text = _Page(report.html.read_text()).text
+    assert "Best: augmentation=strong, imagenet_top1 34.3 % over 4 seeds." in text

@@ -108,7 +108,7 @@ def test_the_page_renders_without_an_error_or_a_request(report, tmp_path):
     )
     assert console_messages(log) == []
     assert requests_in(net_log) == []
-    assert log.count('<svg class="plot"') == 1 + 2 * 6
+    assert log.count('<svg class="plot"') == 2 * 6 + 3
     assert log.count("<section") == 10
 
 

@@ -1,0 +1,423 @@
+"""Which pictures a report has: from the table and the judgement to drawings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablate.analysis import plots, verdict
+from ablate.analysis.page import Question, verdict_role, verdict_words
+from ablate.analysis.picture import NUM_LEVEL_COLOURS, Picture, level_role
+from ablate.analysis.scale import Scale
+from ablate.analysis.table import CellRow, StudyTable, TrialRow
+from ablate.study import (
+    AblationPath,
+    FractionalFactorial,
+    FullFactorial,
+    OneAtATime,
+    PlackettBurman,
+    Search,
+    Study,
+)
+from ablate.trial import Outcome
+
+_LABEL_WIDTH = 27
+_WORDS_WIDTH = 30
+_CELL_WIDTH = 40
+_LINES = NUM_LEVEL_COLOURS
+_MOST_ROWS = 48
+"""Rows of the plots of cells and events: two thirds of a printed page."""
+_MOST_INTERACTIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Every picture of a report; the page leaves out what is None or empty."""
+
+    effects: dict[str, Picture]
+    """By the question's key."""
+    curves: tuple[CurveGroup, ...]
+    cells: Picture | None
+    events: Picture | None
+    interactions: tuple[Picture, ...]
+    path: Picture | None
+    trade: Picture | None
+    """Score against cost: part of the cost, not of the core."""
+
+    def core(self) -> dict[str, Picture]:
+        """All but the cost's, by name."""
+        found = [
+            *self.effects.values(),
+            *(picture for group in self.curves for picture in (group.score, group.loss)),
+            *self.interactions,
+            *(picture for picture in (self.cells, self.events, self.path) if picture),
+        ]
+        return {picture.name: picture for picture in found}
+
+
+def figures_of(table: StudyTable, asked: Sequence[Question], scale: Scale) -> Figures:
+    """The pictures that this study has something to show in."""
+    return Figures(
+        effects={q.key: effect_picture(q, table.study, scale) for q in asked},
+        curves=curve_groups(table, scale),
+        cells=cells_picture(table, scale),
+        events=events_picture(table),
+        interactions=tuple(p for q in asked for p in interaction_pictures(table, q, scale)),
+        path=path_picture(table, scale),
+        trade=trade_picture(table, scale),
+    )
+
+
+# --------------------------------------------------------------------------- effects
+
+
+def effect_picture(question: Question, study: Study, scale: Scale) -> Picture:
+    """The forest plot of a question."""
+    rows = []
+    for contrast in question.analysis.contrasts:
+        diverged, runs = contrast.diverged
+        words = verdict_words(contrast)
+        if diverged:
+            words += f", {diverged}/{runs} diverged"
+        elif contrast.verdict == verdict.INCONCLUSIVE and contrast.needs_seeds:
+            words += f", +{contrast.needs_seeds} seeds"
+        rows.append(
+            plots.Effect(
+                group=_cut(contrast.factor, _LABEL_WIDTH),
+                label=_cut(contrast.level, _LABEL_WIDTH - 2),
+                delta=None if contrast.delta is None else contrast.delta * scale.factor,
+                interval=_times(contrast.ci, scale.factor),
+                outer=_times(contrast.ci_adjusted, scale.factor),
+                role=verdict_role(contrast),
+                words=_cut(words, _WORDS_WIDTH),
+                note="no seed with both runs complete",
+                hollow=bool(contrast.divergence and contrast.divergence.any),
+            )
+        )
+    unit = "percentage points of " if scale.percent else ""
+    return plots.effect_plot(
+        rows,
+        unit=f"{unit}{study.objective.metric}",
+        margin=study.objective.margin * scale.factor,
+        better_up=study.objective.direction == "maximize",
+        name=f"effects-{question.key}",
+    )
+
+
+def _times(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+    if interval is None or not all(map(math.isfinite, interval)):
+        return None
+    return interval[0] * factor, interval[1] * factor
+
+
+# --------------------------------------------------------------------------- learning curves
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of a panel's legend."""
+
+    role: str
+    label: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class CurveGroup:
+    """Two panels that share a legend."""
+
+    title: str
+    keys: tuple[Key, ...]
+    score: Picture
+    loss: Picture
+
+
+def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
+    """Panels by factor where a level has runs of its own, else by cells."""
+    study = table.study
+    groups: list[tuple[str, list[tuple[str, list[CellRow]]]]] = []
+    if isinstance(study.design, (FullFactorial, FractionalFactorial, PlackettBurman)):
+        for factor in study.factors:
+            names = _names(study, factor.name)
+            groups.append(
+                (factor.name, [(name, _cells_at(table, factor.name, name)) for name in names])
+            )
+    elif isinstance(study.design, OneAtATime):
+        for factor in study.factors:
+            names = _names(study, factor.name)
+            found = [(name, table.cell({factor.name: name})) for name in names]
+            groups.append((factor.name, [(name, [cell]) for name, cell in found if cell]))
+    else:
+        groups = _grouped_cells(table)
+    made = []
+    for number, (title, members) in enumerate(groups):
+        shown = [(label, [cell for cell in cells if cell.trials]) for label, cells in members]
+        for part in range(0, max(len(shown) - 1, 1), _LINES):
+            # The first member, the reference, stands in every part.
+            lines = [shown[0], *shown[1 + part : 1 + part + _LINES]]
+            if (
+                not any(
+                    row.score.x or row.loss.x
+                    for _, cells in lines[1:]
+                    for cell in cells
+                    for row in cell.trials
+                )
+                and len(shown) > 1
+            ):
+                continue
+            made.append(_curve_group(table, scale, title, lines, f"{number}-{part // _LINES}"))
+    return tuple(made)
+
+
+def _cells_at(table: StudyTable, factor: str, level: str) -> list[CellRow]:
+    return [cell for cell in table.cells if dict(cell.levels)[factor] == level]
+
+
+def _grouped_cells(table: StudyTable) -> list[tuple[str, list[tuple[str, list[CellRow]]]]]:
+    study = table.study
+    base = table.baseline
+    others = [cell for cell in table.cells if cell is not base]
+    if isinstance(study.design, Search):
+        sign = 1 if study.objective.direction == "maximize" else -1
+        ranked = [cell for cell in others if cell.score(table.chance) is not None]
+        ranked.sort(key=lambda cell: -sign * (cell.score(table.chance) or 0.0))
+        title, others = f"The best {min(len(ranked), _LINES)} cells found", ranked[:_LINES]
+    else:
+        title = "Cells"
+    return [(title, [(cell.name, [cell]) for cell in [base, *others]])]
+
+
+def _curve_group(
+    table: StudyTable,
+    scale: Scale,
+    title: str,
+    members: Sequence[tuple[str, Sequence[CellRow]]],
+    tag: str,
+) -> CurveGroup:
+    keys, scores, losses = [], [], []
+    for index, (label, cells) in enumerate(members):
+        role = level_role(index)
+        rows = [row for cell in cells for row in cell.trials if row.score.x or row.loss.x]
+        values = [value for cell in cells for value in cell.values()]
+        diverged = sum(cell.count(Outcome.DIVERGED) for cell in cells)
+        note = scale.value(sum(values) / len(values)) if values else "no completed run"
+        if diverged:
+            note += f", {diverged} diverged"
+        keys.append(
+            Key(role, label + (" (baseline)" if _is_usual(table, index, label) else ""), note)
+        )
+        alone = len(cells) == 1
+        if alone:
+            complete = tuple(row.state != Outcome.DIVERGED for row in rows)
+            scores.append(plots.Line(role, tuple(row.score for row in rows), complete))
+            losses.append(plots.Line(role, tuple(row.loss for row in rows), complete, _marks(rows)))
+        else:
+            means = [
+                [row for row in cell.trials if row.state == Outcome.COMPLETED] for cell in cells
+            ]
+            means = [mine for mine in means if mine]
+            whole = (True,) * len(means)
+            scores.append(
+                plots.Line(
+                    role, tuple(plots.mean_curve([r.score for r in m]) for m in means), whole
+                )
+            )
+            losses.append(
+                plots.Line(role, tuple(plots.mean_curve([r.loss for r in m]) for m in means), whole)
+            )
+    label = _score_label(table.study, scale)
+    return CurveGroup(
+        title,
+        tuple(keys),
+        plots.score_panel(scores, label=label, name=f"score-{tag}", scale=scale.factor),
+        plots.loss_panel(losses, name=f"loss-{tag}"),
+    )
+
+
+def _is_usual(table: StudyTable, index: int, label: str) -> bool:
+    return index == 0 and label != "baseline"
+
+
+def _marks(rows: Sequence[TrialRow]) -> tuple[tuple[float, float, str], ...]:
+    return tuple(
+        (float(event["first_step"]), peak, str(event.get("severity", "warning")))
+        for row in rows
+        for event, peak in zip(row.events, row.peaks, strict=True)
+        if peak is not None and event.get("severity") != "info"
+    )
+
+
+# --------------------------------------------------------------------------- cells and events
+
+
+def cells_picture(table: StudyTable, scale: Scale) -> Picture | None:
+    """Every run as a dot; in the design's order, a search's and a factorial's by score."""
+    cells = [cell for cell in table.cells if any(row.ended for row in cell.trials)]
+    if len(cells) < 2:
+        return None
+    if isinstance(table.study.design, (Search, FullFactorial)):
+        sign = 1 if table.study.objective.direction == "maximize" else -1
+        unknown = -math.inf
+        cells.sort(key=lambda cell: -sign * mean if (mean := cell.mean) is not None else -unknown)
+    strips = [
+        plots.Strip(
+            label=_cut(cell.name, _CELL_WIDTH),
+            values=tuple(value * scale.factor for value in cell.values()),
+            mean=None if cell.mean is None else cell.mean * scale.factor,
+            diverged=cell.count(Outcome.DIVERGED),
+            role="level0" if cell is table.baseline else "level1",
+        )
+        for cell in cells[:_MOST_ROWS]
+    ]
+    return plots.strip_plot(strips, label=_score_label(table.study, scale), name="cells")
+
+
+def events_picture(table: StudyTable) -> Picture | None:
+    """The runs in which a marker saw something, with when it did."""
+    tracks = [
+        plots.Track(
+            label=_cut(f"{cell.name}, seed {row.seed}", _CELL_WIDTH),
+            end=float(max(row.step, *(int(event["last_step"]) for event in row.events))),
+            diverged=row.state == Outcome.DIVERGED,
+            events=tuple(
+                (float(e["first_step"]), float(e["last_step"]), str(e.get("severity", "warning")))
+                for e in row.events
+            ),
+        )
+        for cell in table.cells
+        for row in cell.trials
+        if row.events
+    ]
+    return plots.timeline(tracks[:_MOST_ROWS], name="events") if tracks else None
+
+
+# --------------------------------------------------------------------------- interactions, paths
+
+
+def interaction_pictures(
+    table: StudyTable, question: Question, scale: Scale
+) -> tuple[Picture, ...]:
+    """The largest estimable interactions: parallel lines mean that there is none."""
+    found = sorted(question.analysis.interactions, key=lambda i: -abs(i.delta))
+    pairs = list(dict.fromkeys(i.factors for i in found))[:_MOST_INTERACTIONS]
+    return tuple(
+        _interaction_picture(table, pair, scale, f"interaction-{question.key}-{number}")
+        for number, pair in enumerate(pairs)
+    )
+
+
+def _interaction_picture(
+    table: StudyTable, pair: tuple[str, str], scale: Scale, name: str
+) -> Picture:
+    first, second = (table.study.factor(factor) for factor in pair)
+    lines = []
+    for index, across in enumerate(_names(table.study, second.name)):
+        positions: list[list[float | None]] = []
+        for level in _names(table.study, first.name):
+            wanted = {first.name: level, second.name: across}
+            cells = [cell for cell in table.cells if wanted.items() <= dict(cell.levels).items()]
+            positions.append([_scaled(_mean_of(cells, seed), scale) for seed in table.study.seeds])
+        lines.append((level_role(index), _cut(across, 14), positions))
+    return plots.step_plot(
+        lines,
+        ticks=[_cut(level, 16) for level in _names(table.study, first.name)],
+        label=f"{_cut(first.name, 24)}, lines: {_cut(second.name, 24)}",
+        name=name,
+        title=f"Interaction of {first.name} and {second.name}",
+    )
+
+
+def _mean_of(cells: Sequence[CellRow], seed: int) -> float | None:
+    """Mean over cells of the runs of one seed; None where none completed."""
+    values = [r.value for cell in cells for r in cell.trials if r.seed == seed]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
+    """The executed path from the baseline to the target, one change a step."""
+    study = table.study
+    if not isinstance(study.design, AblationPath):
+        return None
+    sign = 1 if study.objective.direction == "maximize" else -1
+    current = study.baseline_levels()
+    left = {name: level for name, level in study.design.target.items() if current[name] != level}
+    walked = [("baseline", table.baseline)]
+    while left:
+        tried = {name: table.cell({**current, name: level}) for name, level in left.items()}
+        scores = {
+            name: score
+            for name, cell in tried.items()
+            if cell is not None and (score := cell.score(table.chance)) is not None
+        }
+        if len(scores) < len(left):
+            break  # this round is not complete
+        best = max(scores, key=lambda name: sign * scores[name])
+        current = {**current, best: left.pop(best)}
+        cell = tried[best]
+        assert cell is not None
+        walked.append((f"+ {best}", cell))
+    if len(walked) < 2:
+        return None
+    positions = [[_scaled(row.value, scale) for row in cell.trials] for _, cell in walked]
+    return plots.step_plot(
+        [("level1", "", positions)],
+        ticks=[_cut(label, 15) for label, _ in walked],
+        label=_score_label(study, scale),
+        name="path",
+        title="The path from the baseline to the target",
+    )
+
+
+def trade_picture(table: StudyTable, scale: Scale) -> Picture | None:
+    """Score against what a run costs, with the cells that nothing beats in both."""
+    study = table.study
+    sign = 1 if study.objective.direction == "maximize" else -1
+    points = []
+    for cell in table.cells:
+        score = cell.score(table.chance)
+        hours = [row.cost.worker_hours for row in cell.trials if row.value is not None]
+        if score is not None and hours and min(hours) > 0:
+            points.append((cell.name, sum(hours) / len(hours), score))
+    if len(points) < 2 or max(h for _, h, _ in points) < 1.1 * min(h for _, h, _ in points):
+        return None  # nothing to trade
+    drawn = [
+        (
+            _cut(name, 26),
+            hours,
+            score * scale.factor,
+            not any(
+                other <= hours and sign * value >= sign * score and (other, value) != (hours, score)
+                for _, other, value in points
+            ),
+        )
+        for name, hours, score in points
+    ]
+    unit = "accelerator-hours" if study.gang.gpus_per_worker else "worker-hours"
+    return plots.trade_plot(
+        drawn, x_label=f"{unit} a run", y_label=_score_label(study, scale), name="trade"
+    )
+
+
+def _names(study: Study, factor: str) -> list[str]:
+    """Levels, the baseline's first."""
+    found = study.factor(factor)
+    rest = [level.name for level in found.levels if level.name != found.baseline]
+    return [found.baseline, *rest]
+
+
+def _scaled(value: float | None, scale: Scale) -> float | None:
+    return None if value is None else value * scale.factor
+
+
+def _score_label(study: Study, scale: Scale) -> str:
+    return f"{study.objective.metric}, %" if scale.percent else study.objective.metric
+
+
+# --------------------------------------------------------------------------- text
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
