@@ -22,6 +22,7 @@ from ablate.analysis.effects import Comparison, Estimate, Fit
 from ablate.analysis.importance import Importance, importances
 from ablate.analysis.multiplicity import benjamini_hochberg, dunnett_p, dunnett_quantile, holm
 from ablate.analysis.results import Cell, FloatArray, Objective, Result, Table, tabulate
+from ablate.analysis.screening import Screen, screen
 from ablate.errors import AnalysisError
 
 Interval = tuple[float, float]
@@ -156,6 +157,8 @@ class Analysis:
     not_estimable: tuple[str, ...]
     """What this design cannot answer, in sentences."""
     importances: tuple[Importance, ...]
+    screen: Screen | None
+    """Effects that stand out from the others, for a two-level screen with one seed."""
     noise: Noise
     cells: tuple[CellSummary, ...]
     best: Mapping[str, str] | None
@@ -261,11 +264,12 @@ def analyze_results(
         interactions=interactions,
         not_estimable=_not_estimable(table, interactions, contrasts, aliases),
         importances=importances(table, comparisons, fitted, exploratory=is_exploratory),
+        screen=screen(table, reference) if fitted.df < 1 else None,
         noise=noise,
         cells=cells,
         best=_best(cells, objective),
         guards=tuple(sentences.guard(table, reference, guard) for guard in guards),
-        warnings=_warnings(table, reference, fitted, seeds_inert),
+        warnings=_warnings(table, reference, fitted, comparisons, seeds_inert),
     )
 
 
@@ -835,8 +839,21 @@ def _not_estimable(
     return tuple(notes)
 
 
-def _warnings(table: Table, reference: Cell, fitted: Fit, seeds_inert: bool) -> tuple[str, ...]:
+def _warnings(
+    table: Table,
+    reference: Cell,
+    fitted: Fit,
+    comparisons: Sequence[Comparison],
+    seeds_inert: bool,
+) -> tuple[str, ...]:
     notes = []
+    if any(comparison.estimand == "additive" for comparison in comparisons):
+        p = effects.lack_of_fit_p(table, fitted)
+        if p is not None and p < 0.05:
+            notes.append(
+                f"The cells do not fit a model without interactions (p = {p:.2g}): single effects "
+                "are averages that may hold for no cell."
+            )
     if seeds_inert:
         notes.append(
             "Every run of a cell has the same value whatever its seed: the seeds do not reach the "

@@ -11,6 +11,7 @@ A contrast is a weight vector over the rows of `Table.cells` that sums to 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -326,12 +327,7 @@ def _additive_weights(table: Table, column: int, level: str, base: str) -> Float
         if not np.isnan(table.values[row]).all() and not table.count(row, "diverged")
     ]
     cells = [table.cells[row] for row in rows]
-    columns: list[tuple[int, str]] = [
-        (i, name) for i, factor in enumerate(table.factors) for name in table.levels(factor)
-    ]
-    design = np.ones((len(cells), 1 + len(columns)))
-    for j, (i, name) in enumerate(columns):
-        design[:, 1 + j] = [cell[i] == name for cell in cells]
+    columns, design = _main_effects(table, cells)
     if (column, base) not in columns or (column, level) not in columns:
         return None
     wanted = np.zeros(design.shape[1])
@@ -344,6 +340,29 @@ def _additive_weights(table: Table, column: int, level: str, base: str) -> Float
     weights[rows] = wanted @ inverse
     weights[np.abs(weights) < 1e-12] = 0.0
     return weights
+
+
+def _main_effects(table: Table, cells: Sequence[Cell]) -> tuple[list[tuple[int, str]], FloatArray]:
+    """(factor's place, level) of each column but the first, and the design: mean, then levels."""
+    columns = [(i, name) for i, f in enumerate(table.factors) for name in table.levels(f)]
+    design = np.ones((len(cells), 1 + len(columns)))
+    for j, (i, name) in enumerate(columns):
+        design[:, 1 + j] = [cell[i] == name for cell in cells]
+    return columns, design
+
+
+def lack_of_fit_p(table: Table, fitted: Fit) -> float | None:
+    """F test of "no interactions" over the pooled cells; None when there is nothing to test."""
+    if fitted.df < 1 or not fitted.mse > 0:
+        return None
+    _, design = _main_effects(table, [table.cells[row] for row in fitted.rows])
+    left = np.eye(len(design)) - design @ np.linalg.pinv(design)
+    df = int(round(float(np.trace(left))))
+    if df < 1:
+        return None
+    off = left @ fitted.effects
+    inverse = np.linalg.pinv(left @ fitted.layout.spread @ left.T, rcond=1e-9)
+    return float(stats.f.sf(float(off @ inverse @ off) / df / fitted.mse, df, fitted.df))
 
 
 def cross(

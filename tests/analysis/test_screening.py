@@ -1,0 +1,139 @@
+"""Unreplicated screens, fractions, importances beyond the ANOVA."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulated_studies import run
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+
+from ablate import factorial
+from ablate.analysis import screening
+from ablate.analysis.analysis import analyze_results
+from ablate.analysis.importance import path_gains, shapley
+from ablate.analysis.results import Objective, tabulate
+
+OBJECTIVE = Objective("top1", "maximize", 0.005)
+
+
+def cells_of(matrix: np.ndarray) -> list[dict[str, str]]:
+    names = "abcdefghijklmno"[: matrix.shape[1]]
+    return [
+        {f: "new" if x > 0 else "old" for f, x in zip(names, row, strict=True)} for row in matrix
+    ]
+
+
+def base_of(count: int) -> dict[str, str]:
+    return dict.fromkeys("abcdefghijklmno"[:count], "old")
+
+
+def test_simulated_critical_values_are_the_published_ones() -> None:
+    """Ye & Hamada (2000), 5 %: 2.30 and 4.87 for 7 effects, 2.16 and 4.24 for 15."""
+    for m, one, all_ in ((7, 2.297, 4.867), (15, 2.156, 4.240)):
+        single, largest = screening._null(m)
+        assert np.quantile(single, 0.95) == pytest.approx(one, abs=0.04)
+        assert np.quantile(largest, 0.95) == pytest.approx(all_, abs=0.15)
+
+
+def test_one_seed_screen_points_at_the_active_factors() -> None:
+    """16 runs, 8 factors, one seed: the two planted effects stand out, nothing else does; without
+    replicates they are still no verdicts."""
+    design = factorial.fractional(8, resolution="IV")
+    results = run(
+        cells_of(design.matrix), seeds=1, sigma=0.002,
+        effects={"c=new": 0.02, "f=new": -0.015}, seed=2,
+    )  # fmt: skip
+    analysis = analyze_results(
+        results, baseline=base_of(8), objective=OBJECTIVE, estimand="additive"
+    )
+    assert analysis.screen is not None
+    assert len(analysis.screen.effects) == 15
+    standing = [e.name for e in analysis.screen.effects if e.p_adjusted <= 0.05]
+    assert standing == ["c", "f"]
+    assert analysis.screen.effects[0].delta == pytest.approx(0.02, abs=0.003)
+    assert {c.verdict for c in analysis.contrasts} == {"INCONCLUSIVE"}
+    assert analysis.contrast("c", "new").delta == pytest.approx(analysis.screen.effects[0].delta)
+
+
+def test_noise_alone_rarely_stands_out() -> None:
+    """In at most 9 % of 300 screens of pure noise anything stands out (nominal 5 %)."""
+    design = factorial.fractional(8, resolution="IV")
+    alarms = 0
+    for seed in range(300):
+        table = tabulate(run(cells_of(design.matrix), seeds=1, sigma=1, seed=seed))
+        found = screening.screen(table, ("old",) * 8)
+        assert found is not None
+        alarms += found.effects[0].p_adjusted <= 0.05
+    assert alarms <= 27
+
+
+def test_a_replicated_fraction_is_judged_like_statsmodels() -> None:
+    """Plackett-Burman, 3 seeds: main effects of the additive model with the pure error of cell and
+    seed, equal to an independent computation."""
+    design = factorial.plackett_burman(5, fold_over=False)
+    results = run(cells_of(design.matrix), seeds=3, sigma=0.003, effects={"b=new": 0.02})
+    analysis = analyze_results(
+        results, baseline=base_of(5), objective=OBJECTIVE, estimand="additive",
+        aliases={"a": ["b x c"]},
+    )  # fmt: skip
+    contrast = analysis.contrast("b", "new")
+    frame = pd.DataFrame([{**dict(r.levels), "seed": str(r.seed), "y": r.value} for r in results])
+    frame["cell"] = frame[list("abcde")].agg("".join, axis=1)
+    pure = ols("y ~ C(cell) + C(seed)", frame).fit()
+    mains = frame.groupby("b")["y"].mean()
+    assert contrast.estimand == "additive"
+    assert contrast.delta == pytest.approx(mains["new"] - mains["old"])
+    assert contrast.standard_error == pytest.approx(np.sqrt(pure.mse_resid * 4 / len(frame)))
+    assert (contrast.verdict, contrast.direction) == ("MATTERS", "better")
+    assert "b x c" in analysis.contrast("a", "new").sentence
+    assert analysis.screen is None
+
+
+def test_interactions_behind_a_fraction_are_noticed() -> None:
+    """A strong interaction makes the additive model fail visibly; none, no warning."""
+    design = factorial.fractional(4, resolution="IV")
+    for size, expected in ((0.03, True), (0.0, False)):
+        results = run(cells_of(design.matrix), seeds=3, sigma=0.002, effects={"a=new,b=new": size})
+        analysis = analyze_results(
+            results, baseline=base_of(4), objective=OBJECTIVE, estimand="additive"
+        )
+        assert any("without interactions" in w for w in analysis.warnings) == expected
+
+
+def test_lack_of_fit_is_the_anova_of_statsmodels() -> None:
+    """Mains against all interactions of a 2 x 3 crossing."""
+    from ablate.analysis import effects
+
+    cells = [{"a": a, "b": b} for a in "01" for b in "012"]
+    results = run(cells, seeds=3, sigma=0.004, effects={"a=1,b=2": 0.008})
+    table = tabulate(results)
+    fitted, _ = effects.pool(table)
+    frame = pd.DataFrame([{**dict(r.levels), "seed": str(r.seed), "y": r.value} for r in results])
+    oracle = anova_lm(ols("y ~ C(a)*C(b) + C(seed)", frame).fit())
+    assert effects.lack_of_fit_p(table, fitted) == pytest.approx(oracle.loc["C(a):C(b)", "PR(>F)"])
+
+
+def test_shapley_shares_add_up_and_split_a_pure_interaction() -> None:
+    """Efficiency, dummy and symmetry on a table with a known answer; and the ordering average."""
+    names = ("a", "b", "c")
+    subsets = chain.from_iterable(combinations(names, size) for size in range(4))
+
+    def value(s: frozenset[str]) -> float:
+        return 0.1 + 0.02 * ("a" in s) + 0.03 * ({"a", "b"} <= s)
+
+    table = {frozenset(s): value(frozenset(s)) for s in subsets}
+    shares = shapley(table)
+    assert shares == pytest.approx({"a": 0.035, "b": 0.015, "c": 0.0})
+    assert sum(shares.values()) == pytest.approx(table[frozenset(names)] - table[frozenset()])
+
+
+def test_path_gains_add_up() -> None:
+    """Steps of an executed path sum to the whole gain; a missing run is refused."""
+    gains = path_gains([0.2, 0.23, 0.24], ["warmup", "lr"])
+    assert gains == pytest.approx([0.03, 0.01])
+    with pytest.raises(ValueError, match="2 steps has 3 runs"):
+        path_gains([0.2, 0.3], ["warmup", "lr"])
