@@ -139,8 +139,7 @@ def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> 
     words = shlex.split((best / "train.sh").read_text(), comments=True)
     assert words[words.index("--batch-size") + 1] == "64"
     assert {"--beta2", "--precision", "--lr", "--warmup", "--seed"} <= set(words)
-    [model_config] = best.rglob("open_clip_config.json")
-    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{model_config.parent}")
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{best / 'model'}")
     assert sum(p.numel() for p in model.parameters()) > 4_000_000
 
 
