@@ -72,3 +72,52 @@ def told(judgement: Judgement, marker: str, kind: str | None = None) -> list[Eve
         for item in judgement.events
         if item.marker == marker and kind in (None, item.evidence["kind"])
     ]
+
+
+def whole_rows(rng: np.random.Generator, steps: int, **kind: Any) -> list[dict[str, Any]]:
+    """Rows of a healthy run with everything that the markers read, on every step."""
+
+    def jitter(around: float, sigma: float) -> NDArray[np.float64]:
+        return around * (1.0 + sigma * noise(rng, steps, **kind))
+
+    step = np.arange(1, steps + 1)
+    rows = rows_of(
+        loss=clip_loss(rng, steps, **kind),
+        grad_norm=jitter(3.0, 0.15),
+        grad_norm__visual=jitter(2.0, 0.15),
+        grad_norm__text=jitter(2.0, 0.15),
+        lr=1e-3 * np.minimum(1.0, step / 100.0) * 0.5 * (1.0 + np.cos(np.pi * step / steps)),
+        logit_scale=np.exp(np.log(14.3) + 1.5 * step / 5000.0),
+        logits_lse=10.0 + 2.0 * step / 5000.0 + 0.05 * noise(rng, steps, **kind),
+        scaler_scale=np.full(steps, 65536.0),
+        skipped_steps=step // 2000,
+        image_feature_std=jitter(0.03, 0.02),
+        text_feature_std=jitter(0.03, 0.02),
+        data_faults=step * 1024 // 1000 * 4,
+        samples=step * 1024,
+        rms__conv1=np.maximum(jitter(1.0, 0.2), 0.05),
+        update_ratio__visual=jitter(1e-3, 0.1),
+        eps_share=np.full(steps, 0.05),
+        attention_logits__text0=np.maximum(jitter(10.0, 0.1), 0.0),
+        image_feature_rank=jitter(300.0, 0.02),
+        text_feature_rank=jitter(200.0, 0.02),
+    )
+    for row in rows:  # the decay of the learning rate takes the updates with it
+        row["update_ratio/visual"] *= row["lr"] / 1e-3
+    return rows
+
+
+def healthy_evaluations(steps: int, every: int = 250) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": step,
+            "imagenet_top1": 0.2 * step / steps,
+            "eval_images": 50_000,
+            "params_non_finite": 0,
+            "bn_non_finite": 0,
+            "bn_drift_median": 0.05,
+            "bn_drift_max": 0.3,
+            "bn_gap": 0.02,
+        }
+        for step in range(every, steps + 1, every)
+    ]

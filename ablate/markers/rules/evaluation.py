@@ -117,8 +117,9 @@ class BatchNorm(Rule):
 class AccuracyCollapse(Rule):
     """Zero-shot accuracy that fell to less than half of the best, by more than its noise.
 
-    Noise: ``sigmas`` * sqrt(2 p (1 - p) / images), p the mean of both accuracies. DEGRADED;
-    ``repeats`` evaluations in a row below ``at_chance`` times chance are DIVERGED.
+    Noise: ``sigmas`` * sqrt(2 p (1 - p) / images), p the mean of both accuracies. DEGRADED,
+    or merely SPIKY once the accuracy is back at ``regained`` of what it was; ``repeats``
+    evaluations in a row below ``at_chance`` times chance are DIVERGED.
     """
 
     name: ClassVar[str] = "accuracy_collapse"
@@ -127,6 +128,7 @@ class AccuracyCollapse(Rule):
 
     share: float = 0.5
     sigmas: float = 3.0
+    regained: float = 0.9
     repeats: int = 2
     at_chance: float = 2.0
     stop: bool = True
@@ -136,6 +138,10 @@ class AccuracyCollapse(Rule):
     low: Streak = field(default_factory=Streak, init=False)
     lost: Streak = field(default_factory=Streak, init=False)
     worst: float = field(default=1.0, init=False)
+    decided_at: int = field(default=0, init=False)
+    """Evaluation at which the repeats were complete."""
+    fallen: dict[str, Any] = field(default_factory=dict, init=False)
+    """The last event, until the accuracy is back."""
 
     def start(self, context: Context) -> None:
         self._chance = context.chance_top1
@@ -155,27 +161,46 @@ class AccuracyCollapse(Rule):
         if top1 > self.best:
             self.best, self.best_step = top1, row.step
         if not length:
-            return ()
+            return self._recovery(row.step, top1)
         self.worst = top1 if length == 1 else min(self.worst, top1)
         over = lost >= self.repeats
+        if lost == self.repeats:
+            self.decided_at = row.step
+        told = event(
+            self.name,
+            kind="drop",
+            quantity="imagenet_top1",
+            first_step=self.low.first_step,
+            last_step=row.step,
+            detected_at=self.decided_at if over else self.low.first_step,
+            verdict="DIVERGED" if over else "DEGRADED",
+            flag="ACCURACY_COLLAPSE",
+            stop=over and lost == self.repeats and self.stop,
+            message=f"zero-shot top-1 fell from {self.best:.2%} (step {self.best_step}) to "
+            f"{self.worst:.2%}" + (", chance level, and stayed there" if over else ""),
+            best=self.best,
+            best_step=self.best_step,
+            worst=self.worst,
+            evaluations=length,
+            chance=self._chance,
+        )
+        self.fallen = told.to_dict()
+        return [told]
+
+    def _recovery(self, step: int, top1: float) -> Iterable[Event]:
+        if not self.fallen or top1 < self.regained * self.fallen["evidence"]["best"]:
+            return ()
+        told = Event.from_dict(self.fallen)
+        self.fallen = {}
+        if told.verdict != "DEGRADED":
+            return ()
+        message = f"{told.message}, and was back at step {step}"
         return [
-            event(
-                self.name,
-                kind="drop",
-                quantity="imagenet_top1",
-                first_step=self.low.first_step,
-                last_step=row.step,
-                detected_at=row.step if over else self.low.first_step,
-                verdict="DIVERGED" if over else "DEGRADED",
-                flag="ACCURACY_COLLAPSE",
-                stop=over and lost == self.repeats and self.stop,
-                message=f"zero-shot top-1 fell from {self.best:.2%} (step {self.best_step}) to "
-                f"{self.worst:.2%}" + (", chance level, and stayed there" if over else ""),
-                best=self.best,
-                best_step=self.best_step,
-                worst=self.worst,
-                evaluations=length,
-                chance=self._chance,
+            told.revised(
+                verdict="SPIKY",
+                severity="warning",
+                message=message,
+                evidence={"recovered_at": step},
             )
         ]
 

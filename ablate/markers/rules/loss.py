@@ -280,6 +280,7 @@ class Divergence(Rule):
     risen: Streak = field(default_factory=Streak, init=False)
     at_chance: Streak = field(default_factory=Streak, init=False)
     told_chance: bool = field(default=False, init=False)
+    first_norm: float | None = field(default=None, init=False)
     early: Episode = field(default_factory=lambda: Episode(2, 10), init=False)
 
     def start(self, context: Context) -> None:
@@ -287,7 +288,9 @@ class Divergence(Rule):
         self.slow, self.fast = Ema(span), Ema(max(3, span // 5))
         self.roughness = Ema(span)
         self._hold = context.rows(self.hold, share=0.2, least=50)
-        self._chance_hold = context.rows(self.chance_hold, share=0.1, least=50)
+        # A run of a few steps has had no time to learn; nothing can be held against it.
+        share_of_run = context.rows(self.chance_hold, share=0.1, least=50)
+        self._chance_hold = max(share_of_run, min(self.chance_hold, 20))
         self._chance = context.chance_loss
         self._settled = context.settled
         self._early_rows = context.rows(128, share=0.1, least=32)
@@ -302,7 +305,7 @@ class Divergence(Rule):
         self.before = loss
         noise = (self.roughness.push(apart * apart) / 2.0) ** 0.5
         if self.first is None:
-            self.first = loss
+            self.first, self.first_norm = loss, row.finite("grad_norm")
         if self.best is None or slow < self.best:
             self.best, self.best_step, self.best_noise = slow, row.step, noise
         return [
@@ -384,8 +387,10 @@ class Divergence(Rule):
             f"{self._chance:.4g}: the model tells no pair from another" + because,
             smoothed=self.slow.mean,
             chance=self._chance,
+            lowest=self.best,
             rows=self.at_chance.length,
             grad_norm=row.get("grad_norm"),
+            grad_norm_first=self.first_norm,
         )
 
     def _overshoot(self, row: Row, loss: float) -> Iterable[Event]:

@@ -58,13 +58,15 @@ class AttentionLogits(Rule):
 
 @dataclass
 class LogitDrift(Rule):
-    """Output logits that keep growing while the loss does not fall.
+    """Output logits that keep growing although the loss does not fall.
 
     ``logits_lse``, the mean logsumexp over the rows of the logits, grows in every healthy CLIP
-    run, since the temperature and the similarity of true pairs do. So its rise alone says
-    nothing; drift is a rise of its mean over ``fast`` rows above that over ``slow`` rows by
-    more than ``sigmas`` times its noise, while the loss is not below its own slow mean, on
-    ``hold`` rows in a row.
+    run with the temperature and with the similarity of true pairs. So it is divided by
+    ``logit_scale`` where that is measured, and its rise counts only while nothing is learnt:
+    on ``hold`` rows in a row its mean over ``fast`` rows is above that over ``slow`` rows by
+    more than ``sigmas`` times its noise, and over these rows the slow mean of the loss did
+    not fall by a tenth of the loss's noise. (Language models bound the logsumexp by a
+    penalty, the z-loss of PaLM; CLIP's temperature is clamped, see logit_scale.)
     """
 
     name: ClassVar[str] = "logit_drift"
@@ -77,31 +79,44 @@ class LogitDrift(Rule):
 
     lse_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
     lse_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
-    loss_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
     loss_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
-    roughness: Ema = field(default_factory=lambda: Ema(1), init=False)
-    before: float | None = field(default=None, init=False)
+    lse_rough: Ema = field(default_factory=lambda: Ema(1), init=False)
+    """Mean square of the difference between neighbouring rows, twice the noise's variance."""
+    loss_rough: Ema = field(default_factory=lambda: Ema(1), init=False)
+    before: list[float] = field(default_factory=list, init=False)
+    """The last row's logsumexp (over the temperature) and loss."""
     streak: Streak = field(default_factory=Streak, init=False)
+    loss_then: float = field(default=0.0, init=False)
+    """Slow mean of the loss at the streak's start."""
 
     def start(self, context: Context) -> None:
         fast = context.rows(self.fast, share=0.05, least=10)
         slow = context.rows(self.slow, share=0.2, least=50)
         self.lse_fast, self.lse_slow = Ema(fast), Ema(slow)
-        self.loss_fast, self.loss_slow = Ema(fast), Ema(slow)
-        self.roughness = Ema(slow)
+        self.loss_slow = Ema(slow)
+        self.lse_rough, self.loss_rough = Ema(slow), Ema(slow)
         self._hold = context.rows(self.hold, share=0.2, least=50)
 
     def update(self, row: Row) -> Iterable[Event]:
         lse, loss = row.finite("logits_lse"), row.finite("loss")
         if lse is None or loss is None:
             return ()
-        apart = 0.0 if self.before is None else lse - self.before
-        self.before = lse
-        noise = math.sqrt(self.roughness.push(apart * apart) / 2.0)
+        scale = row.finite("logit_scale")
+        if scale is not None and scale > 0.0:
+            lse /= scale
+        lse_before, loss_before = self.before or (lse, loss)
+        self.before = [lse, loss]
+        noise = math.sqrt(self.lse_rough.push((lse - lse_before) ** 2) / 2.0)
+        loss_noise = math.sqrt(self.loss_rough.push((loss - loss_before) ** 2) / 2.0)
         rise = self.lse_fast.push(lse) - self.lse_slow.push(lse)
-        worse = self.loss_fast.push(loss) - self.loss_slow.push(loss)
-        drifts = noise > 0.0 and rise > self.sigmas * noise and worse >= 0.0
-        if self.streak.extend(drifts, row.step) != self._hold:
+        loss_now = self.loss_slow.push(loss)
+        length = self.streak.extend(noise > 0.0 and rise > self.sigmas * noise, row.step)
+        if length == 1:
+            self.loss_then = loss_now
+        if length != self._hold:
+            return ()
+        if loss_now < self.loss_then - 0.1 * loss_noise:
+            self.streak.extend(False, row.step)  # it learns: begin anew
             return ()
         return [
             event(
@@ -113,8 +128,8 @@ class LogitDrift(Rule):
                 detected_at=row.step,
                 severity="warning",
                 flag="LOGIT_DRIFT",
-                message=f"output logits grow (logsumexp {self.lse_fast.mean:.4g}, "
-                f"{rise:+.2g}) while the loss does not fall",
+                message=f"output logits grow ({rise:+.2g} to {self.lse_fast.mean:.3g} "
+                f"times the temperature) while the loss does not fall",
                 rise=rise,
                 noise=noise,
                 rows=self._hold,

@@ -1,0 +1,92 @@
+"""Thresholds from a study file, and what the package needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from marker_traces import judged, rows_of
+
+from ablate.markers import (
+    RULES,
+    ThresholdError,
+    Thresholds,
+    check_thresholds,
+    describe_thresholds,
+    thresholds_schema,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "words"),
+    [
+        ({"loss_spik": {}}, ("loss_spik",), "did you mean 'loss_spike'"),
+        ({"loss_spike": {"sigm": 4}}, ("loss_spike", "sigm"), "did you mean 'sigma'"),
+        ({"loss_spike": 4}, ("loss_spike",), "must map thresholds to values"),
+        ({"loss_spike": {"sigma": "4"}}, ("loss_spike", "sigma"), "must be a number, not '4'"),
+        ({"loss_spike": {"sigma": True}}, ("loss_spike", "sigma"), "must be a number, not True"),
+        ({"loss_spike": {"hits": 1.5}}, ("loss_spike", "hits"), "must be a whole number"),
+        ({"loss_spike": {"window": 0}}, ("loss_spike", "window"), "must be at least 1"),
+        ({"divergence": {"stop": 1}}, ("divergence", "stop"), "must be true or false"),
+        ({"divergence": {"rise": -1.0}}, ("divergence", "rise"), "at least 0"),
+        ({"divergence": {"rise": float("nan")}}, ("divergence", "rise"), "finite"),
+    ],
+)
+def test_a_wrong_threshold_is_refused_with_the_nearest_name(
+    given: dict[str, object], place: tuple[str, ...], words: str
+) -> None:
+    """The place, what was given and what is allowed are said."""
+    ((found, message),) = check_thresholds(given)
+    assert found == place and words in message
+    with pytest.raises(ThresholdError, match=".".join(("markers", *place))):
+        Thresholds(given)  # type: ignore[arg-type]
+
+
+def test_state_cannot_be_set_by_a_study() -> None:
+    """Only thresholds may be overridden, not what a rule remembers."""
+    assert list(check_thresholds({"loss_spike": {"seen": 3}}))
+
+
+def test_every_default_passes_its_own_check() -> None:
+    """The defaults written into a study file change nothing."""
+    defaults = describe_thresholds()
+    assert list(check_thresholds(defaults)) == []
+    assert set(defaults) == {rule.name for rule in RULES}
+    assert [rule.state() for rule in Thresholds(defaults).rules()] == [
+        rule.state() for rule in Thresholds().rules()
+    ]
+
+
+def test_a_threshold_changes_the_judgement() -> None:
+    """A stricter sigma finds what the default lets pass."""
+    loss = 2.0 + 0.06 * np.random.default_rng(0).standard_normal(1500)
+    loss[1000:1006] += 0.13
+    rows = rows_of(loss=loss)
+    assert judged(rows).verdict.name == "STABLE"
+    stricter = judged(rows, loss_spike={"sigma": 2.0, "hits": 4})
+    assert stricter.verdict.name == "SPIKY"
+    assert stricter.to_dict()["thresholds"] == {"loss_spike": {"sigma": 2.0, "hits": 4}}
+
+
+def test_the_schema_names_every_threshold() -> None:
+    """Editors are told each threshold with type, default and the rule's first sentence."""
+    schema = thresholds_schema()
+    for marker, values in describe_thresholds().items():
+        entry = schema["properties"][marker]
+        assert set(entry["properties"]) == set(values)
+        assert entry["description"]
+        assert entry["additionalProperties"] is False
+
+
+def test_markers_need_nothing_that_trains() -> None:
+    """The package comes without torch, ray, mlflow, optuna, pandas, matplotlib or tensorboard."""
+    code = (
+        "import sys, ablate.markers, ablate.markers.foreign, ablate.markers.diagnosis, "
+        "ablate.markers.timeline, ablate.markers.replay\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'matplotlib', 'tensorboard'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
