@@ -565,9 +565,7 @@ def _with_divergence(
     (k1, n1), (k0, n0) = divergence.level, divergence.reference
     rate1, rate0 = k1 / max(n1, 1), k0 / max(n0, 1)
     p_runs = divergence.pooled_p if divergence.pooled_p is not None else divergence.composite_p
-    gain_runs = rate0 - rate1
-    if divergence.composite_delta is not None and divergence.pooled_p is None:
-        gain_runs = objective.gain(divergence.composite_delta)
+    runs_better = divergence.composite_better if divergence.pooled_p is None else rate1 < rate0
     tests = 2 * family.size
     if family.is_sequential:
         # Exact tests have no anytime form here: look k may spend alpha / (k (k + 1)).
@@ -579,14 +577,14 @@ def _with_divergence(
     if contrast.p_adjusted is not None:
         p_alive_adjusted = min(1.0, 2 * contrast.p_adjusted)
     agree = alive_gain * (rate0 - rate1) > 0 or (rate0 == rate1 and alive_gain != 0)
-    by_runs = p_runs_adjusted <= ALPHA
+    by_runs = p_runs_adjusted <= ALPHA and runs_better is not None
     big = contrast.delta is not None and abs(contrast.delta) >= (objective.margin or 0.0)
     by_alive = agree and big and p_alive_adjusted <= ALPHA
     if by_runs or by_alive:
-        gain = gain_runs if by_runs else alive_gain
+        is_better = runs_better if by_runs else alive_gain > 0
         basis = "both" if by_runs and by_alive else "divergence" if by_runs else "difference"
         return replace(
-            contrast, verdict=verdict.MATTERS, direction="better" if gain > 0 else "worse",
+            contrast, verdict=verdict.MATTERS, direction="better" if is_better else "worse",
             basis=basis, needs_seeds=0, p_adjusted=min(p_runs_adjusted, p_alive_adjusted),
         )  # fmt: skip
     needs = verdict.more_seeds_for_divergence(

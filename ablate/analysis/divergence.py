@@ -43,6 +43,8 @@ class Divergence:
     when no run diverged."""
     composite_p: float | None
     """Permutation test of the composite score, level against reference."""
+    composite_better: bool | None
+    """Whether the level's composite score is the better one; None when equal or not formed."""
 
     @property
     def any(self) -> bool:
@@ -88,10 +90,12 @@ def compare_divergence(
         pooled = fisher((k1, n1), (0, n0 + stable_runs))
     elif k0 and not k1 and n1:
         pooled = fisher((0, n1 + stable_runs), (k0, n0))
-    delta, p = None, None
+    delta, p, better = None, None, None
     if n1 and n0 and k1 + k0:
         one, zero = _score(level, reference, chance, maximize)
         p = permutation_p(one, zero)
+        gain = float(one.mean() - zero.mean()) * (1 if maximize else -1)
+        better = gain > 0 if gain else None
         if chance is not None:
             delta = float(one.mean() - zero.mean())
     return Divergence(
@@ -103,6 +107,7 @@ def compare_divergence(
         pooled_p=pooled,
         composite_delta=delta,
         composite_p=p,
+        composite_better=better,
     )
 
 

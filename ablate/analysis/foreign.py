@@ -91,6 +91,9 @@ def read_results(path: str | Path) -> list[Result]:
                 f"{len(header)}; quote a level name that contains a comma"
             )
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        for name in ("factor", "level"):
+            if row[name].lower() == BASELINE:
+                row[name] = BASELINE
         rows.append((reader.line_num, row))
     factors = list(dict.fromkeys(row["factor"] for _, row in rows if row["factor"] != BASELINE))
     if not factors:

@@ -55,3 +55,12 @@ def test_composite_without_a_chance_value_ranks_divergence_last() -> None:
     down = compare_divergence(-level, -base, stable_runs=0, chance=None, maximize=False)
     assert up.composite_p == down.composite_p == pytest.approx(fisher((3, 4), (0, 4)))
     assert up.composite_delta is None
+    assert up.composite_better is False and down.composite_better is False
+
+
+def test_equal_rates_leave_the_word_to_the_survivors() -> None:
+    """One of five diverged in each arm: the composite follows the survivors' values."""
+    base = np.array([np.nan, 0.2, 0.21, 0.19, 0.2])
+    found = compare_divergence(base + 0.05, base, stable_runs=9, chance=None, maximize=True)
+    assert found.pooled_p is None and found.fisher_p == 1.0
+    assert found.composite_better is True

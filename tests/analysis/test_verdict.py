@@ -229,3 +229,42 @@ def test_noise_is_recovered() -> None:
     assert noise.sigma_seed_ci is not None
     assert noise.sigma_seed_ci[0] < 0.005 < noise.sigma_seed_ci[1]
     assert noise.rho == pytest.approx(0.36, abs=0.2)
+
+
+def test_verdicts_do_not_depend_on_the_unit() -> None:
+    """Percent instead of fractions, another origin, another order of runs: the same verdicts."""
+    results = run(
+        one_at_a_time(FACTORS), seeds=4, sigma=0.002, effects={"warmup=2k": 0.02},
+        diverged=[("lr=5", 1)],
+    )  # fmt: skip
+    moved = [
+        Result(r.levels, r.seed, r.outcome, None if r.value is None else 7 + 100 * r.value)
+        for r in reversed(results)
+    ]
+    one = judged(results, objective=Objective("m", "maximize", 0.005))
+    two = judged(moved, objective=Objective("m", "maximize", 0.5))
+    for c in one.contrasts:
+        other = two.contrast(c.factor, c.level)
+        assert (c.verdict, c.direction, c.needs_seeds) == (
+            other.verdict, other.direction, other.needs_seeds,
+        )  # fmt: skip
+        assert c.p_adjusted == pytest.approx(other.p_adjusted, rel=1e-6)
+        assert c.ci is not None and other.ci is not None
+        assert other.ci == pytest.approx([100 * x for x in c.ci], rel=1e-6)
+
+
+def test_minimising_mirrors_maximising() -> None:
+    """Negated values with the direction turned give the same verdicts and directions."""
+    results = run(
+        one_at_a_time(FACTORS), seeds=5, sigma=0.002, effects={"warmup=2k": 0.02},
+        diverged=[("lr=5", s) for s in range(4)],
+    )  # fmt: skip
+    mirrored = [
+        Result(r.levels, r.seed, r.outcome, None if r.value is None else -r.value) for r in results
+    ]
+    up = judged(results)
+    down = judged(mirrored, objective=Objective("loss", "minimize", 0.005, chance=-0.001))
+    assert [(c.verdict, c.direction) for c in up.contrasts] == [
+        (c.verdict, c.direction) for c in down.contrasts
+    ]
+    assert up.best == down.best
