@@ -241,7 +241,11 @@ def analyze_results(
         )
         for comparison, found in zip(comparisons, estimates, strict=True)
     )
-    interactions = () if is_sequential else _interactions(table, reference, fitted, objective, say)
+    interactions = (
+        ()
+        if is_sequential
+        else _interactions(table, reference, fitted, objective, say, estimand=estimand)
+    )
     factors = tuple(
         _summarize(f, [c for c in contrasts if c.factor == f], say)
         for f in table.factors
@@ -692,16 +696,24 @@ def _interactions(
     fitted: Fit,
     objective: Objective,
     say: sentences.Scale,
+    *,
+    estimand: str,
 ) -> tuple[Interaction, ...]:
-    """All two-factor interactions whose four corners were run."""
+    """All two-factor interactions whose four corners were run, or that a fraction separates."""
+    model = effects.CellModel(table, order=2) if estimand == "additive" else None
     found: list[tuple[tuple[str, str], tuple[str, str], Estimate]] = []
     for (i, f), (j, g) in combinations(enumerate(table.factors), 2):
         for level_f in table.levels(f):
             for level_g in table.levels(g):
                 if level_f == reference[i] or level_g == reference[j]:
                     continue
-                weights = effects.cross(table, reference, (f, level_f), (g, level_g))
-                if weights is None:
+                if model is None:
+                    weights = effects.cross(table, reference, (f, level_f), (g, level_g))
+                else:
+                    weights = effects.cross_by_model(
+                        model, (i, level_f, reference[i]), (j, level_g, reference[j])
+                    )
+                if weights is None or not np.any(weights):
                     continue
                 estimate = effects.estimate(table.values, weights, fitted)
                 if estimate is not None:

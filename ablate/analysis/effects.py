@@ -11,10 +11,10 @@ A contrast is a weight vector over the rows of `Table.cells` that sums to 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -317,29 +317,62 @@ def _matched(
 
 
 def _additive_weights(table: Table, column: int, level: str, base: str) -> FloatArray | None:
-    """Weights over cells of the contrast in a model of main effects; None when not estimable.
+    """Weights over cells of the contrast in a model of main effects; None when not estimable."""
+    return CellModel(table, order=1).weights({((column, level),): 1, ((column, base),): -1})
+
+
+Term = tuple[tuple[int, str], ...]
+"""A column of a model: ((factor's place, level), ...); two entries for a pair of factors."""
+
+
+class CellModel:
+    """A linear model of cell means with main effects, and pairs of factors at `order` 2.
 
     Cells in which a run diverged, or none completed, are left out: they have no fair mean.
     """
-    rows = [
-        row
-        for row in range(len(table.cells))
-        if not np.isnan(table.values[row]).all() and not table.count(row, "diverged")
-    ]
-    cells = [table.cells[row] for row in rows]
-    columns, design = _main_effects(table, cells)
-    if (column, base) not in columns or (column, level) not in columns:
-        return None
-    wanted = np.zeros(design.shape[1])
-    wanted[1 + columns.index((column, level))] = 1
-    wanted[1 + columns.index((column, base))] = -1
-    inverse = np.linalg.pinv(design)
-    if not np.allclose(wanted @ (inverse @ design), wanted, atol=1e-8):
-        return None
-    weights = np.zeros(len(table.cells))
-    weights[rows] = wanted @ inverse
-    weights[np.abs(weights) < 1e-12] = 0.0
-    return weights
+
+    def __init__(self, table: Table, *, order: int) -> None:
+        self._num_cells = len(table.cells)
+        self._rows = [
+            row
+            for row in range(self._num_cells)
+            if not np.isnan(table.values[row]).all() and not table.count(row, "diverged")
+        ]
+        single = [(i, name) for i, f in enumerate(table.factors) for name in table.levels(f)]
+        self._terms: list[Term] = [(), *((entry,) for entry in single)]
+        if order == 2:
+            self._terms += [(a, b) for a, b in combinations(single, 2) if a[0] != b[0]]
+        cells = [table.cells[row] for row in self._rows]
+        design = np.array(
+            [[all(cell[i] == name for i, name in term) for term in self._terms] for cell in cells],
+            dtype=float,
+        ).reshape(len(cells), len(self._terms))
+        self._inverse = np.linalg.pinv(design)
+        self._estimable = self._inverse @ design
+
+    def weights(self, wanted: Mapping[Term, float]) -> FloatArray | None:
+        """Weights over all cells that estimate this combination of terms; None: not estimable."""
+        if not set(wanted) <= set(self._terms):
+            return None
+        vector = np.zeros(len(self._terms))
+        for term, factor in wanted.items():
+            vector[self._terms.index(term)] = factor
+        if not np.allclose(vector @ self._estimable, vector, atol=1e-8):
+            return None
+        weights = np.zeros(self._num_cells)
+        weights[self._rows] = vector @ self._inverse
+        weights[np.abs(weights) < 1e-12] = 0.0
+        return weights
+
+
+def cross_by_model(
+    model: CellModel, one: tuple[int, str, str], two: tuple[int, str, str]
+) -> FloatArray | None:
+    """The interaction of two factors (place, level, reference level) in a model of order 2."""
+    (i, level_f, base_f), (j, level_g, base_g) = one, two
+    signs = {(level_f, level_g): 1, (level_f, base_g): -1, (base_f, level_g): -1}
+    signs[base_f, base_g] = 1
+    return model.weights({((i, f), (j, g)): sign for (f, g), sign in signs.items()})
 
 
 def _main_effects(table: Table, cells: Sequence[Cell]) -> tuple[list[tuple[int, str]], FloatArray]:

@@ -137,3 +137,18 @@ def test_path_gains_add_up() -> None:
     assert gains == pytest.approx([0.03, 0.01])
     with pytest.raises(ValueError, match="2 steps has 3 runs"):
         path_gains([0.2, 0.3], ["warmup", "lr"])
+
+
+def test_a_fraction_of_resolution_five_separates_its_interactions() -> None:
+    """16 of 32 cells, 2 seeds: all ten pairs are estimated, the planted one alone stands out; at
+    resolution III pairs are confounded and none is claimed."""
+    for resolution, pairs in (("V", 10), ("III", 0)):
+        design = factorial.fractional(5, resolution=resolution)
+        results = run(cells_of(design.matrix), seeds=2, sigma=0.002, effects={"b=new,d=new": 0.02})
+        analysis = analyze_results(
+            results, baseline=base_of(5), objective=OBJECTIVE, estimand="additive"
+        )
+        assert len(analysis.interactions) == pairs
+        shown = [i.factors for i in analysis.interactions if i.verdict == "MATTERS"]
+        assert shown == [("b", "d")][:pairs]
+        assert bool(analysis.not_estimable) == (pairs == 0)
