@@ -251,6 +251,16 @@ class _TrialRun:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A trial that has an outcome."""
+
+    result: Result
+    time: float
+    """When it was recorded (unix s)."""
+    score: float | None
+
+
 @dataclass(slots=True)
 class _CellRun:
     run_id: str
@@ -291,8 +301,9 @@ class _Mirror:
         self._runs: dict[str, _TrialRun] = {}
         self._trials: dict[str, Trial] = {}
         self._by_cell: dict[Levels, list[Trial]] = {}
-        self._ended: dict[str, tuple[Result, float]] = {}
-        """Trial id -> result and the time it was recorded."""
+        self._ended: dict[str, _Ended] = {}
+        self._best: tuple[Levels, float] | None = None
+        """Best cell of those whose trials have all ended, and its mean score."""
         self._pending: set[str] = set()
         """Trials to look at in the next round."""
         self._num_known = 0
@@ -322,6 +333,7 @@ class _Mirror:
             self._client = self._open()
         client = self._client
         self.complaint = None
+        num_ended = len(self._ended)
         stale: set[Levels] = set()
         for trial_id in [i for i in self._trials if i in self._pending]:
             if self._abandoned():
@@ -332,7 +344,9 @@ class _Mirror:
             except (RecordError, UnicodeError) as error:
                 done, self.complaint = True, f"trial {trial_id} is not mirrored: {_reason(error)}"
             except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
+                if error.error_code != "INVALID_PARAMETER_VALUE" or self._is_deleted(
+                    client, trial_id
+                ):
                     raise
                 done, self.complaint = True, f"MLflow refuses trial {trial_id}: {_reason(error)}"
             stale.add(trial.cell.levels)
@@ -340,7 +354,14 @@ class _Mirror:
                 self._pending.discard(trial_id)
         for levels in stale:
             self._sync_cell(client, levels, closing=closing)
+        if len(self._ended) > num_ended:
+            self._best = self._best_cell()
         self._sync_study(client, closing=closing)
+
+    def _is_deleted(self, client: MlflowClient, trial_id: str) -> bool:
+        """Whether someone has deleted the trial's run, so that MLflow takes nothing for it."""
+        run = self._runs.get(trial_id)
+        return run is not None and client.get_run(run.run_id).info.lifecycle_stage == "deleted"
 
     # ------------------------------------------------------------------ connecting
 
@@ -423,7 +444,7 @@ class _Mirror:
             client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{key}", view)
         baseline = self._study.cell({})
         _log_params(client, self._study_run, self._shared_config(baseline.levels))
-        client.log_text(self._study_run, self._study.text, "study.yaml")
+        client.log_text(self._study_run, _masked_url(self._study.text), "study.yaml")
         return self._study_run
 
     def _sync_study(self, client: MlflowClient, *, closing: bool) -> None:
@@ -432,7 +453,7 @@ class _Mirror:
         run_id = self._ensure_study(client, start=_ms(time.time()))
         ended = len(self._ended)
         tags = {"progress": f"{ended} of {len(self._trials)} trials"}
-        best = self._best_cell()
+        best = self._best
         if best is not None:
             levels, score = best
             tags |= {"best_cell": self._changed(levels), "best_score": f"{score:.6g}"}
@@ -443,7 +464,7 @@ class _Mirror:
                 self._study_status = "RUNNING"
             return
         if best is not None:
-            when = max(moment for _, moment in self._ended.values())
+            when = max(item.time for item in self._ended.values())
             client.log_metric(run_id, "score", best[1], timestamp=_ms(when), step=ended)
         for name in _STUDY_FILES:
             path = artifact_path(self._record.folder, name)
@@ -456,17 +477,13 @@ class _Mirror:
             levels: fmean(scores)
             for levels, trials in self._by_cell.items()
             if all(trial.id in self._ended for trial in trials)
-            and (scores := [s for t in trials if (s := self._score_of(t)) is not None])
+            and (scores := [s for t in trials if (s := self._ended[t.id].score) is not None])
         }
         if not means:
             return None
         sign = 1.0 if self._study.objective.direction == "maximize" else -1.0
         best = max(means, key=lambda levels: sign * means[levels])
         return best, means[best]
-
-    def _score_of(self, trial: Trial) -> float | None:
-        value = self._score(self._ended[trial.id][0])
-        return value if value is not None and math.isfinite(value) else None
 
     # ------------------------------------------------------------------ a cell's run
 
@@ -509,8 +526,8 @@ class _Mirror:
             if trial.id not in self._ended:
                 break
             ended += 1
-            when = _ms(max(self._ended[t.id][1] for t in trials[:ended]))
-            score = self._score_of(trial)
+            when = _ms(max(self._ended[t.id].time for t in trials[:ended]))
+            score = self._ended[trial.id].score
             if score is not None:
                 scores.append(score)
             if not scores or ended <= cell.seeds:
@@ -520,9 +537,10 @@ class _Mirror:
                 metrics.append(entities.Metric("score_std", stdev(scores), when, ended))
         if metrics:
             client.log_batch(cell.run_id, metrics=metrics)
-        outcomes = [self._ended[t.id][0].outcome for t in trials if t.id in self._ended]
+        known = [self._ended[t.id] for t in trials if t.id in self._ended]
+        outcomes = [item.result.outcome for item in known]
         counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
-        flags = {f for t in trials if t.id in self._ended for f in self._ended[t.id][0].flags}
+        flags = {flag for item in known for flag in item.result.flags}
         tags = {
             "seeds_ended": str(ended),
             "outcome": ", ".join(f"{name} {count}" for name, count in counts.items()) or "running",
@@ -535,7 +553,7 @@ class _Mirror:
             client,
             cell,
             "FINISHED" if whole else ("KILLED" if closing else "RUNNING"),
-            when=max(self._ended[t.id][1] for t in trials) if whole else None,
+            when=max(item.time for item in known) if whole else None,
         )
 
     # ------------------------------------------------------------------ a trial's run
@@ -547,7 +565,11 @@ class _Mirror:
         folder = self._record.record(trial.id)
         outcome = folder.outcome()  # before the logs: an outcome says that they are complete
         if outcome is not None:
-            self._ended[trial.id] = (_result(trial, outcome), float(outcome["time"]))
+            if trial.id not in self._ended:
+                result = _result(trial, outcome)
+                self._ended[trial.id] = _Ended(
+                    result, float(outcome["time"]), _finite(self._score(result))
+                )
         run = self._runs.get(trial.id)
         if run is not None and run.complete:
             return True
@@ -676,7 +698,7 @@ class _Mirror:
         best = outcome.get("best") or {}
         events = folder.events()
         final = {
-            "score": self._score_of(trial),
+            "score": self._ended[trial.id].score,
             f"{objective}_best": best.get(objective),
             "num_events": len(events),
             "wall_s": outcome.get("wall_s"),
@@ -695,7 +717,7 @@ class _Mirror:
         with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
             self._write_artifacts(Path(scratch), trial, folder, outcome, trace, events)
             client.log_artifacts(run.run_id, scratch)
-        result, _ = self._ended[trial.id]
+        result = self._ended[trial.id].result
         tags = {
             "outcome": result.outcome,
             "verdict": result.verdict,
@@ -721,10 +743,9 @@ class _Mirror:
         events: Sequence[Mapping[str, Any]],
     ) -> None:
         recipe = recipes.load(trial.recipe)
-        config = {key: _masked(key, value) for key, value in trial.config.items()}
-        asked = {**folder.trial(), "config": config}
-        (scratch / "trial.json").write_text(dumps(asked, indent=1) + "\n")
-        (scratch / "outcome.json").write_text(dumps(outcome, indent=1) + "\n")
+        config = _masked("", trial.config)
+        (scratch / "trial.json").write_text(dumps(_masked("", folder.trial()), indent=1) + "\n")
+        (scratch / "outcome.json").write_text(dumps(_masked("", outcome), indent=1) + "\n")
         (scratch / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         with contextlib.suppress(ValueError):  # some settings have no equal in the peer
             line = recipe.command(
@@ -746,7 +767,7 @@ class _Mirror:
         if outcome["outcome"] != Outcome.COMPLETED and attempts:
             tail = folder.log_tail(attempts[-1], lines=200)
             if tail:
-                (scratch / "log.txt").write_text(tail + "\n")
+                (scratch / "log.txt").write_text(_masked_url(tail) + "\n")
 
     # ------------------------------------------------------------------ small things
 
@@ -926,6 +947,10 @@ def _result(trial: Trial, outcome: Mapping[str, Any]) -> Result:
         verdict=outcome.get("verdict") or "",
         flags=tuple(outcome.get("flags") or ()),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _cell_name(levels: Levels) -> str:
@@ -1272,6 +1297,9 @@ def serve(uri: str, *, port: int = 5000, host: str = "127.0.0.1", log: Path) -> 
         *("--cors-allowed-origins", ",".join(f"http://{name}:{port}" for name in names)),
         "--no-serve-artifacts",  # files are read from where the runs say they are
     ]
+    if uri.startswith("sqlite:///"):
+        beside = Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlartifacts")
+        command += ["--default-artifact-root", beside.as_uri()]
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,0 +1,672 @@
+"""The MLflow mirror: what it shows, that it can be told again, that no outage reaches a study."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from ablate import design
+from ablate.analysis.results import Result
+from ablate.errors import TrackingError
+from ablate.records import AttemptWriter, StudyRecord
+from ablate.study import Study, parse_study
+from ablate.tracking import Tracker, artifact_path, default_uri, serve
+from ablate.trial import Trial
+
+CHANCE = 0.0016
+BEGUN = 1_790_000_000.0
+
+STUDY = """
+recipe: openclip
+baseline: {model: RN50, train_data: "https://me:hunter2@host/x.tar", beta2: 0.999, warmup: 10}
+factors:
+  beta2: [0.999, 0.98]
+  loss:
+    default: {}
+    local_only: {local_loss: true}
+seeds: [0, 1]
+"""
+
+
+def score(result: Result) -> float | None:
+    if result.outcome == "diverged":
+        return CHANCE
+    return result.value if result.outcome == "completed" else None
+
+
+class Folder:
+    """A study folder that is filled by hand, as trials would."""
+
+    def __init__(self, root: Path) -> None:
+        self.study: Study = parse_study(STUDY, path="studies/two.yaml", root="/")
+        self.record = StudyRecord(root / "runs" / self.study.name)
+        self.record.write_study({"format": 1, "name": self.study.name, "text": STUDY})
+        self.trials: list[Trial] = sorted(
+            design.propose(self.study),
+            key=lambda trial: (trial.cell != self.study.cell({}), trial.cell.levels, trial.seed),
+        )
+        self.writers: list[AttemptWriter] = []
+        for trial in self.trials:
+            self.record.write_trial({**trial.to_json(), "fingerprint": FINGERPRINT})
+
+    def trial(self, changed: str, *, seed: int) -> Trial:
+        name, _, level = changed.partition("=")
+        levels = {name: level} if level else {}
+        cell = self.study.cell(levels)
+        return next(t for t in self.trials if t.cell == cell and t.seed == seed)
+
+    def attempt(self, trial: Trial, number: int) -> AttemptWriter:
+        self.writers.append(AttemptWriter(self.record.record(trial.id).folder, number))
+        return self.writers[-1]
+
+    def end(self, trial: Trial, outcome: str, value: float | None = None, **facts: Any) -> None:
+        after = self.trials.index(trial)
+        content = {"attempt": 1, "wall_s": 12.5, "time": BEGUN + 1000 + after, **facts}
+        self.record.write_outcome(
+            self.record.record(trial.id), {"outcome": outcome, "value": value, **content}
+        )
+
+    def run(self, trial: Trial, *, steps: int = 30, value: float = 0.2) -> None:
+        """A whole trial that completes."""
+        writer = self.attempt(trial, 1)
+        writer.step(rows(1, steps))
+        writer.evaluation(evaluation(steps, value))
+        writer.close()
+        self.end(trial, "completed", value, step=steps, verdict="STABLE", best={})
+
+    def tracker(self, **more: Any) -> Tracker:
+        return Tracker(self.study, self.record, score=score, **more)
+
+    @property
+    def uri(self) -> str:
+        return default_uri(self.record.folder.parent)
+
+
+FINGERPRINT = {
+    "git_commit": "0123abc",
+    "env": {"AWS_SECRET_ACCESS_KEY": "hunter2", "PROXY": "http://u:hunter2@proxy:80"},
+}
+
+
+def rows(first: int, last: int, *, attempt: int = 1) -> list[dict[str, Any]]:
+    """Rows of a trace; a later attempt measures the same at a later time."""
+    return [
+        {
+            "step": step,
+            "attempt": attempt,
+            "time": BEGUN + step + 500 * (attempt - 1),
+            "epoch": step / 10,
+            "samples": step * 64,
+            "loss": 5.0 / step,
+            "grad_norm": 1.0 + step % 3,
+            "grad_norm/visual": 0.5,
+            "rms/visual.conv1.weight": 1.0,
+        }
+        for step in range(first, last + 1)
+    ]
+
+
+def evaluation(step: int, value: float, *, attempt: int = 1) -> dict[str, Any]:
+    when = BEGUN + step + 0.5 + 500 * (attempt - 1)
+    return {
+        "step": step,
+        "attempt": attempt,
+        "time": when,
+        "epoch": step / 10,
+        "imagenet_top1": value,
+        "imagenet_top5": 2 * value,
+    }
+
+
+def event(step: int, *, last: int | None = None) -> dict[str, Any]:
+    return {
+        "marker": "loss_spike",
+        "first_step": step,
+        "last_step": last or step,
+        "severity": "warning",
+        "evidence": {"kind": "jump", "quantity": "loss"},
+        "detected_at": (last or step) + 1,
+        "message": "loss jumped",
+    }
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def runs_in(uri: str, study: str) -> dict[str, Any]:
+    """Run name and kind -> run, of all that are not deleted."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return {}
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    named = {f"{run.data.tags['kind']} {run.info.run_name}": run for run in found}
+    assert len(named) == len(found), "a run stands there twice"
+    return named
+
+
+def content(uri: str, study: str) -> dict[str, Any]:
+    """Everything that a reader sees, without ids that MLflow draws."""
+    client = MlflowClient(uri)
+    runs = runs_in(uri, study)
+    names = {run.info.run_id: name for name, run in runs.items()}
+    seen = {}
+    for name, run in runs.items():
+        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.parentRunId"}
+        history = {
+            key: [(m.step, m.timestamp, repr(m.value)) for m in points]
+            for key in run.data.metrics
+            if (points := client.get_metric_history(run.info.run_id, key))
+        }
+        for key, points in history.items():
+            assert len({point[0] for point in points}) == len(points), f"{name}: {key} twice"
+        seen[name] = {
+            "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": tags,
+            "metrics": history,
+            "files": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+        }
+    return seen
+
+
+def mirrored_step(uri: str, study: str, run: str, metric: str = "loss") -> int:
+    """Last step of a metric that MLflow has; 0 before there is any."""
+    found = runs_in(uri, study).get(run)
+    if found is None:
+        return 0
+    points = MlflowClient(uri).get_metric_history(found.info.run_id, metric)
+    return max((point.step for point in points), default=0)
+
+
+# --------------------------------------------------------------------------- what is shown
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path)
+    yield made
+    for writer in made.writers:
+        writer.close()
+
+
+def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
+    """One run for the study, below it cells, below them trials, each with what it was and became.
+
+    Diverged is a result (FINISHED, scored at chance), failed is not; a trial that never began has
+    no run; the study as a whole was stopped, because trials are missing.
+    """
+    base0, base1 = folder.trial("", seed=0), folder.trial("", seed=1)
+    beta0, beta1 = folder.trial("beta2=0.98", seed=0), folder.trial("beta2=0.98", seed=1)
+    folder.run(base0, value=0.20)
+    folder.run(base1, value=0.22)
+    writer = folder.attempt(beta0, 1)
+    bad = rows(1, 9)
+    bad[-1] |= {"loss": math.nan, "grad_norm": math.inf}
+    writer.step(bad)
+    writer.event(event(9))
+    writer.close()
+    (folder.record.record(beta0.id).folder / "timeline.png").write_bytes(b"\x89PNG")
+    folder.end(
+        beta0,
+        "diverged",
+        step=9,
+        verdict="NUMERIC_FAIL",
+        flags=["SATURATED"],
+        reason="loss is NaN",
+    )
+    (folder.record.record(beta1.id).folder / "attempts/1").mkdir(parents=True)
+    log = folder.record.record(beta1.id).folder / "attempts/1/log-0.txt"
+    log.write_text("Traceback: no such disk")
+    folder.end(beta1, "failed", reason="crashed")
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    assert tracker.trouble is None
+
+    seen = content(folder.uri, "two")
+    assert {name: run["parent"] for name, run in seen.items()} == {
+        "study two": None,
+        "cell baseline": "study two",
+        "cell beta2=0.98": "study two",
+        "trial baseline · seed 0": "cell baseline",
+        "trial baseline · seed 1": "cell baseline",
+        "trial beta2=0.98 · seed 0": "cell beta2=0.98",
+        "trial beta2=0.98 · seed 1": "cell beta2=0.98",
+    }
+    assert {name: run["status"] for name, run in seen.items()} == {
+        "study two": "KILLED",
+        "cell baseline": "FINISHED",
+        "cell beta2=0.98": "FINISHED",
+        "trial baseline · seed 0": "FINISHED",
+        "trial baseline · seed 1": "FINISHED",
+        "trial beta2=0.98 · seed 0": "FINISHED",
+        "trial beta2=0.98 · seed 1": "FAILED",
+    }
+    good = seen["trial baseline · seed 0"]
+    assert good["params"]["beta2"] == "0.999"
+    assert good["params"]["seed"] == "0"
+    assert {key.split(".")[0] for key in good["params"]} == set(base0.config)
+    assert good["metrics"]["loss"][2] == (3, int((BEGUN + 3) * 1000), repr(5.0 / 3))
+    assert good["metrics"]["imagenet_top1"] == [(30, int((BEGUN + 30.5) * 1000), "0.2")]
+    assert "grad_norm/visual" in good["metrics"]
+    assert "rms/visual.conv1.weight" not in good["metrics"]
+    assert good["tags"]["mlflow.source.git.commit"] == "0123abc"
+
+    diverged = seen["trial beta2=0.98 · seed 0"]
+    assert diverged["metrics"]["score"][0][2] == repr(CHANCE)
+    assert [value for *_, value in diverged["metrics"]["loss"]][-1] == "nan"
+    assert [value for *_, value in diverged["metrics"]["grad_norm"]][-1] == "nan"
+    expected = {
+        "kind": "trial",
+        "trial_id": beta0.id,
+        "seed": "0",
+        "outcome": "diverged",
+        "verdict": "NUMERIC_FAIL",
+        "flags": "SATURATED",
+        "markers": "loss_spike",
+        "changed": "beta2=0.98",
+        "factor.beta2": "0.98",
+        "factor.loss": "default",
+        "reason": "loss is NaN",
+        "attempt": "1",
+    }
+    assert expected.items() <= diverged["tags"].items()
+    assert "loss jumped" in diverged["tags"]["mlflow.note.content"]
+    assert (
+        diverged["files"]
+        == [
+            "command.txt",
+            "config.yaml",
+            "evals.jsonl",
+            "events.jsonl",
+            "log.txt",
+            "outcome.json",
+            "timeline.png",
+            "trace.jsonl",
+            "trial.json",
+        ]
+        or "log.txt" not in diverged["files"]
+    )
+    assert "log.txt" in seen["trial beta2=0.98 · seed 1"]["files"]
+
+    cell = seen["cell baseline"]
+    assert [value for *_, value in cell["metrics"]["score"]] == ["0.2", repr((0.2 + 0.22) / 2)]
+    assert cell["tags"]["outcome"] == "completed 2"
+    assert "seed" not in cell["params"]
+    study = seen["study two"]
+    assert study["tags"]["best_cell"] == "baseline"
+    assert study["tags"]["progress"] == "4 of 6 trials"
+    assert study["files"] == ["study.yaml"]
+    client = MlflowClient(folder.uri)
+    found = client.get_experiment_by_name("two")
+    assert found is not None
+    for search, count in (
+        ("tags.outcome = 'diverged'", 1),
+        ("tags.`factor.beta2` = '0.98' and tags.kind = 'trial'", 2),
+        ("tags.changed = 'baseline' and tags.kind = 'cell'", 1),
+    ):
+        assert len(client.search_runs([found.experiment_id], search)) == count, search
+
+
+def test_a_long_trace_is_thinned_by_the_stated_rule(folder: Folder) -> None:
+    """Doubling strides, the steps of an event, and the last; the artifact holds every row."""
+    trial = folder.trials[0]
+    writer = folder.attempt(trial, 1)
+    writer.step(rows(1, 6001))
+    writer.event(event(5001, last=5003))
+    writer.close()
+    folder.end(trial, "completed", 0.2, step=6001)
+    tracker = folder.tracker()
+    tracker.update(folder.trials[:1], [])
+    assert tracker.close(timeout_s=200)
+    name = "trial baseline · seed 0"
+    steps = {step for step, *_ in content(folder.uri, "two")[name]["metrics"]["loss"]}
+    expected = {*range(1, 257), *range(258, 513, 2), *range(516, 1025, 4), *range(1032, 2049, 8)}
+    expected |= {*range(2064, 4097, 16), *range(4128, 6002, 32)}
+    assert steps == expected | {5001, 5003, 6001}
+    client = MlflowClient(folder.uri)
+    run_id = runs_in(folder.uri, "two")[name].info.run_id
+    path = client.download_artifacts(run_id, "trace.jsonl.gz")
+    with gzip.open(path, "rt") as file:
+        assert [json.loads(line)["step"] for line in file] == list(range(1, 6002))
+
+
+def test_the_study_run_shows_report_and_best(folder: Folder) -> None:
+    """Once they exist, the report and the best configuration stand with the study's run."""
+    for trial in folder.trials:
+        folder.run(trial, steps=3)
+    (folder.record.folder / "best").mkdir()
+    for name in ("report.html", "report.md", "best/train.sh", "best/model.bin"):
+        (folder.record.folder / name).write_text("<h1>x</h1>")
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    study = content(folder.uri, "two")["study two"]
+    assert study["status"] == "FINISHED"
+    assert study["files"] == ["best", "report.html", "report.md", "study.yaml"]
+    client = MlflowClient(folder.uri)
+    run_id = runs_in(folder.uri, "two")["study two"].info.run_id
+    assert [f.path for f in client.list_artifacts(run_id, "best")] == ["best/train.sh"]
+
+
+def test_secrets_stay_out_of_mlflow(folder: Folder) -> None:
+    """No byte of a password in the configuration, the environment or a log reaches the store."""
+    trial = folder.trials[0]
+    folder.attempt(trial, 1).step(rows(1, 3))
+    log = folder.record.record(trial.id).folder / "attempts/1/log-0.txt"
+    log.write_text("Traceback: cannot read https://me:hunter2@host/x.tar?X-Signature=hunter2&a=b")
+    folder.end(trial, "failed", reason="GET https://me:hunter2@host/x.tar")
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    runs = folder.record.folder.parent
+    files = [p for p in runs.rglob("*") if p.is_file() and folder.record.folder not in p.parents]
+    assert any(path.name == "mlflow.db" for path in files)
+    assert any(path.name == "log.txt" for path in files)
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+
+
+# --------------------------------------------------------------------------- told again
+
+
+def test_live_mirroring_equals_a_rebuild(folder: Folder) -> None:
+    """A trial that is killed, resumed three steps back, and ends, looks as if told at its end.
+
+    MLflow holds one point per step and metric, those of the attempt that counts, and someone who
+    reads all the while is never turned away.
+    """
+    trial = folder.trial("beta2=0.98", seed=0)
+    name = "trial beta2=0.98 · seed 0"
+    tracker = folder.tracker()
+    first = folder.attempt(trial, 1)
+    first.step(rows(1, 10))
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 10)
+    assert runs_in(folder.uri, "two")[name].info.status == "RUNNING"
+    first.step(rows(11, 14))
+    first.evaluation(evaluation(12, 0.1))
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 14)
+
+    second = folder.attempt(trial, 2)
+    tracker.update(folder.trials, [trial.id])
+    second.step(rows(11, 20, attempt=2))
+    second.evaluation(evaluation(12, 0.1, attempt=2))
+    second.event(event(13))
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 20)
+    folder.end(trial, "completed", 0.2, attempt=2, step=20, verdict="SPIKY")
+    folder.run(folder.trial("", seed=1), value=0.22)  # ends before seed 0
+    tracker.update(folder.trials, [folder.trial("", seed=1).id])
+    folder.run(folder.trial("", seed=0), value=0.20)
+    tracker.update(folder.trials, [folder.trial("", seed=0).id])
+    assert tracker.close(timeout_s=120)
+    live = content(folder.uri, "two")
+    times = [when for _, when, _ in live[name]["metrics"]["loss"]]
+    assert times == [row["time"] * 1000 for row in [*rows(1, 10), *rows(11, 20, attempt=2)]]
+
+    rebuilt = folder.tracker(fresh=True)
+    rebuilt.update(folder.trials, [])
+    assert rebuilt.close(timeout_s=120)
+    assert content(folder.uri, "two") == live
+
+
+def test_mirroring_again_changes_nothing(folder: Folder) -> None:
+    """A controller that dies anywhere is followed by one that repeats no point and no run."""
+    running, ended = folder.trials[:2]
+    folder.run(ended)
+    writer = folder.attempt(running, 1)
+    writer.step(rows(1, 10))
+    writer.evaluation(evaluation(10, 0.1))
+    for _ in range(2):
+        tracker = folder.tracker()
+        tracker.update(folder.trials, [running.id])
+        assert tracker.close(timeout_s=120)
+        before = content(folder.uri, "two")
+        assert before["trial baseline · seed 0"]["status"] == "KILLED"
+        assert before["trial baseline · seed 0"]["tags"]["outcome"] == "stopped"
+        tracker = folder.tracker()
+        tracker.update(folder.trials, [running.id])
+        assert tracker.close(timeout_s=120)
+        assert content(folder.uri, "two") == before
+
+    writer.step(rows(11, 15))
+    folder.end(running, "completed", 0.2, step=15)
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    after = content(folder.uri, "two")["trial baseline · seed 0"]
+    assert after["status"] == "FINISHED"
+    assert [step for step, *_ in after["metrics"]["loss"]] == list(range(1, 16))
+
+
+def test_a_run_that_someone_deleted_comes_back(folder: Folder) -> None:
+    """What is deleted on the page is mirrored again from the folder while the study runs."""
+    trial = folder.trials[0]
+    name = "trial baseline · seed 0"
+    writer = folder.attempt(trial, 1)
+    writer.step(rows(1, 5))
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 5)
+    MlflowClient(folder.uri).delete_run(runs_in(folder.uri, "two")[name].info.run_id)
+
+    writer.step(rows(6, 8))
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 8)
+    assert tracker.close(timeout_s=120)
+    history = content(folder.uri, "two")[name]["metrics"]["loss"]
+    assert [step for step, *_ in history] == list(range(1, 9))
+
+
+def test_a_folder_that_moved_gets_a_mirror_of_its_own(folder: Folder, tmp_path: Path) -> None:
+    """Artifacts are written beside the study, wherever it has gone."""
+    folder.run(folder.trials[0], steps=3)
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    record = StudyRecord(tmp_path / "moved" / "two")
+    tracker = Tracker(folder.study, record, score=score)
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    seen = content(default_uri(tmp_path / "moved"), "two")
+    assert "trace.jsonl" in seen["trial baseline · seed 0"]["files"]
+    assert not (tmp_path / "runs").exists()
+
+
+# --------------------------------------------------------------------------- outages
+
+
+@contextmanager
+def broken_server(answer: str) -> Iterator[str]:
+    """A server that answers every request with 500, or never."""
+    release = threading.Event()
+
+    class Broken(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if answer == "never":
+                release.wait(120)
+            self.send_response(500)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        release.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("answer", ["500", "never"])
+def test_a_broken_server_holds_nothing_up(folder: Folder, answer: str) -> None:
+    """Each update of 200 returns within 50 ms, and closing within its time; nothing is raised."""
+    writer = folder.attempt(folder.trials[0], 1)
+    with broken_server(answer) as uri:
+        tracker = folder.tracker(uri=uri)
+        slowest = 0.0
+        for step in range(1, 201):
+            writer.step(rows(step, step))
+            begun = time.perf_counter()
+            tracker.update(folder.trials, [folder.trials[0].id])
+            slowest = max(slowest, time.perf_counter() - begun)
+        if answer == "500":
+            wait_for(lambda: tracker.trouble)
+            assert "is behind" in str(tracker.trouble)
+        begun = time.monotonic()
+        assert tracker.close(timeout_s=1.0) is False
+        assert time.monotonic() - begun < 5.0
+        assert tracker.trouble
+    assert slowest < 0.05
+
+
+def test_a_store_that_cannot_be_written_holds_nothing_up(folder: Folder, tmp_path: Path) -> None:
+    """Also without any server: the trouble is told, and closing gives up in time."""
+    (tmp_path / "file").write_text("in the way")
+    tracker = folder.tracker(uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    tracker.update(folder.trials, [])
+    wait_for(lambda: tracker.trouble)
+    assert tracker.close(timeout_s=1.0) is False
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_is_caught_up_with(folder: Folder, tmp_path: Path) -> None:
+    """A real server is killed in the middle and comes back: no point is missing or doubled."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = f"sqlite:///{tmp_path / 'server' / 'mlflow.db'}"
+    trial = folder.trials[0]
+    name = "trial baseline · seed 0"
+    writer = folder.attempt(trial, 1)
+    server = serve(store, port=port, log=tmp_path / "server.log")
+    try:
+        server.wait_ready(120)
+        check_doors(server.url, server.process.pid, port)
+        tracker = folder.tracker(uri=server.url)
+        writer.step(rows(1, 10))
+        tracker.update(folder.trials, [trial.id])
+        wait_for(lambda: mirrored_step(server.url, "two", name) == 10)
+        server.close()
+
+        slowest = 0.0
+        for step in range(11, 60):
+            writer.step(rows(step, step))
+            begun = time.perf_counter()
+            tracker.update(folder.trials, [trial.id])
+            slowest = max(slowest, time.perf_counter() - begun)
+        wait_for(lambda: tracker.trouble)
+        folder.end(trial, "completed", 0.2, step=59)
+        tracker.update(folder.trials, [])
+
+        server = serve(store, port=port, log=tmp_path / "server.log")
+        server.wait_ready(120)
+        assert server.pages()["two"].startswith(f"{server.url}/#/experiments/")
+        assert tracker.close(timeout_s=120)
+        assert tracker.trouble is None
+        assert slowest < 0.05
+        seen = content(server.url, "two")
+        assert [step for step, *_ in seen[name]["metrics"]["loss"]] == list(range(1, 60))
+        assert seen[name]["status"] == "FINISHED"
+        run_id = runs_in(server.url, "two")[name].info.run_id
+        with urllib.request.urlopen(
+            f"{server.url}/get-artifact?path=config.yaml&run_uuid={run_id}", timeout=30
+        ) as answer:
+            assert b"beta2: 0.999" in answer.read()
+    finally:
+        server.close()
+    assert not psutil.pid_exists(server.process.pid)
+
+
+def check_doors(url: str, pid: int, port: int) -> None:
+    """Loopback only, no other host's name, no other page's requests."""
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    listening = {
+        item.laddr
+        for process in processes
+        for item in process.net_connections()
+        if item.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", port)}
+
+    def status(headers: Mapping[str, str], *, post: bool = False) -> int:
+        target = f"{url}/api/2.0/mlflow/experiments/search" if post else url
+        data = b'{"max_results": 1}' if post else None
+        request = urllib.request.Request(target, data=data, headers=dict(headers))
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    json_type = {"Content-Type": "application/json"}
+    assert status({}) == 200
+    assert status({"Host": "evil.example"}) == 403
+    assert status(json_type, post=True) == 200
+    assert status({**json_type, "Origin": "http://evil.example"}, post=True) == 403
+
+
+# --------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "mlruns", "file:///tmp/mlruns", "nosuch://host", "postgresql+nosuch://u:hunter2@h/db"],
+)
+def test_a_uri_that_can_never_work_is_refused(folder: Folder, uri: str) -> None:
+    """At once, with what to write instead, and without showing a password."""
+    with pytest.raises(TrackingError, match="cannot be an MLflow tracking store") as error:
+        folder.tracker(uri=uri)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "example.org"])
+def test_the_page_is_not_served_beyond_loopback(tmp_path: Path, host: str) -> None:
+    """MLflow asks nobody for a password, so nobody else may reach it."""
+    with pytest.raises(TrackingError, match="loopback only"):
+        serve("sqlite:///x.db", host=host, log=tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/passwd", "a/../../secret", "%2e%2e/secret", "a\0b", "x#y", "", ".", "link"],
+)
+def test_artifacts_are_plain_files_inside_the_folder(tmp_path: Path, name: str) -> None:
+    """No name, and no link, leads out of the study folder."""
+    inside = tmp_path / "study"
+    inside.mkdir()
+    (tmp_path / "secret").write_text("x")
+    (inside / "link").symlink_to(tmp_path / "secret")
+    (inside / "report.html").write_text("x")
+    assert artifact_path(inside, name) is None
+    assert artifact_path(inside, "report.html") == inside / "report.html"
