@@ -393,6 +393,7 @@ class GangCluster:
         """Wait for every host; the first that reports a crash or is lost ends the others."""
         codes: dict[int, int] = {}
         failed: int | None = None
+        reason = ""
         losses: list[str] = []
         waits = {asyncio.ensure_future(host.ended(life.name)): host for host in life.hosts}
         while waits:
@@ -406,14 +407,15 @@ class GangCluster:
                     continue
                 codes |= share.codes
                 if failed is None and not losses:
-                    failed = share.failed
+                    failed, reason = share.failed, share.reason
             life.hosts = [host for host in life.hosts if host not in ended]
             if failed is not None or losses:
                 for host in life.hosts:
                     self._loop.create_task(_try_stop(host, life.name, 0.0))
         if losses:
             return self._event(life, "lost", "; ".join(losses), seats=seats, codes=codes)
-        detail = _describe_end(life.attempt, codes, failed, stopped=life.kill_at is not None)
+        stopped = life.kill_at is not None
+        detail = _describe_end(life.attempt, codes, failed, reason, stopped=stopped)
         return self._event(life, "exited", detail, seats=seats, codes=codes, failed_rank=failed)
 
     def _event(
@@ -486,15 +488,15 @@ def _rank_environment(
 
 
 def _describe_end(
-    attempt: Attempt, codes: Mapping[int, int], failed: int | None, *, stopped: bool
+    attempt: Attempt, codes: Mapping[int, int], failed: int | None, reason: str, *, stopped: bool
 ) -> str:
     if failed is None:
         words = sorted({describe_code(code) for code in codes.values()})
         return ("stopped: " if stopped else "") + f"all ranks ended with {' or '.join(words)}"
     log = attempt.log_of(failed)
-    hint = ""
     if codes[failed] == -9:
-        hint = " (not by us; often the kernel out of memory)"
+        reason = reason or "not by us; often the kernel, out of memory"
+    hint = f" ({reason})" if reason else ""
     others = " and the other ranks were killed" if attempt.gang.workers > 1 else ""
     last = _last_line(log)
     return f"rank {failed} ended with {describe_code(codes[failed])}{hint}{others}; log: {log}" + (

@@ -65,11 +65,13 @@ class Rank:
 class Ended:
     """How the ranks of one gang on one host ended: exit code by rank (negative: signal).
 
-    ``failed`` is the first rank that ended out of order, None when none did or they were stopped.
+    ``failed`` is the first rank that ended out of order, None when none did or they were stopped;
+    ``reason`` is why, where the exit code does not say it.
     """
 
     codes: Mapping[int, int]
     failed: int | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class _Gang:
     pids: dict[int, int]  # rank -> pid, while it lives
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
+    reason: str = ""
     stopped: bool = False
     dump_at: float | None = None
     kill_at: float | None = None
@@ -111,6 +114,7 @@ class _Server:
         self.gangs: dict[str, _Gang] = {}
         self.stores: dict[str, socket.socket] = {}
         self.estate: dict[str, Any] | None = None
+        self.lease: float | None = None  # monotonic time until which the controller is believed in
         self.wake, self.waker = socket.socketpair()
         self.selector = selectors.DefaultSelector()
 
@@ -138,6 +142,8 @@ class _Server:
                 for line in lines:
                     self._obey(json.loads(line))
             self._reap()
+            if self.lease is not None and time.monotonic() > self.lease:
+                self._give_up()
             for name in list(self.gangs):
                 self._advance(name)
 
@@ -146,7 +152,7 @@ class _Server:
         deadlines = [
             deadline
             for gang in self.gangs.values()
-            for deadline in (gang.dump_at, gang.kill_at)
+            for deadline in (gang.dump_at, gang.kill_at, self.lease)
             if deadline is not None
         ]
         if not deadlines:
@@ -179,6 +185,8 @@ class _Server:
                 self._stop(name, order["grace_s"])
             case "inherit":
                 self.estate = order
+            case "renew":
+                self.lease = time.monotonic() + order["lease_s"]
 
     def _reserve(self, name: str, address: str) -> int:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -258,6 +266,15 @@ class _Server:
             gang.kill_at = kill_at if grace_s > 0 else 0.0
             gang.dump_at = kill_at - _DUMP_S if grace_s > 2 * _DUMP_S else None
 
+    def _give_up(self) -> None:
+        """Nobody renewed the lease: the controller may long have started successors elsewhere."""
+        self.lease = None
+        for gang in self.gangs.values():
+            if gang.kill_at != 0.0:
+                gang.kill_at = 0.0
+                gang.failed = min(gang.pids, default=None)
+                gang.reason = "its machine could not hear the controller"
+
     def _reap(self) -> None:
         """Collect every child that ended: ranks, and orphans that were adopted."""
         while True:
@@ -300,7 +317,7 @@ class _Server:
         if remains or gang.pids:
             return
         del self.gangs[name]
-        self._say("ended", name, codes=gang.codes, failed=gang.failed)
+        self._say("ended", name, codes=gang.codes, failed=gang.failed, reason=gang.reason)
 
     def _remains(self, gang: _Gang) -> list[psutil.Process]:
         """What is left of a gang: its ranks, what descends from them, adopted orphans; zombies too.
@@ -543,12 +560,18 @@ class Keeper:
         reply = await self._expect("ended", gang)
         self._replies.pop(("ended", gang), None)
         self._pids.pop(gang, None)
-        return Ended({int(rank): code for rank, code in reply["codes"].items()}, reply["failed"])
+        codes = {int(rank): code for rank, code in reply["codes"].items()}
+        return Ended(codes, reply["failed"], reply["reason"])
 
     async def stop(self, gang: str, grace_s: float) -> None:
         """SIGTERM to the ranks now, SIGKILL to the whole tree after the grace (0: at once)."""
         if self.lost is None:
             self._send("stop", gang, grace_s=grace_s)
+
+    def renew(self, lease_s: float) -> None:
+        """Let ranks live on for so long; without a first call they live as long as the client."""
+        if self.lost is None:
+            self._send("renew", "", lease_s=lease_s)
 
     def inherit(self, estate: Estate) -> None:
         """Leave an estate to the keeper process."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ import psutil
 import ray
 import ray._private.ray_constants
 import ray._private.state
+import ray._private.worker
 import ray.exceptions
 from ray.util.placement_group import (
     placement_group,
@@ -55,6 +57,11 @@ from ablate.keeper import Ended, Estate, HostLost, Keeper, Rank
 _PRELOAD = ("ablate.training.worker:PRELOAD",)
 # An idle group keeps its seats this long for an attempt of the same shape.
 _IDLE_S = 5.0
+# Joining a Ray that is open to the network is refused without this, set to 1.
+INSECURE = "ABLATE_INSECURE_RAY"
+# A node that does not hear from us kills its ranks after this time, sooner than Ray can have given
+# the node up (launch/ray.env: 16 s), so that no rank writes beside its successor.
+_LEASE_S = 15.0
 # Only small messages pass through Ray's object store.
 _OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -74,6 +81,9 @@ class _NodeAgent:
 
     async def inherit(self, estate: Estate) -> None:
         (await self._open()).inherit(estate)
+
+    async def renew(self, lease_s: float) -> None:
+        (await self._open()).renew(lease_s)
 
     async def reserve(self, gang: str) -> int:
         return await (await self._open()).reserve(gang)
@@ -112,6 +122,14 @@ class _RayHost:
             )
             .remote(address, name, tuple(preload))
         )
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Say that we live, one call at a time, until the host is lost or closed."""
+        with contextlib.suppress(HostLost):
+            while not self.lost:
+                await self._answer(self.agent.renew.remote(_LEASE_S))
+                await asyncio.sleep(_LEASE_S / 10)
 
     async def reserve(self, gang: str) -> int:
         return int(await self._answer(self.agent.reserve.remote(gang)))
@@ -134,6 +152,10 @@ class _RayHost:
     async def close(self) -> None:
         with contextlib.suppress(HostLost):
             await self._answer(self.agent.close.remote())
+        self.abandon()
+
+    def abandon(self) -> None:
+        self._renewing.cancel()
         ray.kill(self.agent)
 
     async def _answer(self, call: Any) -> Any:
@@ -211,11 +233,20 @@ class RayCluster(GangCluster):
         them, and Ray must not take SIGTERM from the main thread's owner."""
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        # Ray would print its view of a lost node on standard output, where --json goes.
+        worker: Any = ray._private.worker
+        worker._worker_logs_enabled = False
         if address is not None:
+            if "://" in address:
+                raise ClusterError(
+                    f"{address} is an address for Ray Client; run where the Ray is, with auto or "
+                    "host:port"
+                )
             try:
                 ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise ClusterError(f"no Ray to join at {address}: {error}") from error
+            _refuse_open_door(str(ray.get_runtime_context().gcs_address))
             return
         before = psutil.Process().children(recursive=True)
         self._folder = _private_folder()
@@ -281,7 +312,7 @@ class RayCluster(GangCluster):
         host = self._hosts.get(node)
         if host is None or host.lost:
             if host is not None:
-                ray.kill(host.agent)
+                host.abandon()
             if node not in self._seen:
                 self._machines()
             address = self._seen[node]["NodeManagerAddress"]
@@ -426,6 +457,25 @@ async def _devices_of(group: Any, bundle: int, gang: Gang) -> tuple[str, ...]:
 def _list_devices() -> list[str]:
     ids: dict[str, list[str]] = ray.get_runtime_context().get_accelerator_ids()
     return ids["GPU"]
+
+
+def _refuse_open_door(address: str) -> None:
+    """Whoever reaches a Ray without authentication can run anything as us.
+
+    Raises:
+        ClusterError: the Ray is not on loopback, and this process does not authenticate.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    if ipaddress.ip_address(host).is_loopback:
+        return
+    if os.environ.get("RAY_AUTH_MODE") == "token" or os.environ.get(INSECURE) == "1":
+        return
+    raise ClusterError(
+        f"the Ray at {address} listens beyond this machine, and RAY_AUTH_MODE is not token: anyone "
+        "who reaches the port can run programs as you. Start Ray with RAY_AUTH_MODE=token and a "
+        "secret in RAY_AUTH_TOKEN on every node (launch/ has it for each place), or, on a network "
+        f"that you trust, set {INSECURE}=1."
+    )
 
 
 def _identity(process: psutil.Process) -> tuple[int, float]:

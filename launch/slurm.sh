@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ablate
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@300
+#SBATCH --open-mode=append
+# A Slurm allocation: Ray across its nodes, one study, Ray down again.
+#
+#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=64 launch/slurm.sh STUDY [arguments]
+#   bash launch/slurm.sh [--dry-run] STUDY [arguments]    # in an allocation; a dry run anywhere
+#
+# 300 s before the time limit, and when the job is preempted, trials write a checkpoint and stop.
+# With ABLATE_REQUEUE=1 the job then goes back into the queue and continues where it stopped.
+# ABLATE_INTERFACE (e.g. ib0) names the network that Ray uses; otherwise the node's first address.
+# The study, its runs folder and its data must be on storage that every node mounts.
+set -euo pipefail
+# Slurm runs a copy of this script from its spool folder; submit from the repository.
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+source launch/common.sh
+
+if [ -n "$DRY_RUN" ]; then
+  : "${SLURM_JOB_ID:=4711}" "${SLURM_JOB_NUM_NODES:=2}" "${SLURM_CPUS_ON_NODE:=64}"
+  head_address='<address of the first node>'
+else
+  : "${SLURM_JOB_ID:?submit with sbatch, or look first with --dry-run}"
+  if [ -n "${ABLATE_INTERFACE:-}" ]; then
+    head_address=$(ip -4 -o addr show "$ABLATE_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}')
+  else
+    head_address=$(hostname -I | awk '{print $1}')
+  fi
+fi
+# Jobs that share a node get ports of their own.
+port=$((20000 + SLURM_JOB_ID % 20000))
+export RAY_TMPDIR=/tmp/ablate-$SLURM_JOB_ID
+set_up_ray
+
+# One task per node; the job script runs on the first node, which is node 0 of the step.
+node='
+if [ "$SLURM_NODEID" = 0 ]; then
+  set -- --head --node-ip-address="$1" --port="$2" --include-dashboard=false
+else
+  set -- --address="$1:$2"
+fi
+mkdir -p -m 700 "$RAY_TMPDIR"
+trap "rm -rf $RAY_TMPDIR" EXIT
+ray start "$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${SLURM_GPUS_ON_NODE:+--num-gpus="$SLURM_GPUS_ON_NODE"} --temp-dir="$RAY_TMPDIR" --object-store-memory=200000000 --disable-usage-stats --block &
+ray=$!
+trap "kill $ray 2>/dev/null" TERM INT
+wait $ray || wait $ray || true'
+if [ -n "$DRY_RUN" ]; then
+  run srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
+    --cpu-bind=none --overlap bash -c "$node" ray-node "$head_address" "$port"
+else
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
+    --cpu-bind=none --overlap bash -c "$node" ray-node "$head_address" "$port" &
+  step=$!
+  trap 'kill "$step" 2>/dev/null || true; wait "$step" || true' EXIT
+fi
+run python "$HERE/wait_for_nodes.py" "$head_address:$port" "$SLURM_JOB_NUM_NODES"
+
+if [ -n "$DRY_RUN" ]; then
+  run ablate launch "$STUDY" --yes --address "$head_address:$port" "$@"
+  exit 0
+fi
+ablate launch "$STUDY" --yes --address "$head_address:$port" "$@" &
+study=$!
+ending=
+# Ctrl-C for the study: running trials write a checkpoint and stop.
+trap 'ending=limit; kill -INT "$study" 2>/dev/null || true' USR1
+trap 'ending=preempted; kill -INT "$study" 2>/dev/null || true' TERM
+code=0
+wait "$study" || code=$?
+# A signal ends `wait`, not the study.
+while kill -0 "$study" 2>/dev/null; do
+  code=0
+  wait "$study" || code=$?
+done
+if [ "$ending" = limit ] && [ "$code" -ne 0 ] && [ "${ABLATE_REQUEUE:-}" = 1 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

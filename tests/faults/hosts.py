@@ -1,0 +1,186 @@
+"""Several hosts on one machine: a network, pid and mount namespace each, joined by a bridge.
+
+The bridge lives in a namespace of its own and there is no default route, so nothing can leave.
+Ray's folder is a private mount per host, or the hosts' sockets would collide. Needs root and
+iproute2; ``unavailable()`` says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+REPOSITORY = Path(__file__).parents[2]
+RAY_PORT = 6379
+
+
+def unavailable() -> str:
+    """Why hosts cannot be made here; empty when they can."""
+    missing = [tool for tool in ("ip", "bridge", "unshare", "nsenter") if not shutil.which(tool)]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "needs root for network namespaces"
+    tried = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], check=False)
+    return "" if tried.returncode == 0 else "network namespaces are not permitted here"
+
+
+def ray_environment() -> dict[str, str]:
+    """What launch/ray.env sets, and a token."""
+    lines = (REPOSITORY / "launch" / "ray.env").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {**settings, "RAY_AUTH_TOKEN": "ab" * 32}
+
+
+class Hosts:
+    """``with Hosts(cpus=(0, 2, 2), folder=...)``: Ray's head on host 0, a node on each other."""
+
+    def __init__(self, cpus: Sequence[int], folder: Path) -> None:
+        self.cpus = tuple(cpus)
+        self.folder = folder
+        # Interface and namespace names are short, and two runs must not meet.
+        self.tag = f"ab{os.getpid() % 100_000}"
+        self.started: dict[int, subprocess.Popen[bytes]] = {}
+        self.logs: list[IO[bytes]] = []
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            **ray_environment(),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+
+    def __enter__(self) -> Hosts:
+        try:
+            self._wire()
+            self._run_ray(0)
+            self._wait_for_head()
+            for host in range(1, len(self.cpus)):
+                self._run_ray(host)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in list(self.started):
+            self.kill(host)
+        for name in [self.namespace(h) for h in range(len(self.cpus))] + [self.switch]:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        for log in self.logs:
+            log.close()
+
+    @property
+    def switch(self) -> str:
+        return f"{self.tag}sw"
+
+    def namespace(self, host: int) -> str:
+        return f"{self.tag}h{host}"
+
+    def address(self, host: int) -> str:
+        return f"10.77.0.{10 + host}"
+
+    def _wire(self) -> None:
+        switch = self.switch
+        _do(f"ip netns add {switch}")
+        _do(f"ip -n {switch} link add br0 type bridge")
+        _do(f"ip -n {switch} link set br0 up")
+        for host in range(len(self.cpus)):
+            name = self.namespace(host)
+            _do(f"ip netns add {name}")
+            _do(f"ip link add eth0 netns {name} type veth peer name p{host} netns {switch}")
+            _do(f"ip -n {switch} link set p{host} master br0 up")
+            _do(f"ip -n {name} addr add {self.address(host)}/24 dev eth0")
+            _do(f"ip -n {name} link set eth0 up")
+            _do(f"ip -n {name} link set lo up")
+
+    def _run_ray(self, host: int) -> None:
+        private = self.folder / f"ray{host}"
+        private.mkdir(parents=True)
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        role = (
+            ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+            if host == 0
+            else [f"--address={self.address(0)}:{RAY_PORT}"]
+        )
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", *role]
+        ray += [f"--node-ip-address={self.address(host)}", f"--num-cpus={self.cpus[host]}"]
+        ray += ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
+        prepare = 'mount --bind "$0" /tmp/ray && hostname "$1" && shift && exec "$@"'
+        isolate = "unshare --uts --mount --pid --fork --kill-child --mount-proc"
+        log = open(self.folder / f"host{host}.log", "wb")
+        self.logs.append(log)
+        self.started[host] = subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace(host), *isolate.split()]
+            + ["sh", "-c", prepare, str(private), f"host{host}", *ray],
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _wait_for_head(self) -> None:
+        probe = f"import socket; socket.create_connection(('{self.address(0)}', {RAY_PORT}), 1)"
+        command = ["ip", "netns", "exec", self.namespace(0), sys.executable, "-S", "-c", probe]
+        deadline = time.monotonic() + 60
+        while subprocess.run(command, check=False, capture_output=True).returncode:
+            assert time.monotonic() < deadline, (self.folder / "host0.log").read_text()
+            time.sleep(0.1)
+
+    def init(self, host: int) -> int:
+        """Pid, as seen from outside, of a host's first process."""
+        for process in psutil.Process(self.started[host].pid).children(recursive=True):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            inner = next(line for line in status.splitlines() if line.startswith("NSpid")).split()
+            if inner[2:] == ["1"]:
+                return process.pid
+        raise AssertionError(f"host {host} has no first process")
+
+    def run(self, host: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a command inside a host."""
+        enter = f"nsenter -t {self.init(host)} -n -m -p -u"
+        return subprocess.Popen(
+            [*enter.split(), *command], env=self.environment, stdout=subprocess.PIPE
+        )
+
+    def processes(self, host: int) -> list[psutil.Process]:
+        """Everything that runs on a host."""
+        return psutil.Process(self.started[host].pid).children(recursive=True)
+
+    def rank(self, host: int) -> psutil.Process:
+        """The rank that runs on a host: a session leader that its keeper forked."""
+        keepers = [p for p in self.processes(host) if "ablate.keeper" in p.cmdline()]
+        pids = {process.pid for process in keepers}
+        (rank,) = (p for p in keepers if p.ppid() in pids and os.getsid(p.pid) == p.pid)
+        return rank
+
+    def kill(self, host: int) -> None:
+        """The power plug: every process of the host at once."""
+        process = self.started.pop(host)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def cut(self, host: int) -> None:
+        """The cable: the host's own card sees no carrier."""
+        _do(f"ip -n {self.switch} link set p{host} down")
+
+    def silence(self, host: int) -> None:
+        """The switch drops every packet of the host, whose card sees a carrier."""
+        _do(f"ip netns exec {self.switch} bridge link set dev p{host} state 0")
+
+    def mend(self, host: int) -> None:
+        """Undo cut() or silence()."""
+        _do(f"ip -n {self.switch} link set p{host} up")
+        _do(f"ip netns exec {self.switch} bridge link set dev p{host} state 3")
+
+
+def _do(command: str) -> None:
+    subprocess.run(command.split(), check=True, capture_output=True)

@@ -1,0 +1,91 @@
+"""Gangs that span hosts, and what happens when a host or its link goes away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import RAY_PORT, Hosts, unavailable
+
+HERE = Path(__file__).parent
+STEPS = 400
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
+]
+
+
+def steps(trial: Path) -> list[tuple[int, int, float]]:
+    """Attempt, step and time of each step that rank 0 wrote down."""
+    file = trial / "steps.txt"
+    if not file.exists():
+        return []
+    rows = [line.split() for line in file.read_text().splitlines()]
+    return [(int(row[0]), int(row[1]), float(row[2])) for row in rows if len(row) == 3]
+
+
+def until(
+    condition: Callable[[], object],
+    deadline_s: float,
+    driver: subprocess.Popen[bytes] | None = None,
+) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        assert driver is None or driver.poll() is None, "the driver ended early"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("fault", "bound_s"), [("kill", 15.0), ("cut", 30.0), ("silence", 30.0)])
+def test_a_gang_survives_the_loss_of_a_host(
+    fault: str,
+    bound_s: float,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Of three hosts one with a rank goes away: the gang trains again on the other two in time.
+
+    No step is lost or done twice, and the rank that was cut off ends before its successor begins.
+    """
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    with Hosts(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts:
+        address = f"{hosts.address(0)}:{RAY_PORT}"
+        driver = hosts.run(
+            0,
+            [sys.executable, str(HERE / "drill_driver.py"), address, "4", str(trial), str(STEPS)],
+        )
+        try:
+            assert driver.stdout is not None
+            placed: dict[str, Any] = json.loads(driver.stdout.readline())
+            victim = int(placed["nodes"][1].removeprefix("host"))
+            until(lambda: len(steps(trial)) >= 20, 60, driver)
+            rank = hosts.rank(victim)
+            faulted = time.time()
+            getattr(hosts, fault)(victim)
+            until(lambda: steps(trial)[-1][0] == 2 or not rank.is_running(), bound_s + 30, driver)
+            # The rank on the other side of the cut gave up by itself, before its successor began.
+            assert not rank.is_running() and steps(trial)[-1][0] == 1
+            record_property("cut_off_ended_s", round(time.time() - faulted, 1))
+            until(lambda: steps(trial)[-1][0] == 2, bound_s + 30, driver)
+            again = next(moment for number, _, moment in steps(trial) if number == 2)
+            lost = json.loads(driver.stdout.readline())
+            record_property("noticed_s", round(lost["time"] - faulted, 1))
+            record_property("training_again_s", round(again - faulted, 1))
+            print(f"{fault}: noticed {lost['time'] - faulted:.1f} s, again {again - faulted:.1f} s")
+            assert driver.wait(120) == 0
+            rest = [json.loads(line) for line in driver.stdout]
+        finally:
+            driver.kill()
+            driver.wait()
+            driver.stdout.close()
+    assert again - faulted <= bound_s
+    assert lost["kind"] == "lost" and f"host{victim}" in lost["detail"]
+    assert f"host{victim}" not in rest[0]["nodes"] and rest[-1]["exit_codes"] == [0, 0]
+    assert [step for _, step, _ in steps(trial)] == list(range(1, STEPS + 1))
