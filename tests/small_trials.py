@@ -35,6 +35,7 @@ _COLOURS = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (230, 220, 20))
 NUM_SHARDS = 3
 SHARD_SAMPLES = 32
 DEADLINE_S = 240.0
+PRELOADED = [*PRELOAD, "open_clip_train.main", "small_trials"]
 
 
 def draw(kind: int, rng: np.random.Generator, *, side: int = 40) -> bytes:
@@ -110,7 +111,7 @@ def write_trial(
     folder: Path,
     data: Path,
     *,
-    workers: int = 1,
+    gang: int = 1,
     markers: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> TrialRecord:
@@ -120,13 +121,13 @@ def write_trial(
     folder.mkdir(parents=True)
     trial = {
         "format": 1,
-        "id": identify("openclip", content, workers=workers, not_identity=recipe.NOT_IDENTITY),
+        "id": identify("openclip", content, workers=gang, not_identity=recipe.NOT_IDENTITY),
         "study": "test",
         "levels": {},
         "seed": content["seed"],
         "recipe": "openclip",
         "config": content,
-        "gang": {"workers": workers, "gpus_per_worker": 0, "cpus_per_worker": 1},
+        "gang": {"workers": gang, "gpus_per_worker": 0, "cpus_per_worker": 1},
         "objective": {"metric": "imagenet_top1", "direction": "maximize", "margin": 0.005},
         "markers": dict(markers or {}),
         "root": str(data),
@@ -166,7 +167,7 @@ class Ranks:
 def start(folder: Path, *, workers: int = 1, **env: str) -> Ranks:
     """Start all ranks of a trial, each a process forked from the warm server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "small_trials"])
+    context.set_forkserver_preload(PRELOADED)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     port = str(listening.getsockname()[1])

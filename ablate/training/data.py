@@ -185,6 +185,9 @@ def load(
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
         prefetch_factor=4 if workers else None,
+        # Forked loaders share the index and the mapped caches, and start at once, whatever the
+        # start method of the process that runs us.
+        multiprocessing_context="fork" if workers else None,
     )
     return iter(loader)
 

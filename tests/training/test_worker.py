@@ -54,7 +54,7 @@ def test_a_trial_leaves_its_records(tmp_path: Path, data: Path) -> None:
 def test_two_ranks_train_one_model(tmp_path: Path, data: Path) -> None:
     """Two ranks see the global batch that one rank of twice the batch size sees."""
     one = write_trial(tmp_path / "one", data, epochs=1)
-    two = write_trial(tmp_path / "two", data, epochs=1, workers=2, batch_size=8)
+    two = write_trial(tmp_path / "two", data, epochs=1, gang=2, batch_size=8)
     assert run(one.folder) == [0]
     assert run(two.folder, workers=2) == [0, 0]
     first, both = one.trace()[0], two.trace()[0]
@@ -66,8 +66,8 @@ def test_two_ranks_train_one_model(tmp_path: Path, data: Path) -> None:
 
 def test_torchrun_starts_the_same_entry(tmp_path: Path, data: Path) -> None:
     """`torchrun -m ablate.training.worker` gives the numbers that our own start gives."""
-    ours = write_trial(tmp_path / "ours", data, epochs=1, workers=2, batch_size=8)
-    theirs = write_trial(tmp_path / "theirs", data, epochs=1, workers=2, batch_size=8)
+    ours = write_trial(tmp_path / "ours", data, epochs=1, gang=2, batch_size=8)
+    theirs = write_trial(tmp_path / "theirs", data, epochs=1, gang=2, batch_size=8)
     assert run(ours.folder, workers=2) == [0, 0]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", "-m", "ablate.training.worker", str(theirs.folder)]
@@ -78,8 +78,8 @@ def test_torchrun_starts_the_same_entry(tmp_path: Path, data: Path) -> None:
 
 def test_sigterm_checkpoints_and_the_next_attempt_goes_on(tmp_path: Path, data: Path) -> None:
     """SIGTERM to one rank: all leave at one step with 75; the next attempt ends the trial."""
-    whole = write_trial(tmp_path / "whole", data, epochs=3, workers=2, batch_size=8)
-    cut = write_trial(tmp_path / "cut", data, epochs=3, workers=2, batch_size=8)
+    whole = write_trial(tmp_path / "whole", data, epochs=3, gang=2, batch_size=8)
+    cut = write_trial(tmp_path / "cut", data, epochs=3, gang=2, batch_size=8)
     assert run(whole.folder, workers=2) == [0, 0]
     ranks = start(cut.folder, workers=2)
     wait_for(lambda: len(cut.trace()) >= 2, "the second step")
@@ -101,7 +101,7 @@ def test_sigterm_checkpoints_and_the_next_attempt_goes_on(tmp_path: Path, data: 
 def test_a_diverging_trial_ends_with_a_result(tmp_path: Path, data: Path) -> None:
     """Non-finite losses end the trial on all ranks as diverged, exit status 0."""
     trial = write_trial(
-        tmp_path / "t", data, workers=2, batch_size=8, precision="pure_fp16", eps=1e-8, epochs=3
+        tmp_path / "t", data, gang=2, batch_size=8, precision="pure_fp16", eps=1e-8, epochs=3
     )
     assert run(trial.folder, workers=2) == [0, 0]
     result = trial.result(1)
@@ -114,7 +114,7 @@ def test_a_diverging_trial_ends_with_a_result(tmp_path: Path, data: Path) -> Non
 
 def test_a_wrong_world_size_is_refused(tmp_path: Path, data: Path) -> None:
     """Starting one rank of a trial that asks for two says how to start two."""
-    trial = write_trial(tmp_path / "t", data, workers=2)
+    trial = write_trial(tmp_path / "t", data, gang=2)
     assert run(trial.folder) != [0]
     assert "--nproc_per_node 2" in (trial.folder / "log-0.txt").read_text()
 

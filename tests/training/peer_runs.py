@@ -1,0 +1,174 @@
+"""Runs of open_clip_train.main 3.3.0 itself, on the batches that our loop sees.
+
+The peer's main() parses our exported command, makes its own model, optimizer, scheduler, scaler
+and loss, and trains with its own train_one_epoch. Replaced are only what cannot be compared or
+does not run here: its data pipeline (seeded by process id and time) by our batches, the device_ids
+that DDP refuses on CPUs, the hard-wired ImageNet names, and an accuracy function that numpy 2.4
+broke. The loss module is wrapped to note each value.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import small_trials
+
+RESULT = "peer-{rank}.json"
+
+
+def run_peer(folder: Path, data: Path, *, workers: int, fields: dict[str, Any]) -> None:
+    """Train with the peer; leaves peer-<rank>.json (losses, scales, top-1) and its checkpoint."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(small_trials.PRELOADED)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    port = str(listening.getsockname()[1])
+    listening.close()
+    processes = []
+    for rank in range(workers):
+        env = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(workers),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "ABLATE_CACHE": os.environ["ABLATE_CACHE"],
+            "HF_HUB_OFFLINE": "1",
+        }
+        process = context.Process(target=_train, args=(folder, data, env, fields))
+        process.start()
+        processes.append(process)
+    codes = small_trials.Ranks(tuple(processes)).wait()
+    logs = "\n".join(path.read_text() for path in folder.glob("peer-log-*"))
+    assert codes == [0] * workers, logs
+
+
+def _train(folder: Path, data: Path, env: dict[str, str], fields: dict[str, Any]) -> None:
+    os.environ.update(env)
+    rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    folder.mkdir(parents=True, exist_ok=True)
+    log = open(folder / f"peer-log-{rank}", "w", buffering=1)  # noqa: SIM115
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    try:
+        _main(folder, data, rank, world_size, fields)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str, Any]) -> None:
+    import torch
+    from open_clip_train import main as peer
+    from open_clip_train import zero_shot
+
+    from ablate import recipes
+    from ablate.recipes import openclip
+
+    torch.set_num_threads(1)
+    openclip._register_models()
+    chosen = recipes.absolute(small_trials.config(**fields), openclip.PATH_FIELDS, root=data)
+    command = openclip.command(chosen, workers=world_size)
+    arguments = command[command.index("open_clip_train.main") + 1 :]
+    arguments += ["--device", "cpu", "--logs", str(folder / "logs"), "--name", "peer"]
+    arguments += ["--log-every-n-steps", "100000", "--save-frequency", "0"]
+
+    losses: list[float] = []
+    scales: list[float] = []
+    create_loss = peer.create_loss
+
+    def noting_loss(args: Any) -> Any:
+        loss = create_loss(args)
+
+        def noted(*given: Any, **named: Any) -> Any:
+            values = loss(*given, **named)
+            losses.append(float(sum(values.values())))
+            scales.append(float(named["logit_scale"]))
+            return values
+
+        return noted
+
+    class CpuDdp(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
+            super().__init__(module, **options)
+
+    def our_batches(args: Any, transforms: Any, epoch: int = 0, tokenizer: Any = None) -> Any:
+        return {
+            "train": _OurBatches(chosen, rank, world_size),
+            "imagenet-val": peer_data.get_imagenet(args, transforms, "val"),
+        }
+
+    def accuracy(output: Any, target: Any, topk: Any = (1,)) -> list[float]:
+        found = output.topk(min(max(topk), output.shape[1]), 1).indices == target[:, None]
+        return [float(found[:, :k].sum()) for k in topk]
+
+    from open_clip_train import data as peer_data
+
+    names, templates = openclip.zero_shot_classes(data / "val")
+    assert templates is not None
+    peer.create_loss = noting_loss
+    peer.get_data = our_batches
+    torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+    zero_shot.IMAGENET_CLASSNAMES = names
+    zero_shot.OPENAI_IMAGENET_TEMPLATES = templates
+    zero_shot.accuracy = accuracy
+    assert peer.main(arguments) is None
+    content = {"losses": losses, "scales": scales}
+    (folder / RESULT.format(rank=rank)).write_text(json.dumps(content))
+
+
+class _OurBatches:
+    """Our micro-batches in the shape of the peer's DataInfo."""
+
+    def __init__(self, chosen: Any, rank: int, world_size: int) -> None:
+        import torch
+
+        from ablate.recipes import openclip
+        from ablate.training.augment import ToInput
+        from ablate.training.data import Batches
+
+        task = openclip.build(chosen, rank=rank, world_size=world_size, device=torch.device("cpu"))
+        self._batches = Batches(
+            task.samples,
+            num_samples=task.num_samples,
+            batch_size=task.batch_size,
+            accum_freq=task.accum_freq,
+            rank=rank,
+            world_size=world_size,
+            seed=task.seed,
+        )
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, get_input_dtype
+
+        self._to_input = ToInput(
+            OPENAI_DATASET_MEAN,
+            OPENAI_DATASET_STD,
+            device=torch.device("cpu"),
+            dtype=get_input_dtype(chosen.precision) or torch.float32,
+        )
+        per_epoch = openclip.num_steps(chosen, workers=world_size, num_samples=task.num_samples)
+        self._per_epoch = per_epoch // chosen.epochs * chosen.accum_freq
+        self._epoch = 0
+        self.dataloader = self
+        self.num_batches = self._per_epoch
+        self.num_samples = task.num_samples
+        self.shared_epoch = SimpleNamespace()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Any:
+        for number in range(self._per_epoch):
+            (images, texts), _ = self._batches[self._epoch * self._per_epoch + number]
+            yield self._to_input(images), texts
