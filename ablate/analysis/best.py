@@ -67,7 +67,7 @@ def choose(table: StudyTable) -> Choice:
     base = table.baseline
     over = against.get(base.name)
     warnings = []
-    left = len(table.cells) - len(complete)
+    left = sum(not cell.trials or not all(r.scored for r in cell.trials) for cell in table.cells)
     if left:
         warnings.append(
             f"{left} of {len(table.cells)} cells have no score for all their seeds and were not "

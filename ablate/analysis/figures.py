@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablate.analysis import plots, verdict
-from ablate.analysis.page import Question, verdict_role, verdict_words
+from ablate.analysis.page import MOST_SEEDS, Question, verdict_role, verdict_words
 from ablate.analysis.picture import NUM_LEVEL_COLOURS, Picture, level_role
 from ablate.analysis.scale import Scale
 from ablate.analysis.table import CellRow, StudyTable, TrialRow
@@ -81,7 +81,8 @@ def effect_picture(question: Question, study: Study, scale: Scale) -> Picture:
         if diverged:
             words += f", {diverged}/{runs} diverged"
         elif contrast.verdict == verdict.INCONCLUSIVE and contrast.needs_seeds:
-            words += f", +{contrast.needs_seeds} seeds"
+            few = contrast.needs_seeds <= MOST_SEEDS
+            words += f", +{contrast.needs_seeds} seeds" if few else f", > {MOST_SEEDS} seeds"
         rows.append(
             plots.Effect(
                 group=_cut(contrast.factor, _LABEL_WIDTH),
@@ -300,39 +301,71 @@ def interaction_pictures(
 ) -> tuple[Picture, ...]:
     """The largest estimable interactions: parallel lines mean that there is none."""
     found = sorted(question.analysis.interactions, key=lambda i: -abs(i.delta))
-    pairs = list(dict.fromkeys(i.factors for i in found))[:_MOST_INTERACTIONS]
+    pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for interaction in found:
+        pairs.setdefault(interaction.factors, []).append(interaction.levels)
     return tuple(
-        _interaction_picture(table, pair, scale, f"interaction-{question.key}-{number}")
-        for number, pair in enumerate(pairs)
+        _interaction_picture(table, question, pair, levels, scale, number)
+        for number, (pair, levels) in enumerate(list(pairs.items())[:_MOST_INTERACTIONS])
     )
 
 
 def _interaction_picture(
-    table: StudyTable, pair: tuple[str, str], scale: Scale, name: str
+    table: StudyTable,
+    question: Question,
+    pair: tuple[str, str],
+    levels: Sequence[tuple[str, str]],
+    scale: Scale,
+    number: int,
 ) -> Picture:
-    first, second = (table.study.factor(factor) for factor in pair)
-    lines = []
-    for index, across in enumerate(_names(table.study, second.name)):
-        positions: list[list[float | None]] = []
-        for level in _names(table.study, first.name):
-            wanted = {first.name: level, second.name: across}
-            cells = [cell for cell in table.cells if wanted.items() <= dict(cell.levels).items()]
-            positions.append([_scaled(_mean_of(cells, seed), scale) for seed in table.study.seeds])
-        lines.append((level_role(index), _cut(across, 14), positions))
+    first, second = pair
+    reference = question.analysis.baseline
+    across = list(dict.fromkeys([reference[first], *(one for one, _ in levels)]))
+    along = list(dict.fromkeys([reference[second], *(two for _, two in levels)]))
+    cells = _crossed(table, pair, [(one, two) for one in across for two in along])
+    lines = [
+        (
+            level_role(index),
+            _cut(two, 14),
+            [
+                [_scaled(_mean_of(cells[one, two], seed), scale) for seed in table.study.seeds]
+                for one in across
+            ],
+        )
+        for index, two in enumerate(along)
+    ]
     return plots.step_plot(
         lines,
-        ticks=[_cut(level, 16) for level in _names(table.study, first.name)],
-        label=f"{_cut(first.name, 24)}, lines: {_cut(second.name, 24)}",
-        name=name,
-        title=f"Interaction of {first.name} and {second.name}",
+        ticks=[_cut(level, 16) for level in across],
+        label=f"{_score_label(table.study, scale)}, by {_cut(first, 18)}; "
+        f"lines: {_cut(second, 18)}",
+        name=f"interaction-{question.key}-{number}",
+        title=f"Interaction of {first} and {second}",
     )
 
 
+def _crossed(
+    table: StudyTable, pair: tuple[str, str], corners: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], list[CellRow]]:
+    """Cells of each corner, for those settings of the other factors in which all corners ran.
+
+    Other cells would mix the other factors' effects into the picture.
+    """
+    settings: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], CellRow]] = {}
+    for cell in table.cells:
+        named = dict(cell.levels)
+        corner = (named.pop(pair[0]), named.pop(pair[1]))
+        if corner in corners and cell.values():
+            settings.setdefault(tuple(named.items()), {})[corner] = cell
+    whole = [found for found in settings.values() if len(found) == len(corners)]
+    return {corner: [found[corner] for found in whole] for corner in corners}
+
+
 def _mean_of(cells: Sequence[CellRow], seed: int) -> float | None:
-    """Mean over cells of the runs of one seed; None where none completed."""
+    """Mean over cells of the runs of one seed; None unless all of them completed."""
     values = [r.value for cell in cells for r in cell.trials if r.seed == seed]
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return sum(known) / len(known) if known and len(known) == len(cells) else None
 
 
 def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
@@ -367,6 +400,7 @@ def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
         label=_score_label(study, scale),
         name="path",
         title="The path from the baseline to the target",
+        width=6.4,
     )
 
 

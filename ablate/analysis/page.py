@@ -33,7 +33,7 @@ from ablate.study import (
 )
 from ablate.trial import Outcome
 
-_MOST_SEEDS = 50
+MOST_SEEDS = 50
 """More seeds than this are not proposed."""
 _DESIGN_WORDS = {
     "one_at_a_time": "one at a time: the baseline, and every other level alone",
@@ -143,6 +143,7 @@ class ContrastRow:
     diverged: str
     needs: str
     sentence: str
+    warnings: tuple[str, ...]
     survivors: bool
     """The difference is between runs that did not diverge only."""
 
@@ -163,6 +164,7 @@ def contrast_row(contrast: Contrast, scale: Scale) -> ContrastRow:
         diverged=f"{diverged}/{runs}" if runs else NONE,
         needs=_needs(contrast),
         sentence=contrast.sentence,
+        warnings=contrast.warnings,
         survivors=contrast.delta is not None
         and contrast.divergence is not None
         and contrast.divergence.any,
@@ -184,7 +186,9 @@ def verdict_words(contrast: Contrast) -> str:
 def _needs(contrast: Contrast) -> str:
     if contrast.verdict != verdict.INCONCLUSIVE:
         return ""
-    return "?" if contrast.needs_seeds is None else f"+{contrast.needs_seeds}"
+    if contrast.needs_seeds is None or contrast.needs_seeds > MOST_SEEDS:
+        return f"> {MOST_SEEDS}"
+    return f"+{contrast.needs_seeds}"
 
 
 # --------------------------------------------------------------------------- instability
@@ -303,7 +307,7 @@ def next_steps(table: StudyTable, asked: Sequence[Question], scale: Scale) -> tu
 
 def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
     open_ = [c for q in asked for c in q.analysis.contrasts if c.verdict == verdict.INCONCLUSIVE]
-    wanted = sorted(number for c in open_ if 0 < (number := c.needs_seeds or 0) <= _MOST_SEEDS)
+    wanted = sorted(number for c in open_ if 0 < (number := c.needs_seeds or 0) <= MOST_SEEDS)
     steps = []
     if wanted and study.sequential is None:
         few, most = wanted[0], wanted[-1]
@@ -324,14 +328,14 @@ def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
                     f"seeds: {{min: {max(2, len(study.seeds))}, max: {top}, until: decided}}",
                 )
             )
-    hopeless = [c for c in open_ if c.n and (c.needs_seeds is None or c.needs_seeds > _MOST_SEEDS)]
+    hopeless = [c for c in open_ if c.n and (c.needs_seeds is None or c.needs_seeds > MOST_SEEDS)]
     if hopeless:
         names = ", ".join(f"{c.factor}={c.level}" for c in hopeless[:6])
         more = " and others" if len(hopeless) > 6 else ""
         steps.append(
             Step(
                 f"More seeds are a poor way to decide {names}{more}: it would take more than "
-                f"{_MOST_SEEDS}, since the estimate lies close to the margin or to nothing. "
+                f"{MOST_SEEDS}, since the estimate lies close to the margin or to nothing. "
                 "Accept either setting, widen the margin, or ask it where the effect is larger."
             )
         )
@@ -533,6 +537,8 @@ class Page:
     scale: Scale
     contrasts: Mapping[str, tuple[ContrastRow, ...]]
     """By the question's key."""
+    unasked: tuple[str, ...]
+    """Factors of the study without any result yet."""
     instability: Instability
     open: tuple[str, ...]
     next: tuple[Step, ...]
@@ -581,6 +587,7 @@ def read_page(table: StudyTable) -> Page:
             question.key: tuple(contrast_row(c, scale) for c in question.analysis.contrasts)
             for question in asked
         },
+        unasked=_unasked(study, asked),
         instability=instability(table),
         open=open_questions(asked),
         next=next_steps(table, asked, scale),
@@ -686,6 +693,11 @@ def _best(table: StudyTable) -> tuple[str, tuple[str, ...]]:
     except AnalysisError:
         return "", ()
     return choice.sentence, choice.warnings
+
+
+def _unasked(study: Study, asked: Sequence[Question]) -> tuple[str, ...]:
+    known = {contrast.factor for question in asked for contrast in question.analysis.contrasts}
+    return tuple(factor.name for factor in study.factors if asked and factor.name not in known)
 
 
 def _confounded(study: Study) -> dict[str, dict[str, float]]:

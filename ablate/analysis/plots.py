@@ -442,6 +442,7 @@ def step_plot(
     label: str,
     name: str,
     title: str,
+    width: float = 4.6,
 ) -> Picture:
     """Means over a few named positions: (role, label, values of each seed at each position).
 
@@ -481,7 +482,7 @@ def step_plot(
                     annotation_clip=False,
                 )
 
-    return Picture(name, title, 4.6, 2.75, draw)
+    return Picture(name, title, width, 2.75, draw)
 
 
 def trade_plot(

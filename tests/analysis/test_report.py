@@ -418,3 +418,26 @@ def test_the_best_cell_stands_under_the_answer(report):
     """The report says which cell has the best mean and how sure that is."""
     text = _Page(report.html.read_text()).text
     assert "Best: augmentation=strong, imagenet_top1 34.3 % over 4 seeds." in text
+
+
+def test_a_factor_without_results_is_not_forgotten(tmp_path):
+    """A factor none of whose trials has ended stands in the answer as such."""
+    study = study_of(tmp_path)
+    missing = [("augmentation", "strong", seed) for seed in (0, 1, 2, 3)]
+    paths = write_report(study, write_study(tmp_path, study, missing=missing))
+    text = _Page(paths.html.read_text()).text
+    assert re.search(r"augmentation\s*no result yet", text)
+    assert "**augmentation**: no result yet" in paths.markdown.read_text()
+
+
+def test_a_screen_with_one_seed_says_what_stands_out(tmp_path):
+    """An unreplicated two-level screen holds each effect against the others."""
+    text = wide("plackett_burman", factors=7, levels=2).replace("seeds: [0, 1]", "seeds: [0]")
+    study = study_of(tmp_path, text)
+    effects = {("wd", "0.2"): 0.08}
+    paths = write_report(
+        study, write_study(tmp_path, study, effects=effects, diverged={}, noise=0.002)
+    )
+    screen = json.loads(paths.verdicts_json.read_text())["questions"]["baseline"]["screen"]
+    assert screen["effects"][0]["name"] == "wd"
+    assert "What stands out" in _Page(paths.html.read_text()).text
