@@ -397,6 +397,22 @@ def markers_import(
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Study folder, or the folder of one trial.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Name likely causes of what the markers saw, and the factor to try."""
+    from ablate.display import render_suspects
+    from ablate.markers.replay import diagnose_run
+
+    found = diagnose_run(run)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(render_suspects(found) if found else "The markers saw nothing that needs a cause.")
+
+
+@app.command()
 def analyze(
     results: Annotated[Path, typer.Argument(help="CSV: factor, level, seed, value, outcome.")],
     margin: Annotated[

@@ -17,7 +17,9 @@ from statistics import fmean
 
 from ablate import recipes
 from ablate.analysis.results import Result
+from ablate.analysis.sequential import open_levels
 from ablate.errors import PlanError
+from ablate.factorial import TwoLevel, fractional, plackett_burman
 from ablate.study import (
     AblationPath,
     FractionalFactorial,
@@ -62,7 +64,7 @@ def cells(study: Study, results: Sequence[Result] = ()) -> list[Cell]:
     elif isinstance(design, FullFactorial):
         chosen = _combinations(study, [factor.name for factor in study.factors])
     elif isinstance(design, (FractionalFactorial, PlackettBurman)):
-        chosen = _fraction(study, design)
+        chosen = _fraction(study)
     elif isinstance(design, LeaveOneOut):
         chosen = leave_one_out(baseline, design.target)
     elif isinstance(design, AblationPath):
@@ -104,19 +106,28 @@ def _combinations(study: Study, names: Iterable[str]) -> list[dict[str, str]]:
     ]
 
 
-def _fraction(study: Study, design: FractionalFactorial | PlackettBurman) -> list[dict[str, str]]:
-    from ablate import factorial  # only this design needs the generators
+def fraction(study: Study) -> TwoLevel | None:
+    """The two-level design of a fractional study, with what it confounds; None for other designs.
 
+    Raises:
+        ValueError: there is no such fraction of so many factors.
+    """
     count = len(study.factors)
+    if isinstance(study.design, FractionalFactorial):
+        return fractional(count, resolution=study.design.resolution)
+    if isinstance(study.design, PlackettBurman):
+        return plackett_burman(count, fold_over=study.design.fold_over)
+    return None
+
+
+def _fraction(study: Study) -> list[dict[str, str]]:
     try:
-        if isinstance(design, FractionalFactorial):
-            matrix = factorial.fractional(count, resolution=design.resolution).matrix
-        else:
-            matrix = factorial.plackett_burman(count, fold_over=design.fold_over).matrix
+        two_level = fraction(study)
     except ValueError as error:
         raise PlanError(f"{study.path}: design: {error}") from error
+    assert two_level is not None
     rows = []
-    for row in matrix:
+    for row in two_level.matrix:
         levels = {}
         for factor, sign in zip(study.factors, row, strict=True):
             other = next(item.name for item in factor.levels if item.name != factor.baseline)
@@ -205,8 +216,6 @@ def _blocks(
     """(seed, cells to run with it) in order; with sequential seeds, as far as is decided."""
     if study.sequential is None:
         return [(seed, wanted) for seed in study.seeds]
-    from ablate.analysis.sequential import open_levels
-
     blocks: list[tuple[int, Sequence[Cell]]] = []
     for index, seed in enumerate(study.seeds):
         if index < study.sequential.min:

@@ -276,6 +276,26 @@ def render_judgements(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def render_suspects(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> RenderableType:
+    """A row per likely cause, the most likely of each run first."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("run", no_wrap=True)
+    table.add_column("likely cause", overflow="fold")
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("because", overflow="fold")
+    table.add_column("try", overflow="fold")
+    for name, suspects in found.items():
+        for place, suspect in enumerate(suspects):
+            table.add_row(
+                Text("" if place else name),
+                Text(suspect["cause"]),
+                f"{suspect['score']:.2f}",
+                Text("; ".join(suspect["evidence"])),
+                Text("; ".join(f"{name}: {what}" for name, what in suspect["factors"].items())),
+            )
+    return table
+
+
 def render_contrasts(contrasts: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A row per contrast of results that were made elsewhere, then a sentence for each."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import RecordError
+from ablate.markers.diagnosis import diagnose
 from ablate.markers.event import Context, number
 from ablate.markers.judge import Judgement, Measured, judge
 from ablate.markers.thresholds import ThresholdError, Thresholds
@@ -70,19 +71,43 @@ def replay_run(run: str | os.PathLike[str], changes: Iterable[str] = ()) -> dict
     Raises:
         RecordError: the folder holds no trial. ThresholdError: a change that is none.
     """
-    folder = Path(run)
-    trials = [folder] if (folder / "trial.json").exists() else []
-    trials = trials or sorted(path.parent for path in folder.glob("trials/*/trial.json"))
-    if not trials:
-        raise RecordError(f"{folder} holds no trial; give a study folder or one trial's folder")
     overrides = _parse_changes(changes)
     found = {}
-    for trial in trials:
+    for trial in _trials(run):
         recorded = TrialRecord(trial).trial().get("markers") or {}
         names = {**recorded, **overrides}
         merged = {name: {**recorded.get(name, {}), **overrides.get(name, {})} for name in names}
         found[trial.name] = replay(trial, Thresholds(merged))
     return found
+
+
+def diagnose_run(run: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """Trial id -> likely causes of its events, most likely first; trials without any left out.
+
+    Raises:
+        RecordError: the folder holds no trial.
+    """
+    found = {}
+    for trial in _trials(run):
+        judgement = judge_trial(trial)
+        suspects = diagnose(
+            judgement.events,
+            config=TrialRecord(trial).trial()["config"],
+            silent=judgement.verdict.silent,
+        )
+        if suspects:
+            found[trial.name] = [suspect.to_dict() for suspect in suspects]
+    return found
+
+
+def _trials(run: str | os.PathLike[str]) -> list[Path]:
+    folder = Path(run)
+    if (folder / "trial.json").exists():
+        return [folder]
+    trials = sorted(path.parent for path in folder.glob("trials/*/trial.json"))
+    if not trials:
+        raise RecordError(f"{folder} holds no trial; give a study folder or one trial's folder")
+    return trials
 
 
 def _parse_changes(changes: Iterable[str]) -> dict[str, dict[str, Any]]:
