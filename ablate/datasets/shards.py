@@ -9,8 +9,8 @@ is built in one pass over each shard and cached per shard by path, size and modi
     image, caption = index.read(1_234_567)
 
 Cost for CC3M (576 shards, 2.9 M samples, 76 GB): one reading of the files with 6 us of work per
-member (110 s on two free cores), 70 MB of cache; 0.5 s and 81 MB of memory when it is cached; 10 us a
-read.
+member (110 s on two free cores), 70 MB of cache; 0.5 s and 81 MB of memory when it is cached;
+10 us a read.
 """
 
 from __future__ import annotations
