@@ -30,7 +30,6 @@ else
 fi
 # Jobs that share a node get ports of their own.
 port=$((20000 + SLURM_JOB_ID % 20000))
-export RAY_TMPDIR=/tmp/ablate-$SLURM_JOB_ID
 set_up_ray
 
 # One task per node; the job script runs on the first node, which is node 0 of the step.
@@ -40,25 +39,32 @@ if [ "$SLURM_NODEID" = 0 ]; then
 else
   set -- --address="$1:$2"
 fi
-mkdir -p -m 700 "$RAY_TMPDIR"
-trap "rm -rf $RAY_TMPDIR" EXIT
-ray start "$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${SLURM_GPUS_ON_NODE:+--num-gpus="$SLURM_GPUS_ON_NODE"} --temp-dir="$RAY_TMPDIR" --object-store-memory=200000000 --disable-usage-stats --block &
-ray=$!
-trap "kill $ray 2>/dev/null" TERM INT
-wait $ray || wait $ray || true'
+files=/tmp/ablate-$SLURM_JOB_ID-$SLURM_NODEID
+mkdir -m 700 "$files"
+exec ray start "$@" --num-cpus="$SLURM_CPUS_ON_NODE" \
+  ${SLURM_GPUS_ON_NODE:+--num-gpus="$SLURM_GPUS_ON_NODE"} --temp-dir="$files" \
+  --object-store-memory=200000000 --disable-usage-stats --block'
+clear='rm -rf "/tmp/ablate-$SLURM_JOB_ID-$SLURM_NODEID"'
+on_every_node=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
+  --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --overlap bash -c)
 if [ -n "$DRY_RUN" ]; then
-  run srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-    --cpu-bind=none --overlap bash -c "$node" ray-node "$head_address" "$port"
+  run "${on_every_node[@]}" "$node" ray-node "$head_address" "$port"
 else
-  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
-    --cpu-bind=none --overlap bash -c "$node" ray-node "$head_address" "$port" &
+  "${on_every_node[@]}" "$node" ray-node "$head_address" "$port" &
   step=$!
-  trap 'kill "$step" 2>/dev/null || true; wait "$step" || true' EXIT
+  # srun ends its step with SIGKILL, so Ray's files are removed after it.
+  take_down() {
+    kill "$step" 2>/dev/null || true
+    wait "$step" 2>/dev/null || true
+    "${on_every_node[@]}" "$clear"
+  }
+  trap take_down EXIT
 fi
 run python "$HERE/wait_for_nodes.py" "$head_address:$port" "$SLURM_JOB_NUM_NODES"
 
 if [ -n "$DRY_RUN" ]; then
   run ablate launch "$STUDY" --yes --address "$head_address:$port" "$@"
+  run "${on_every_node[@]}" "$clear"
   exit 0
 fi
 ablate launch "$STUDY" --yes --address "$head_address:$port" "$@" &

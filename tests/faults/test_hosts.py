@@ -14,7 +14,7 @@ import pytest
 from hosts import RAY_PORT, Hosts, unavailable
 
 HERE = Path(__file__).parent
-STEPS = 400
+STEPS = 120
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
