@@ -196,6 +196,7 @@ def analyze_results(
     objective: Objective,
     adjustment: str = "dunnett",
     is_sequential: bool = False,
+    first_look: int | None = None,
     is_exploratory: bool = False,
     estimand: str = "auto",
     aliases: Mapping[str, Sequence[str]] | None = None,
@@ -205,46 +206,30 @@ def analyze_results(
     `baseline` names the level of every factor in the cell all others are compared with (for
     leave-one-out: the best cell). `adjustment`: dunnett | holm | none. `is_sequential`: seeds were
     added by looking at the results; intervals and p-values are then valid at any time, and wider.
+    `first_look`: how many seeds there were at the first look, if that was fixed beforehand: half
+    of the error is spent there on ordinary, narrower intervals, and what they decide stays decided.
     `is_exploratory`: the cells were chosen by a search. `estimand`: auto | simple | additive, see
     effects.compare; fractions and searches are additive. `aliases`: factor -> effects confounded
     with it, from the design. Raises AnalysisError for results that do not fit together.
     """
     if adjustment not in ("dunnett", "holm", "none"):
         raise AnalysisError(f"adjustment {adjustment!r}: use 'dunnett', 'holm' or 'none'")
-    rows = list(results)
-    table = tabulate(rows)
+    table = tabulate(results)
     reference = _reference_cell(table, baseline)
-    fitted, guards = effects.pool(table)
-    comparisons = [
-        effects.compare(table, reference, factor, level, estimand=estimand)
-        for i, factor in enumerate(table.factors)
-        for level in table.levels(factor)
-        if level != reference[i]
-    ]
-    removed = {guard.row: guard for guard in guards}
-    estimates = [_estimate(table, fitted, c, removed) for c in comparisons]
-    seeds_inert = _seeds_do_nothing(table)
-    family = _Family(comparisons, estimates, fitted, adjustment, is_sequential)
-    say = sentences.Scale.of(objective, [e.delta for e in estimates if e], _sigma(fitted))
-
-    contrasts = tuple(
-        _contrast(
-            table,
-            comparison,
-            found,
-            fitted,
-            objective,
-            family,
-            seeds_inert=seeds_inert,
-            aliases=tuple((aliases or {}).get(comparison.factor, ())),
-            say=say,
-        )
-        for comparison, found in zip(comparisons, estimates, strict=True)
-    )
-    interactions = (
-        ()
-        if is_sequential
-        else _interactions(table, reference, fitted, objective, say, estimand=estimand)
+    ask = _Question(objective, adjustment, estimand, aliases or {})
+    has_first_look = is_sequential and first_look is not None and first_look >= 2
+    alpha = ALPHA / 2 if has_first_look else ALPHA
+    judged = _judge(table, reference, ask, alpha=alpha, is_sequential=is_sequential)
+    contrasts = judged.contrasts
+    if has_first_look:
+        early = _judge(
+            table.of_seeds(table.seeds[:first_look]), reference, ask, alpha=alpha,
+            is_sequential=False,
+        )  # fmt: skip
+        contrasts = tuple(_earlier(c, early.contrasts) for c in contrasts)
+    fitted, comparisons, say = judged.fitted, judged.comparisons, judged.say
+    interactions = _interactions(
+        table, reference, fitted, objective, say, estimand=estimand, is_sequential=is_sequential
     )
     factors = tuple(
         _summarize(f, [c for c in contrasts if c.factor == f], say)
@@ -272,12 +257,76 @@ def analyze_results(
         noise=noise,
         cells=cells,
         best=_best(cells, objective),
-        guards=tuple(sentences.guard(table, reference, guard) for guard in guards),
-        warnings=_warnings(table, reference, fitted, comparisons, seeds_inert),
+        guards=tuple(sentences.guard(table, reference, guard) for guard in judged.guards),
+        warnings=_warnings(table, reference, fitted, comparisons, judged.seeds_inert),
     )
 
 
 # ---- parts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of every contrast alike."""
+
+    objective: Objective
+    adjustment: str
+    estimand: str
+    aliases: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """The contrasts at one look, and what they were made from."""
+
+    contrasts: tuple[Contrast, ...]
+    comparisons: list[Comparison]
+    fitted: Fit
+    guards: tuple[effects.Guard, ...]
+    say: sentences.Scale
+    seeds_inert: bool
+
+
+def _judge(
+    table: Table, reference: Cell, ask: _Question, *, alpha: float, is_sequential: bool
+) -> _Judged:
+    fitted, guards = effects.pool(table)
+    comparisons = [
+        effects.compare(table, reference, factor, level, estimand=ask.estimand)
+        for i, factor in enumerate(table.factors)
+        for level in table.levels(factor)
+        if level != reference[i]
+    ]
+    removed = {guard.row: guard for guard in guards}
+    estimates = [_estimate(table, fitted, c, removed) for c in comparisons]
+    seeds_inert = _seeds_do_nothing(table)
+    family = _Family(comparisons, estimates, fitted, ask.adjustment, is_sequential, alpha)
+    say = sentences.Scale.of(ask.objective, [e.delta for e in estimates if e], _sigma(fitted))
+    contrasts = tuple(
+        _contrast(
+            table,
+            comparison,
+            found,
+            fitted,
+            ask.objective,
+            family,
+            seeds_inert=seeds_inert,
+            aliases=tuple(ask.aliases.get(comparison.factor, ())),
+            say=say,
+        )
+        for comparison, found in zip(comparisons, estimates, strict=True)
+    )
+    return _Judged(contrasts, comparisons, fitted, guards, say, seeds_inert)
+
+
+def _earlier(contrast: Contrast, early: Sequence[Contrast]) -> Contrast:
+    """The contrast as the first look decided it, if it did."""
+    for before in early:
+        same = (before.factor, before.level) == (contrast.factor, contrast.level)
+        if same and before.verdict != verdict.INCONCLUSIVE:
+            note = f"decided at the first look, with {before.n} seeds"
+            return replace(before, warnings=(*before.warnings, note))
+    return contrast
 
 
 def _reference_cell(table: Table, baseline: Mapping[str, str]) -> Cell:
@@ -335,7 +384,9 @@ class _Family:
         fitted: Fit,
         adjustment: str,
         is_sequential: bool,
+        alpha: float,
     ) -> None:
+        self.alpha = alpha
         self.adjustment = adjustment
         self.is_sequential = is_sequential
         questions: dict[bytes, FloatArray] = {}
@@ -363,26 +414,32 @@ class _Family:
         keys = list(raw)
         self._holm = dict(zip(keys, holm([raw[k] for k in keys], total=self.size), strict=True))
 
+    @property
+    def split(self) -> float:
+        """Factor on p-values when only a part of ALPHA may be spent at this look."""
+        return ALPHA / self.alpha
+
     def adjust(self, comparison: Comparison, found: Estimate) -> float:
+        """Familywise p-value, to be compared with ALPHA."""
         p = _p(found, self.is_sequential)
         key = comparison.weights.tobytes()
         if self.adjustment == "holm":
-            return self._holm[key]
+            return min(1.0, self._holm[key] * self.split)
         if self.adjustment == "dunnett" and not self.is_sequential and key in self.pooled:
             group = len(self.pooled)
             p = dunnett_p(_t(found), self.correlation, found.df)
-            return min(1.0, p * self.size / group)
-        return min(1.0, p * self.size)
+            return min(1.0, p * self.size / group * self.split)
+        return min(1.0, p * self.size * self.split)
 
     def half_width(self, comparison: Comparison, found: Estimate) -> float:
         """Of the simultaneous interval (Bonferroni's for Holm, which has none of its own)."""
         if self.is_sequential:
-            return _anytime(found, ALPHA / self.size)
+            return _anytime(found, self.alpha / self.size)
         group = len(self.pooled)
         if self.adjustment == "dunnett" and comparison.weights.tobytes() in self.pooled:
-            alpha = ALPHA * group / self.size
+            alpha = self.alpha * group / self.size
             return dunnett_quantile(alpha, self.correlation, found.df) * found.standard_error
-        return float(stats.t.isf(ALPHA / (2 * self.size), found.df)) * found.standard_error
+        return float(stats.t.isf(self.alpha / (2 * self.size), found.df)) * found.standard_error
 
 
 def _t(found: Estimate) -> float:
@@ -488,11 +545,11 @@ def _with_interval(
     delta, se = found.delta, found.standard_error
     margin = objective.margin
     if family.is_sequential:
-        single = _anytime(found, ALPHA)
-        narrow = _anytime(found, 2 * ALPHA)
+        single = _anytime(found, family.alpha)
+        narrow = _anytime(found, 2 * family.alpha)
     else:
-        single = float(stats.t.isf(ALPHA / 2, found.df)) * se
-        narrow = float(stats.t.isf(ALPHA, found.df)) * se
+        single = float(stats.t.isf(family.alpha / 2, found.df)) * se
+        narrow = float(stats.t.isf(family.alpha, found.df)) * se
     p_adjusted = family.adjust(comparison, found)
     different = p_adjusted <= ALPHA
     inside = bool(margin) and abs(delta) + narrow < (margin or 0.0)
@@ -500,6 +557,7 @@ def _with_interval(
     if margin and not family.is_sequential:
         nearer = margin - abs(delta)
         p_equivalence = float(stats.t.sf(nearer / se, found.df)) if se > 0 else float(nearer <= 0)
+        p_equivalence = min(1.0, p_equivalence * family.split)
     word = verdict.judge(delta, different=different, inside=inside, margin=margin)
     warnings = list(contrast.warnings)
     differences = found.differences
@@ -570,7 +628,7 @@ def _with_divergence(
     rate1, rate0 = k1 / max(n1, 1), k0 / max(n0, 1)
     p_runs = divergence.pooled_p if divergence.pooled_p is not None else divergence.composite_p
     runs_better = divergence.composite_better if divergence.pooled_p is None else rate1 < rate0
-    tests = 2 * family.size
+    tests = 2 * family.size * family.split
     if family.is_sequential:
         # Exact tests have no anytime form here: look k may spend alpha / (k (k + 1)).
         look = max(1, max(n1, n0) - 2)
@@ -698,6 +756,7 @@ def _interactions(
     say: sentences.Scale,
     *,
     estimand: str,
+    is_sequential: bool,
 ) -> tuple[Interaction, ...]:
     """All two-factor interactions whose four corners were run, or that a fraction separates."""
     model = effects.CellModel(table, order=2) if estimand == "additive" else None
@@ -719,14 +778,18 @@ def _interactions(
                 if estimate is not None:
                     found.append(((f, g), (level_f, level_g), estimate))
     tested = [e for *_, e in found if e.df >= 1]
-    adjusted = iter(benjamini_hochberg([effects.two_sided_p(_t(e), e.df) for e in tested]))
+    adjusted = iter(benjamini_hochberg([_p(e, is_sequential) for e in tested]))
     interactions = []
     for names, levels, e in found:
         ci, p, p_adjusted, inside = None, None, None, False
         if e.df >= 1:
-            p, p_adjusted = effects.two_sided_p(_t(e), e.df), next(adjusted)
-            ci = _around(e.delta, float(stats.t.isf(ALPHA / 2, e.df)) * e.standard_error)
-            narrow = float(stats.t.isf(ALPHA, e.df)) * e.standard_error
+            p, p_adjusted = _p(e, is_sequential), next(adjusted)
+            if is_sequential:
+                half, narrow = _anytime(e, ALPHA), _anytime(e, 2 * ALPHA)
+            else:
+                half = float(stats.t.isf(ALPHA / 2, e.df)) * e.standard_error
+                narrow = float(stats.t.isf(ALPHA, e.df)) * e.standard_error
+            ci = _around(e.delta, half)
             inside = bool(objective.margin) and abs(e.delta) + narrow < (objective.margin or 0.0)
         different = p_adjusted is not None and p_adjusted <= ALPHA
         word = verdict.judge(e.delta, different=different, inside=inside, margin=objective.margin)

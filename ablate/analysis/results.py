@@ -7,8 +7,8 @@ differences are taken within a seed (the noise two cells share cancels).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,16 @@ class Table:
         """Level names of `factor` in order of appearance, over all cells, shared ones too."""
         column = self.factors.index(factor)
         return tuple(dict.fromkeys(cell[column] for cell in self.shared))
+
+    def of_seeds(self, seeds: Sequence[int]) -> Table:
+        """The same cells with only these seeds' runs."""
+        columns = [self.seeds.index(seed) for seed in seeds]
+        return replace(
+            self,
+            seeds=tuple(seeds),
+            values=self.values[:, columns],
+            outcomes=self.outcomes[:, columns],
+        )
 
     def count(self, row: int, outcome: str) -> int:
         return int((self.outcomes[row] == outcome).sum())

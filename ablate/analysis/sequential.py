@@ -26,12 +26,14 @@ def open_levels(
     *,
     baseline: Mapping[str, str],
     objective: Question,
+    first_look: int | None = None,
     estimand: str = "auto",
 ) -> frozenset[tuple[tuple[str, str], ...]]:
     """The cells, as in `Result.levels`, that take part in a contrast more seeds could decide.
 
     Ask after each complete block of seeds and run the next one for these cells and the baseline.
-    Intervals stay valid however often one looks; the final report must say `is_sequential=True`.
+    Intervals stay valid however often one looks; the final report must say `is_sequential=True`
+    and give the same `first_look` (the study's smallest number of seeds).
     """
     rows = list(results)
     analysis = analyze_results(
@@ -39,6 +41,7 @@ def open_levels(
         baseline=baseline,
         objective=Objective(objective.metric, objective.direction, objective.margin),
         is_sequential=True,
+        first_look=first_look,
         estimand=estimand,
     )
     table = tabulate(rows)

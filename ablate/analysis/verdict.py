@@ -68,7 +68,7 @@ def more_seeds_for_divergence(
     reference: tuple[int, int],
     *,
     stable_runs: int,
-    tests: int,
+    tests: float,
     alpha: float = 0.05,
 ) -> int | None:
     """Seeds beyond the present ones that show the divergence rates to differ if they stay."""

@@ -72,3 +72,26 @@ def test_sequential_intervals_are_wider_and_say_so() -> None:
         assert one.ci is not None and two.ci is not None
         assert two.ci[0] < one.ci[0] and one.ci[1] < two.ci[1]
         assert two.method == "confidence sequence"
+
+
+def test_what_the_first_look_decides_stays_decided() -> None:
+    """Clear levels are judged on the first three seeds with half the error, whatever comes later;
+    the rest on the confidence sequence of all seeds."""
+    results = run(
+        one_at_a_time(FACTORS), seeds=6, sigma=0.002,
+        effects={"warmup=2k": 0.05, "beta2=98": 0.004}, seed=2,
+    )  # fmt: skip
+    analysis = analyze_results(
+        results, baseline=BASE, objective=OBJECTIVE, is_sequential=True, first_look=3
+    )
+    clear, close = analysis.contrast("warmup", "2k"), analysis.contrast("beta2", "98")
+    assert (clear.verdict, clear.n) == ("MATTERS", 3)
+    assert "decided at the first look, with 3 seeds" in clear.warnings
+    assert (close.method, close.n) == ("confidence sequence", 6)
+    three = [r for r in results if r.seed < 3]
+    fixed = analyze_results(three, baseline=BASE, objective=OBJECTIVE).contrast("warmup", "2k")
+    assert clear.p_adjusted == pytest.approx(2 * (fixed.p_adjusted or 0), rel=1e-6)
+    assert clear.ci is not None and fixed.ci is not None
+    assert clear.ci[0] < fixed.ci[0] and fixed.ci[1] < clear.ci[1]
+    open_now = open_levels(results, baseline=BASE, objective=OBJECTIVE, first_look=3)
+    assert tuple((BASE | {"warmup": "2k"}).items()) not in open_now

@@ -31,8 +31,14 @@ OBJECTIVE = Objective("top1", "maximize", MARGIN, chance=0.001)
 Effects = Mapping[str, float]
 
 
-def analyze(results: list[Result], *, is_sequential: bool = False) -> Analysis:
-    return analyze_results(results, baseline=BASE, objective=OBJECTIVE, is_sequential=is_sequential)
+def analyze(results: list[Result], *, first_look: int | None = None) -> Analysis:
+    return analyze_results(
+        results,
+        baseline=BASE,
+        objective=OBJECTIVE,
+        is_sequential=first_look is not None,
+        first_look=first_look,
+    )
 
 
 @dataclass
@@ -227,12 +233,12 @@ def adaptive(
     every = run(one_at_a_time(FACTORS), seeds=most, sigma=SIGMA, effects=effects, seed=study)
     done = [r for r in every if r.seed < least]
     for block in range(least, most):
-        wanted = open_levels(done, baseline=BASE, objective=OBJECTIVE)
+        wanted = open_levels(done, baseline=BASE, objective=OBJECTIVE, first_look=least)
         if not wanted:
             break
         wanted |= {tuple(BASE.items())}
         done += [r for r in every if r.seed == block and r.levels in wanted]
-    return analyze(done, is_sequential=True), len(done)
+    return analyze(done, first_look=least), len(done)
 
 
 @pytest.mark.calibration
