@@ -232,6 +232,7 @@ class _Server:
             if os.getppid() != keeper:  # died before the line above
                 os._exit(1)
             signal.set_wakeup_fd(-1)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray blocks SIGINT in its processes
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -693,6 +694,8 @@ async def _device_users(devices: Sequence[str]) -> list[str]:
         stderr=subprocess.DEVNULL,
     )
     output, _ = await process.communicate()
+    if process.returncode:  # cannot be asked, e.g. MIG slices
+        return []
     return [line.strip() for line in output.decode().splitlines() if line.strip()]
 
 

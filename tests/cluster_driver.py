@@ -1,4 +1,7 @@
-"""A controller to be killed: ``cluster_driver.py local|ray FOLDER ENTRY`` starts a gang, sleeps."""
+"""A controller to be killed: ``cluster_driver.py local|ray FOLDER ENTRY`` starts a gang, sleeps.
+
+Ctrl-C stops the gang with a long grace, and its exit codes are said.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,14 @@ def main(kind: str, folder: str, entry: str) -> None:
     )
     (placed,) = cluster.wait(120)
     print(json.dumps(placed.pids), flush=True)
-    while True:
-        time.sleep(60)
+    try:
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        cluster.stop("t", grace_s=60)
+        (ended,) = cluster.wait(120)
+        print(json.dumps(ended.exit_codes), flush=True)
+        cluster.close()
 
 
 if __name__ == "__main__":

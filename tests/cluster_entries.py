@@ -38,6 +38,12 @@ def write_environment() -> int:
     return 0
 
 
+def write_environment_and_wait() -> int:
+    """Leave the environment, and end when the file GO exists."""
+    write_environment()
+    return wait_for_file()
+
+
 def sleep() -> int:
     _say(f"up-{_rank()}")
     _wait_forever()

@@ -442,6 +442,31 @@ def test_a_killed_controller_leaves_nothing(kind: str, tmp_path: Path) -> None:
     assert not [folder for folder in folders if folder.exists()]
 
 
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_ctrl_c_reaches_the_controller_alone(kind: str, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal, which hits every process of the job, lets ranks save and end."""
+    (tmp_path / "t").mkdir()
+    run = attempt(tmp_path, "checkpoint_on_term", trial="t")
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "cluster_driver.py"), kind, str(run.folder), run.entry],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        process_group=0,
+    ) as driver:
+        try:
+            assert driver.stdout is not None
+            driver.stdout.readline()
+            until(lambda: is_up(run))
+            tree = psutil.Process(driver.pid).children(recursive=True)
+            os.killpg(driver.pid, signal.SIGINT)
+            assert json.loads(driver.stdout.readline()) == [75, 75]
+            assert driver.wait(DEADLINE_S) == 0
+        finally:
+            driver.kill()
+    assert said(run, "saved").exists()
+    until(lambda: not any(process.is_running() for process in tree))
+
+
 def test_importing_ahead_that_fails_is_told(tmp_path: Path) -> None:
     """An error in a module to import ahead comes with its traceback, not as a silent slow start."""
     with LocalCluster(num_cpus=1, preload=("json", "no_such_module")) as cluster:

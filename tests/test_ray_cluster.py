@@ -1,0 +1,165 @@
+"""What only the Ray cluster has: its door, its accelerators, its hold on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from ablate.cluster import Attempt, Gang, GangEvent
+from ablate.errors import ClusterError
+from ablate.ray_cluster import INSECURE, RayCluster, _refuse_open_door
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A private Ray that believes in four GPUs."""
+    with RayCluster(num_cpus=4, num_gpus=4, preload=()) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32},
+    ],
+)
+def test_a_stranger_on_this_machine_is_turned_away(
+    cluster: RayCluster, credentials: dict[str, str]
+) -> None:
+    """Who reaches the port of a private Ray without its token, or with another, gets nothing."""
+    address = ray.get_runtime_context().gcs_address
+    attack = (
+        "from ray._raylet import GcsClient\n"
+        f"print(GcsClient(address={address!r}).internal_kv_keys(b'', None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", attack],
+        env={**os.environ, **credentials},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and "InvalidAuthToken" in done.stderr and done.stdout == ""
+
+
+def test_the_token_stays_with_ray(cluster: RayCluster) -> None:
+    """A private Ray leaves no token in the controller's environment or home folder."""
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:6379", "[fd00::2]:6379"])
+def test_an_open_ray_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """A Ray beyond this machine is joined with a token, or when somebody insists; else refused."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN"):
+        _refuse_open_door(address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    _refuse_open_door(address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv(INSECURE, "1")
+    _refuse_open_door(address)
+
+
+def test_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray on loopback may be joined as it is."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    _refuse_open_door("127.0.0.1:6379")
+    _refuse_open_door("[::1]:6379")
+
+
+def test_one_ray_per_process(cluster: RayCluster) -> None:
+    """A second cluster in one process is refused before it touches the first."""
+    with pytest.raises(ClusterError, match="already"):
+        RayCluster(num_cpus=1)
+    assert cluster.capacity(Gang(workers=1)).total == 4
+
+
+def test_gangs_hold_accelerators_of_their_own(cluster: RayCluster, tmp_path: Path) -> None:
+    """Gangs side by side see different whole GPUs, and a group that is reused keeps its own."""
+    go = tmp_path / "go"
+    seen: dict[int, list[str]] = {}
+    for number in (1, 2):
+        runs = []
+        for trial in "ab":
+            folder = tmp_path / trial
+            folder.mkdir(exist_ok=True)
+            env = {"PYTHONPATH": str(HERE), "GO": str(go)}
+            runs.append(
+                Attempt(
+                    trial,
+                    number,
+                    folder,
+                    Gang(workers=2, gpus_per_worker=1),
+                    "cluster_entries:write_environment_and_wait",
+                    env,
+                )
+            )
+            cluster.start(runs[-1])
+        events: list[GangEvent] = []
+        while sum(event.kind == "placed" for event in events) < 2:
+            events += cluster.wait(60)
+        go.touch()
+        while sum(event.kind == "exited" for event in events) < 2:
+            events += cluster.wait(60)
+        go.unlink()
+        assert all(event.exit_codes == (0, 0) for event in events if event.kind == "exited")
+        files = [run.folder / "attempts" / str(number) / "env-1.json" for run in runs]
+        seen[number] = [json.loads(file.read_text())["CUDA_VISIBLE_DEVICES"] for file in files]
+    assert sorted(",".join(seen[1]).split(",")) == ["0", "1", "2", "3"]
+    assert set(seen[1]) == set(seen[2])
+
+
+def test_a_killed_agent_takes_its_ranks_along(cluster: RayCluster, tmp_path: Path) -> None:
+    """When Ray's actor on a node dies the gang is lost, all it started is gone, the next runs."""
+    env = {"PYTHONPATH": str(HERE)}
+    gang = Gang(workers=1)
+    cluster.start(Attempt("a", 1, tmp_path, gang, "cluster_entries:breed_and_sleep", env))
+    (placed,) = cluster.wait(60)
+    bred = tmp_path / "attempts" / "1" / "pids-0.json"
+    end = time.monotonic() + 60
+    while not bred.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    pids = [*placed.pids, *json.loads(bred.read_text())]
+    waiter = psutil.Process(placed.pids[0]).parent().parent()
+    waiter.parent().kill()
+    killed = time.monotonic()
+    (lost,) = cluster.wait(60)
+    assert lost.kind == "lost" and lost.exit_codes == (None,)
+    print(f"noticed after {time.monotonic() - killed:.2f} s")
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() < killed + 30
+        time.sleep(0.01)
+    cluster.start(Attempt("a", 2, tmp_path, gang, "cluster_entries:succeed", env))
+    events: list[GangEvent] = []
+    while not events or events[-1].kind == "placed":
+        events += cluster.wait(60)
+    assert events[-1].exit_codes == (0,)
+
+
+def test_ray_client_is_refused() -> None:
+    """An address of Ray Client, which cannot hold placement groups for us, says what to use."""
+    program = (
+        "from ablate.ray_cluster import RayCluster\n"
+        "from ablate.errors import ClusterError\n"
+        "try: RayCluster('ray://127.0.0.1:10001')\n"
+        "except ClusterError as error: print(error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "host:port" in said
