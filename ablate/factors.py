@@ -179,3 +179,21 @@ def same_experiment(one: Config, two: Config, *, workers: int) -> Sameness | Non
     differing = {name for name in {*one, *two} if one.get(name) != two.get(name)}
     used = {rule.name for rule, fields in (*trail_one, *trail_two) if fields & differing}
     return Sameness(tuple(rule for rule in RULES if rule.name in used))
+
+
+def merge(configs: Mapping[str, Config], *, workers: int) -> dict[str, tuple[str, Sameness]]:
+    """name -> (earlier name, why) of each configuration that repeats an earlier experiment.
+
+    The first of several stands for all; what is not in the answer has to be run.
+    """
+    homes: list[str] = []
+    found: dict[str, tuple[str, Sameness]] = {}
+    for name, config in configs.items():
+        for home in homes:
+            same = same_experiment(configs[home], config, workers=workers)
+            if same is not None:
+                found[name] = (home, same)
+                break
+        else:
+            homes.append(name)
+    return found

@@ -165,3 +165,16 @@ def test_sameness_is_an_equivalence() -> None:
         assert factors.simplify(simple, workers=4) == (simple, ())
         same = factors.same_experiment(cell, cell, workers=4)
         assert same is not None and same.rules == () and same.is_exact
+
+
+def test_merging_keeps_the_first_and_the_negative_control() -> None:
+    """Of the four loss levels the baseline stays, two are merged into it with their reasons, and
+    local_loss alone is left to be run."""
+    cells = {"default": config()} | {
+        f"{local}/{gather}": config(**loss_flags(local, gather)) for local, gather in FLAGS[1:]
+    }
+    merged = factors.merge(cells, workers=8)
+    assert {name: home for name, (home, _) in merged.items()} == {
+        "False/True": "default", "True/True": "default",
+    }  # fmt: skip
+    assert "AdamW divides by their size" in merged["False/True"][1].reasons[0]

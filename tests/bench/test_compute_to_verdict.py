@@ -93,12 +93,14 @@ def merged_levels() -> dict[str, dict[str, str]]:
     """factor -> level -> the level it is provably the same experiment as (or itself)."""
     merged: dict[str, dict[str, str]] = {}
     for factor, levels in FACTORS.items():
-        homes: dict[str, str] = {}
-        merged[factor] = {}
-        for level, fields in levels.items():
-            given = {"train_data": "x-{0..1}.tar", "precision": "amp_bf16"} | fields
-            simple, _ = factors.simplify(Config(**given).model_dump(), workers=WORKERS)
-            merged[factor][level] = homes.setdefault(str(sorted(simple.items(), key=str)), level)
+        configs = {
+            level: Config(
+                **{"train_data": "x-{0..1}.tar", "precision": "amp_bf16"} | fields
+            ).model_dump()
+            for level, fields in levels.items()
+        }
+        homes = factors.merge(configs, workers=WORKERS)
+        merged[factor] = {level: homes[level][0] if level in homes else level for level in levels}
     return merged
 
 
