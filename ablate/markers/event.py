@@ -199,6 +199,14 @@ class Context:
         floor = min(least, self.rows_total // 4)
         return max(1, min(full, max(int(share * self.rows_total), floor)))
 
+    def hold(self, full: int, *, share: float, least: int) -> int:
+        """Like ``rows``, for how long something must last that condemns a run.
+
+        Never below 20 rows: a run of a few steps has had no time to learn, and nothing can be
+        held against it.
+        """
+        return max(self.rows(full, share=share, least=least), min(full, 20))
+
     def near(self, steps: int) -> int:
         """How many rows apart two rows are that lie ``steps`` optimizer steps apart."""
         return max(1, round(steps / self.row_interval))

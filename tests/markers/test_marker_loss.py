@@ -126,3 +126,24 @@ def test_spike_score_counts_lonely_outliers() -> None:
         assert len({item.first_step for item in told(judgement, "spike_score")}) == 1
         assert "SPIKE_SCORE" in judgement.verdict.flags
         assert judgement.verdict.name == verdict
+
+
+@pytest.mark.parametrize("per_step", [0.0008, 0.0015])
+def test_a_slow_learner_near_chance_is_not_divergence(per_step: float) -> None:
+    """A low learning rate leaves ln(batch) slowly; as long as the loss falls it may go on."""
+    context = Context(global_batch=128, warmup=10, steps_total=552)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        loss = math.log(128) + 0.04 - per_step * np.arange(552) + 0.01 * rng.standard_normal(552)
+        assert judged(rows_of(loss=loss), context=context).verdict.name == "STABLE"
+
+
+def test_a_run_of_a_few_steps_is_not_condemned() -> None:
+    """A smoke test of 16 steps is at chance, with features in a cone, and has done no wrong."""
+    rng = np.random.default_rng(0)
+    rows = rows_of(
+        loss=math.log(16) + 0.3 + 0.01 * rng.standard_normal(16) - 0.3 * np.arange(16) / 8,
+        image_feature_std=np.full(16, 1e-3),
+    )
+    context = Context(global_batch=16, warmup=2, steps_total=16, feature_dim=128)
+    assert judged(rows, context=context).verdict.name == "STABLE"

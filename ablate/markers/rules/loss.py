@@ -245,7 +245,8 @@ class Divergence(Rule):
     the deviation of a window would be mostly the descent, and hide a rise of several nat.
 
     ``chance``: the smoothed loss stays within ``chance_band`` of ln(global batch), which is
-    the loss of uniform logits, for ``chance_hold`` rows after ``Context.settled``. Holding
+    the loss of uniform logits, for ``chance_hold`` rows after ``Context.settled``, and does
+    not fall from their first half to their second by more than noise explains. Holding
     matters: every healthy run crosses that value once, on its way down.
 
     A second, faster mean must agree each time, so that rows after a recovery do not count.
@@ -279,6 +280,8 @@ class Divergence(Rule):
     best_noise: float = field(default=0.0, init=False)
     risen: Streak = field(default_factory=Streak, init=False)
     at_chance: Streak = field(default_factory=Streak, init=False)
+    halves: list[float] = field(default_factory=lambda: [0.0, 0.0], init=False)
+    """Sums of the loss over the first and second half of ``at_chance``."""
     told_chance: bool = field(default=False, init=False)
     first_norm: float | None = field(default=None, init=False)
     early: Episode = field(default_factory=lambda: Episode(2, 10), init=False)
@@ -287,10 +290,8 @@ class Divergence(Rule):
         span = context.rows(self.smooth, share=0.1, least=20)
         self.slow, self.fast = Ema(span), Ema(max(3, span // 5))
         self.roughness = Ema(span)
-        self._hold = context.rows(self.hold, share=0.2, least=50)
-        # A run of a few steps has had no time to learn; nothing can be held against it.
-        share_of_run = context.rows(self.chance_hold, share=0.1, least=50)
-        self._chance_hold = max(share_of_run, min(self.chance_hold, 20))
+        self._hold = context.hold(self.hold, share=0.2, least=50)
+        self._chance_hold = context.hold(self.chance_hold, share=0.2, least=50)
         self._chance = context.chance_loss
         self._settled = context.settled
         self._early_rows = context.rows(128, share=0.1, least=32)
@@ -311,7 +312,7 @@ class Divergence(Rule):
         return [
             *self._overshoot(row, loss),
             *self._rise(row, slow, fast),
-            *self._at_chance(row, slow, fast),
+            *self._at_chance(row, loss, slow, fast),
         ]
 
     def finish(self, step: int) -> Iterable[Event]:
@@ -320,7 +321,7 @@ class Divergence(Rule):
     @property
     def nearing_chance(self) -> bool:
         """The loss has been at chance level for a fifth of the rows that would decide it."""
-        return self.at_chance.length >= max(5, self._chance_hold // 5)
+        return self.at_chance.length >= max(10, self._chance_hold // 5)
 
     def confirm(self, row: Row, because: str) -> Iterable[Event]:
         """Take chance level for certain before its time, on the evidence of another marker."""
@@ -354,7 +355,7 @@ class Divergence(Rule):
             )
         ]
 
-    def _at_chance(self, row: Row, slow: float, fast: float) -> Iterable[Event]:
+    def _at_chance(self, row: Row, loss: float, slow: float, fast: float) -> Iterable[Event]:
         if self._chance is None:
             return ()
         band = self.chance_band
@@ -364,9 +365,21 @@ class Divergence(Rule):
             and abs(fast - self._chance) < 2.0 * band
         )
         length = self.at_chance.extend(holds, row.step)
+        if length <= 1:
+            self.halves = [0.0, 0.0]
         if not length:
             self.told_chance = False
-        if length < self._chance_hold or self.told_chance:
+            return ()
+        if length > self._chance_hold or self.told_chance:
+            return ()
+        half = self._chance_hold // 2
+        self.halves[length > half] += loss
+        if length < self._chance_hold:
+            return ()
+        fell = self.halves[0] / half - self.halves[1] / (length - half)
+        noise = (self.roughness.mean / 2.0) ** 0.5
+        if fell > max(0.2 * band, 3.0 * noise * (4.0 / length) ** 0.5):
+            self.at_chance.extend(False, row.step)  # it learns, if slowly: begin anew
             return ()
         return [self._tell_chance(row, "")]
 

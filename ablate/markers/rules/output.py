@@ -292,7 +292,7 @@ class FeatureCollapse(Rule):
     def start(self, context: Context) -> None:
         dim = context.feature_dim
         self._std_limit = self.std_share / math.sqrt(dim) if dim else None
-        self._hold = context.rows(self.hold, share=0.2, least=50)
+        self._hold = context.hold(self.hold, share=0.2, least=50)
         self._settled = context.settled
 
     @property
