@@ -130,6 +130,8 @@ class Task:
     """A checkpoint after every so many epochs."""
     keep_every_epochs: int = 0
     """Checkpoints of every so many epochs are never deleted; 0: only the last two and the best."""
+    watched: tuple[str, ...] = ()
+    """Parameters (globs) whose second moments are watched every step, for the markers."""
     warmup: int = 0
     """Steps of warmup, for the markers."""
     global_batch: int | None = None

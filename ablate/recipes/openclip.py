@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from ablate.datasets.shards import ShardIndex
     from ablate.recipes import Evaluation, Task
+    from ablate.training.data import ImageTextSamples
+    from ablate.training.health import Look
 
 PEER = "open_clip_train 3.3.0"
 
@@ -640,12 +642,19 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         sync_batch_norm=config.use_bn_sync,
         compile=config.torchcompile,
         static_graph=config.ddp_static_graph,
-        evaluations=_evaluations(config, model, eval_transform, tokenizer, device, to_input),
+        evaluations=_evaluations(
+            config, model, samples, epoch_samples, eval_transform, tokenizer, device, to_input
+        ),
         seed=config.seed,
         loader_workers=config.workers,
         max_fault_share=config.max_fault_share,
         checkpoint_epochs=config.checkpoint_frequency,
         keep_every_epochs=config.keep_every,
+        watched=(
+            "visual.conv1.weight",
+            "visual.attnpool.c_proj.weight",
+            "*positional_embedding",
+        ),
         warmup=config.warmup,
         global_batch=None if config.siglip else global_batch,
         feature_dim=model.visual.output_dim,
@@ -874,6 +883,8 @@ def _clamp_logit_scale(model: torch.nn.Module) -> Callable[[], dict[str, torch.T
 def _evaluations(
     config: Config,
     model: Any,
+    samples: ImageTextSamples,
+    num_samples: int,
     transform: Any,
     tokenizer: Any,
     device: torch.device,
@@ -886,6 +897,7 @@ def _evaluations(
     from torchvision.transforms import Compose
 
     from ablate.training.evaluate import EvalImages, ZeroShot
+    from ablate.training.health import Health
 
     folder = Path(config.imagenet_val)
     classnames, templates = zero_shot_classes(folder)
@@ -923,7 +935,36 @@ def _evaluations(
         batch_size=config.batch_size,
         due=due,
     )
-    return (zero_shot,)
+    health = Health(
+        samples,
+        num_samples=num_samples,
+        seed=config.seed,
+        look=_look(config, device, to_input),
+        due=due,
+        device=device,
+    )
+    return zero_shot, health
+
+
+def _look(config: Config, device: torch.device, to_input: Any) -> Look:
+    """Loss and features of a batch on its own, for the health of the model."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    loss: torch.nn.Module = SigLipLoss() if config.siglip else ClipLoss()
+    autocast = _autocast(config, device)
+
+    def look(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        images, texts = batch
+        with autocast():
+            outputs = model(to_input(images), texts)
+            value = loss(**outputs)
+        return {
+            "loss": value,
+            "image_feature": outputs["image_features"],
+            "text_feature": outputs["text_features"],
+        }
+
+    return look
 
 
 def _encode_image(model: Any, images: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,13 @@ from ablate.records import AttemptWriter, TrialRecord
 from ablate.training import checkpoint, data
 from ablate.training.augment import mix, seed_globals
 from ablate.training.distributed import Gang, broadcast, broadcast_buffers, sum_over_ranks
-from ablate.training.optim import GradientNorms, load_named_state, named_state
+from ablate.training.optim import (
+    GradientNorms,
+    UpdateMeter,
+    ZeroGradients,
+    load_named_state,
+    named_state,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ FLUSH_STEPS = 16
 """Steps between two copies of measurements from a GPU to the host."""
 GROUP_STEPS = 10
 """Steps between two records of the gradient norms of groups."""
+UPDATE_STEPS = 50
+"""Steps between two measurements of the updates, which take a copy of the weights."""
 HEARTBEAT_S = 1.0
 
 Status = Literal["completed", "diverged", "stopped", "failed"]
@@ -156,8 +164,10 @@ class _Run:
                 f"an epoch of {task.num_samples} samples has no whole step of "
                 f"{self.global_batch}; lower batch_size or accum_freq"
             )
-        self.progress = Progress()
+        self.progress = Progress(scale=task.scaler.get_scale() if task.scaler else None)
         self.norms = GradientNorms(task.model)
+        self.updates = UpdateMeter(task.model, task.optimizer, watched=task.watched)
+        self.zero_gradients = ZeroGradients(task.model)
         self.exchange = _Exchange(gang)
         self.stop_seen = False
         self.verdict_seen = False
@@ -239,6 +249,10 @@ class _Run:
         if scaler is not None:
             scaler.unscale_(task.optimizer)
         norm, group_norms = self.norms.measure()
+        self.zero_gradients.update(self.norms.each)
+        sampled = (step + 1) % UPDATE_STEPS == 0
+        if sampled:
+            self.updates.start()
         if task.grad_clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.norms.parameters, task.grad_clip_norm, norm)
         if scaler is None:
@@ -251,6 +265,11 @@ class _Run:
         if (step + 1) % GROUP_STEPS == 0:
             for name, value in zip(self.norms.groups, group_norms.unbind(), strict=True):
                 values[f"grad_norm/{name}"] = value
+        values.update(self.updates.rms())
+        if sampled:
+            values.update(self.updates.finish())
+            names = [f"zero_grad_steps/{name}" for name in self.zero_gradients.names]
+            values.update(zip(names, self.zero_gradients.counts.unbind(), strict=True))
         values.update(task.after_step())
         return values
 
@@ -278,6 +297,8 @@ class _Run:
                 values["skipped_steps"] = progress.skipped
             if self.writer is not None:
                 row = self.row(host, values)
+                for name in [n for n in row if n.startswith("zero_grad_steps/") and not row[n]]:
+                    del row[name]  # all parameters have one; those at zero say nothing
                 records.append(row)
                 if self.monitor is not None:
                     self.tell(self.monitor.observe(row))
@@ -435,6 +456,9 @@ class _Run:
             "scaler": task.scaler.state_dict() if task.scaler is not None else None,
             "optimizer_numbers": numbers,
             "monitor": self.monitor.state() if self.monitor is not None else None,
+            "zero_gradients": dict(
+                zip(self.zero_gradients.names, self.zero_gradients.counts.tolist(), strict=True)
+            ),
             "torch": torch.__version__,
         }
         snapshot = checkpoint.Snapshot(
@@ -485,6 +509,8 @@ class _Run:
         if task.scaler is not None:
             task.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        counts = [state["zero_gradients"][name] for name in self.zero_gradients.names]
+        self.zero_gradients.counts = torch.tensor(counts, device=self.gang.device)
         self.restore_monitor(state["monitor"])
         if self.gang.first:
             log.info(

@@ -142,6 +142,8 @@ class GradientNorms:
         self.groups = tuple(dict.fromkeys(module_group(name) for name, _ in named))
         numbers = {group: number for number, group in enumerate(self.groups)}
         self._group = torch.tensor([numbers[module_group(name)] for name, _ in named])
+        self.each = torch.ones(len(named))
+        """Norm of each parameter's gradient at the last measurement; 0 where there was none."""
 
     def measure(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(global norm, norm of each group) as tensors on the device; no gradient counts as 0."""
@@ -154,10 +156,101 @@ class GradientNorms:
             found = iter(norms)
             zero = torch.zeros((), device=device)
             norms = [zero if p.grad is None else next(found) for p in self.parameters]
-        stacked = torch.stack(norms)
+        self.each = stacked = torch.stack(norms)
         squares = torch.zeros(len(self.groups), device=device)
         squares.index_add_(0, self._group, stacked.square())
         return torch.linalg.vector_norm(stacked), squares.sqrt()
+
+
+class UpdateMeter:
+    """How an AdamW-like optimizer moves the weights; sampled, and on the device.
+
+    ``rms/<tensor>``
+        sqrt(mean(g^2 / max(u, eps^2))) of watched tensors, u the de-biased second moment after
+        the update: far above 1 when the second moment lags behind the gradient (Wortsman et al.
+        2023, arXiv 2304.13013, appendix)
+    ``update_ratio/<group>``
+        norm of the update over norm of the weights
+    ``eps_share``
+        share of tensors whose sqrt(mean u) is below 10 eps, where eps rules the update
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, watched: Sequence[str]
+    ) -> None:
+        self._optimizer = optimizer
+        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._watched = [
+            (name, p)
+            for name, p in self._named
+            if any(fnmatchcase(name, pattern) for pattern in watched)
+        ]
+        self._settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._before: list[torch.Tensor] | None = None
+
+    def start(self) -> None:
+        """Called before a step whose update is to be measured."""
+        self._before = [p.detach().clone() for _, p in self._named]
+
+    def rms(self) -> dict[str, torch.Tensor]:
+        """Of the watched tensors, after a step, while their gradients are there."""
+        found = {}
+        for name, p in self._watched:
+            second = self._second_moment(p)
+            if second is not None and p.grad is not None:
+                eps = self._settings[id(p)]["eps"]
+                square = p.grad.float().square() / second.clamp_min(eps * eps)
+                found[f"rms/{name}"] = square.mean().sqrt()
+        return found
+
+    def finish(self) -> dict[str, torch.Tensor]:
+        """After the step that :meth:`start` preceded."""
+        assert self._before is not None
+        changes = [p.detach() - old for (_, p), old in zip(self._named, self._before, strict=True)]
+        moved = torch._foreach_norm(changes)
+        weights = torch._foreach_norm(self._before)
+        self._before = None
+        squares: dict[str, list[torch.Tensor]] = {}
+        for (name, _), change, weight in zip(self._named, moved, weights, strict=True):
+            total = squares.setdefault(module_group(name), [change.float() * 0, change.float() * 0])
+            total[0] = total[0] + change.float().square()
+            total[1] = total[1] + weight.float().square()
+        found = {
+            f"update_ratio/{group}": (change / weight.clamp_min(1e-24)).sqrt()
+            for group, (change, weight) in squares.items()
+        }
+        shares = []
+        for _, p in self._named:
+            second = self._second_moment(p)
+            if second is not None:
+                shares.append(second.mean().sqrt() < 10 * self._settings[id(p)]["eps"])
+        if shares:
+            found["eps_share"] = torch.stack(shares).float().mean()
+        return found
+
+    def _second_moment(self, p: nn.Parameter) -> torch.Tensor | None:
+        """De-biased, as a new tensor; None for an optimizer without one."""
+        state = self._optimizer.state.get(p, {})
+        if "exp_avg_sq" not in state or "step" not in state:
+            return None
+        beta2 = self._settings[id(p)]["betas"][1]
+        second: torch.Tensor = state["exp_avg_sq"].float()
+        unbiased: torch.Tensor = second / (1 - beta2 ** state["step"])
+        return unbiased
+
+
+class ZeroGradients:
+    """For each parameter, steps in a row in which its gradient was exactly zero or absent."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = tuple(name for name, _ in named)
+        device = named[0][1].device
+        self.counts = torch.zeros(len(named), device=device)
+
+    def update(self, norms: torch.Tensor) -> None:
+        """`norms` of all parameters' gradients of a step, zero where there was none."""
+        self.counts = torch.where(norms == 0, self.counts + 1, torch.zeros_like(self.counts))
 
 
 # --------------------------------------------------------------------------- state by name

@@ -136,3 +136,56 @@ def test_foreign_optimizer_state_is_refused() -> None:
     named = nn.ModuleDict({"head": nn.Linear(4, 2)})
     with pytest.raises(ValueError, match="no trainable parameter"):
         optim.load_named_state(named, torch.optim.AdamW(named.parameters()), tensors, numbers)
+
+
+def test_updates_are_measured_as_defined() -> None:
+    """rms, update ratio and epsilon share against their formulas, by hand."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.9, 0.98), eps=1e-3)
+    meter = optim.UpdateMeter(model, optimizer, watched=["1.*"])
+    assert meter.rms() == {}  # before the first step there is no second moment
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().sum().backward()
+        before = [p.detach().clone() for p in model[0].parameters()]
+        meter.start()
+        optimizer.step()
+    weight = model[1].weight
+    second = optimizer.state[weight]["exp_avg_sq"] / (1 - 0.98**3)
+    rms = meter.rms()
+    assert set(rms) == {"rms/1.weight", "rms/1.bias"}
+    assert weight.grad is not None
+    expected = (weight.grad.square() / second.clamp_min(1e-6)).mean().sqrt()
+    assert float(rms["rms/1.weight"]) == pytest.approx(float(expected))
+    found = meter.finish()
+    after = [p.detach() for p in model[0].parameters()]
+    moved = sum((p - old).square().sum() for p, old in zip(after, before, strict=True))
+    norm = sum(old.square().sum() for old in before)
+    assert float(found["update_ratio/0"]) == pytest.approx(float((moved / norm) ** 0.5))
+    assert found["eps_share"] == 0
+    optimizer.param_groups[0]["eps"] = 1e6
+    meter.start()
+    assert meter.finish()["eps_share"] == 1
+
+
+def test_zero_gradients_are_counted_in_a_row() -> None:
+    """A gradient of zero counts up, any other starts again; NaN is no zero."""
+    zeros = optim.ZeroGradients(nn.Linear(3, 2))
+    for norms in ([0.0, 1.0], [0.0, 0.0], [2.0, 0.0]):
+        zeros.update(torch.tensor(norms))
+    assert zeros.counts.tolist() == [0, 2]
+    zeros.update(torch.tensor([0.0, float("nan")]))
+    assert zeros.counts.tolist() == [1, 0]
+
+
+def test_plain_sgd_has_no_second_moments() -> None:
+    """What an optimizer does not have is absent, not zero."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    meter = optim.UpdateMeter(model, optimizer, watched=["*"])
+    model(torch.ones(2, 4)).sum().backward()
+    meter.start()
+    optimizer.step()
+    assert meter.rms() == {}
+    assert set(meter.finish()) == {"update_ratio/weight", "update_ratio/bias"}

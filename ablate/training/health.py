@@ -1,0 +1,192 @@
+"""The health of a model, measured on a fixed probe of training pairs at evaluations.
+
+The probe is the first 1024 positions of the first epoch, augmented as they were then, so every
+evaluation of every cell with the same seed looks at the same pixels. Each rank takes its share;
+buffers are put back afterwards and no gradient is touched, so training goes on as if nothing
+had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from ablate.training.augment import sample_seeds
+from ablate.training.data import Order, child_seeds
+from ablate.training.distributed import Gang, sum_over_ranks
+
+if TYPE_CHECKING:
+    from ablate.recipes import Samples
+
+PROBE_SAMPLES = 1024
+PROBE_BATCHES = 4
+LEAST_LOSS = 0.5
+"""Losses below this many nat count as this in the relative gap: a gap of nothing is nothing."""
+
+Look = Callable[[nn.Module, tuple[torch.Tensor, ...]], dict[str, torch.Tensor]]
+"""(model, batch) -> the batch's loss as ``loss``, and named features (samples x dimensions)."""
+
+
+class Health:
+    """Finite parameters and statistics, BatchNorm drift and gap, effective rank of features.
+
+    ``bn_drift_median``, ``bn_drift_max``
+        over layers, of the median over channels of |ln(running variance / fresh variance)|
+    ``bn_gap``
+        (loss in eval mode - loss in train mode) / max(loss in train mode, 0.5 nat)
+    ``<name>_feature_rank``
+        exp of the entropy of the normalised singular values of the centred features
+        (RankMe, arXiv 2210.02885); only with at least 1024 of them
+    ``params_non_finite``, ``bn_non_finite``
+        counts
+    """
+
+    name = "health"
+
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        num_samples: int,
+        seed: int,
+        look: Look,
+        due: Callable[[int], bool],
+        device: torch.device,
+    ) -> None:
+        self._samples = samples
+        self._size = min(PROBE_SAMPLES, num_samples)
+        self._seed = seed
+        self._look = look
+        self._due = due
+        self._device = device
+        self._batches: list[tuple[torch.Tensor, ...]] | None = None
+
+    def due(self, epoch: int) -> bool:
+        return self._due(epoch)
+
+    def run(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+        """The measurements above, equal on all ranks; the model is and stays in eval mode."""
+        if self._batches is None:
+            self._batches = list(self._share(gang))
+        measured = {"params_non_finite": _count_non_finite(list(model.parameters()))}
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        with torch.no_grad():
+            eval_loss, features = self._pass(model, self._batches, gang)
+            measured.update(_ranks(features, gang))
+            if norms:
+                running = [norm.running_var for norm in norms if norm.running_var is not None]
+                measured["bn_non_finite"] = _count_non_finite(
+                    [t for norm in norms for t in (norm.running_mean, norm.running_var)
+                     if t is not None]
+                )  # fmt: skip
+                running = [variance.clone() for variance in running]
+                with _fresh_statistics(model, norms):
+                    train_loss, _ = self._pass(model, self._batches, gang)
+                    fresh = [
+                        sum_over_ranks(norm.running_var.clone(), gang) / gang.world_size
+                        for norm in norms
+                        if norm.running_var is not None
+                    ]
+                drifts = [_drift(old, new) for old, new in zip(running, fresh, strict=True)]
+                measured["bn_drift_median"] = float(np.median(drifts))
+                measured["bn_drift_max"] = float(np.max(drifts))
+                measured["bn_gap"] = (eval_loss - train_loss) / max(train_loss, LEAST_LOSS)
+        return measured
+
+    def _share(self, gang: Gang) -> Iterator[tuple[torch.Tensor, ...]]:
+        """This rank's batches; every rank has the same number of the same size."""
+        order_key, augmentation_key, _ = child_seeds(self._seed)
+        order = Order(self._samples.shard_sizes, key=order_key)
+        each = -(-PROBE_BATCHES // gang.world_size)
+        size = max(1, self._size // (each * gang.world_size))
+        for number in range(gang.rank * each, (gang.rank + 1) * each):
+            ids = order.ids(0, np.arange(number * size, (number + 1) * size))
+            tensors, _ = self._samples.batch(ids, sample_seeds(augmentation_key, 0, ids))
+            yield tensors
+
+    def _pass(
+        self, model: nn.Module, batches: list[tuple[torch.Tensor, ...]], gang: Gang
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """Mean loss over all ranks' batches, and this rank's features."""
+        losses, features = [], []
+        for batch in batches:
+            seen = self._look(model, tuple(t.to(self._device) for t in batch))
+            losses.append(seen.pop("loss").double().reshape(()))
+            features.append(seen)
+        total = sum_over_ranks(torch.stack(losses).mean(), gang) / gang.world_size
+        together = {
+            name: torch.cat([each[name].float() for each in features]) for name in features[0]
+        }
+        return float(total), together
+
+
+def _count_non_finite(tensors: list[torch.Tensor]) -> float:
+    """How many numbers are not finite."""
+    # One sum a tensor tells whether it has any; only then are they counted.
+    sums = torch.stack([t.detach().sum(dtype=torch.float64) for t in tensors])
+    if bool(torch.isfinite(sums).all()):
+        return 0.0
+    return float(sum(int((~torch.isfinite(t)).sum()) for t in tensors))
+
+
+def _drift(running: torch.Tensor, fresh: torch.Tensor) -> float:
+    ratio = running.float().clamp_min(1e-12) / fresh.float().clamp_min(1e-12)
+    return float(ratio.log().abs().median())
+
+
+@contextmanager
+def _fresh_statistics(
+    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]
+) -> Iterator[None]:
+    """Train mode with statistics that start anew and average all batches; all put back after."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    momenta = [norm.momentum for norm in norms]
+    modes = [module.training for module in model.modules()]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.training = True
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+
+
+def _ranks(features: dict[str, torch.Tensor], gang: Gang) -> dict[str, float]:
+    """Effective rank of each kind of feature over all ranks."""
+    measured = {}
+    for name, mine in features.items():
+        whole = mine
+        if gang.world_size > 1:
+            whole = torch.zeros(gang.world_size, *mine.shape, device=mine.device)
+            whole[gang.rank] = mine
+            whole = sum_over_ranks(whole, gang).flatten(0, 1)
+        if len(whole) >= PROBE_SAMPLES:
+            measured[f"{name}_rank"] = effective_rank(whole)
+    return measured
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values of centred features."""
+    centred = (features - features.mean(dim=0)).double()
+    if not bool(torch.isfinite(centred).all()):
+        return float("nan")
+    # Singular values from the d x d Gram matrix: d is small, samples are many.
+    squares = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    values = squares.sqrt()
+    total = values.sum()
+    if total == 0:
+        return 1.0
+    p = values / total
+    p = p[p > 0]
+    return float(torch.exp(-(p * p.log()).sum()))
