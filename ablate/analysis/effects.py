@@ -237,9 +237,11 @@ def _guard_statistics(
     grand = sum(n * m for n, m in zip(sizes, means, strict=True)) / total
     for n, mean in zip(sizes, means, strict=True):
         between += n * (mean - grand) ** 2
-    statistic: FloatArray = (
-        (total - len(cells)) / (len(cells) - 1) * between / np.maximum(within, 1e-300)
-    )
+    # Two seeds lie equally far from their median: nothing varies within, nothing can be said.
+    some = within > 1e-9 * (between + within)
+    statistic = np.zeros(len(residuals))
+    np.divide(between, within, out=statistic, where=some)
+    statistic *= (total - len(cells)) / (len(cells) - 1)
     return statistic, variances
 
 

@@ -57,7 +57,7 @@ def importances(
         weights = [
             c.weights
             for c in comparisons
-            if c.factor == factor and c.estimand != "shared" and fitted.usable(c.weights)
+            if c.factor == factor and np.any(c.weights) and fitted.usable(c.weights)
         ]
         if not weights:
             continue
