@@ -144,7 +144,7 @@ PLANTS = {
     "chance": Plant("divergence", "chance", chance_loss, 900, "DIVERGED"),
     "large updates": Plant("update_ratio", "high", from_row("update_ratio/visual", 0.2), 2),
     "small updates": Plant("update_ratio", "low", from_row("update_ratio/visual", 1e-9), 2),
-    "epsilon": Plant("update_ratio", "eps", from_row("eps_share", 0.5), 2),
+    "epsilon": Plant("update_ratio", "eps", from_row("eps_share", 0.8), 2),
     "attention": Plant("attention_logits", "growth", from_row("attention_logits/text0", 51.0), 0),
     "drift": Plant("logit_drift", "drift", drifting_logits, 1300),
     "saturation": Plant("logit_scale", "saturated", from_row("logit_scale", 100.0), 500),

@@ -265,8 +265,9 @@ class UpdateRatio(Rule):
     ``low`` and ``high``; the lower bound falls with the learning rate's schedule, because a
     decay to zero ends every run in tiny updates. Positional embeddings begin with 0.01 and move
     by 2 % a step in healthy runs. ``eps_share`` is the share of tensors whose
-    sqrt(mean second moment) is below 10 epsilon: there Adam is mere momentum.
-    ``repeats`` measurements in a row count.
+    sqrt(mean second moment) is below 10 epsilon: there Adam is mere momentum. A third of
+    them begin so with open_clip's zero-initialised residual branches. ``repeats`` measurements
+    in a row count.
     """
 
     name: ClassVar[str] = "update_ratio"
@@ -274,7 +275,7 @@ class UpdateRatio(Rule):
 
     high: float = 5e-2
     low: float = 1e-6
-    eps_share: float = 0.3
+    eps_share: float = 0.5
     repeats: int = 3
 
     peak_lr: float = field(default=0.0, init=False)

@@ -262,7 +262,8 @@ class FeatureCollapse(Rule):
     ``<tower>_feature_std`` is the mean over dimensions of the deviation of normalised
     features: 1/sqrt(dim) when they are spread evenly, 0 when collapsed. Below ``std_share`` of
     that on ``hold`` rows, or a ``<tower>_feature_rank`` (effective rank) below ``rank`` or
-    ``rank_share`` of its own maximum on ``rank_repeats`` measurements, is COLLAPSED. Features
+    ``rank_share`` of its own maximum on ``rank_repeats`` measurements, is COLLAPSED (in a
+    narrow embedding ``rank`` is at most a quarter of its width). Features
     of a network at initialisation lie in a narrow cone (Liang et al. 2022, "Mind the gap"), so
     a tower is judged once it has been healthy, or after ``Context.settled``.
     """
@@ -283,6 +284,7 @@ class FeatureCollapse(Rule):
     rank_repeats: int = 2
 
     healthy: dict[str, bool] = field(default_factory=dict, init=False)
+    """Quantities that were once at twice their limit."""
     best_rank: dict[str, float] = field(default_factory=dict, init=False)
     streaks: dict[str, list[int]] = field(default_factory=dict, init=False)
     """Quantity -> [measurements in a row, first step]."""
@@ -292,6 +294,7 @@ class FeatureCollapse(Rule):
     def start(self, context: Context) -> None:
         dim = context.feature_dim
         self._std_limit = self.std_share / math.sqrt(dim) if dim else None
+        self._rank_limit = min(self.rank, dim / 4.0) if dim else self.rank
         self._hold = context.hold(self.hold, share=0.2, least=50)
         self._settled = context.settled
 
@@ -309,27 +312,23 @@ class FeatureCollapse(Rule):
     def _judge(self, row: Row) -> list[Event]:
         found: list[Event] = []
         for tower in ("image", "text"):
-            name = f"{tower}_feature_std"
-            std = row.finite(name)
+            std = row.finite(name := f"{tower}_feature_std")
             if std is not None and self._std_limit is not None:
-                if std > 2.0 * self._std_limit:
-                    self.healthy[tower] = True
-                bad = std < self._std_limit and self._judged(tower, row.step)
+                bad = self._is_low(row.step, name, std, self._std_limit)
                 found.extend(self._count(row.step, name, std, self._std_limit, self._hold, bad))
-            name = f"{tower}_feature_rank"
-            rank = row.finite(name)
+            rank = row.finite(name := f"{tower}_feature_rank")
             if rank is not None:
                 best = self.best_rank[tower] = max(rank, self.best_rank.get(tower, 0.0))
-                # a tower that reached 8 once is judged by it, one that never did only later
-                limit = self.rank_share * best
-                if best > 2.0 * self.rank or row.step > self._settled:
-                    limit = max(limit, self.rank)
-                bad = rank < limit and (best > 2.0 * self.rank or row.step > self._settled)
+                limit = max(self._rank_limit, self.rank_share * best)
+                bad = self._is_low(row.step, name, rank, limit)
                 found.extend(self._count(row.step, name, rank, limit, self.rank_repeats, bad))
         return found
 
-    def _judged(self, tower: str, step: int) -> bool:
-        return self.healthy.get(tower, False) or step > self._settled
+    def _is_low(self, step: int, name: str, value: float, limit: float) -> bool:
+        """Below the limit, at a time when that may be held against the tower."""
+        if value > 2.0 * limit:
+            self.healthy[name] = True
+        return value < limit and (self.healthy.get(name, False) or step > self._settled)
 
     def _count(
         self, step: int, name: str, value: float, limit: float, hold: int, bad: bool
