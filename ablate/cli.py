@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ablate.cluster import Cluster
+    from ablate.doctor import Finding
     from ablate.records import StudyRecord
     from ablate.search import CellBook
     from ablate.study import Study
@@ -300,11 +301,22 @@ def schema() -> None:
 
 
 @app.command()
-def doctor(runs: RunsOption = RUNS, as_json: JsonOption = False) -> None:
-    """Say whether this machine is ready: versions, advisories, memory, disk, accelerators."""
+def doctor(
+    runs: RunsOption = RUNS,
+    study: Annotated[
+        Path | None, typer.Option("--cluster", help="Probe the cluster for this study's gangs.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to probe; a private one if left out.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether this machine, or with --cluster STUDY.yaml every node, is ready."""
     from ablate.doctor import examine
 
     findings = examine(runs)
+    if study is not None:
+        findings += _probe(study, runs, address)
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
@@ -433,6 +445,28 @@ def analyze(
 
 
 # --------------------------------------------------------------------------- parts of the verbs
+
+
+def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:
+    from ablate import preflight, recipes
+    from ablate.cluster import Gang
+    from ablate.datasets.shard_names import expand_shards
+    from ablate.study import load_study
+
+    loaded = load_study(study)
+    recipe = recipes.load(loaded.recipe)
+    config = recipes.absolute(
+        recipe.Config(**loaded.baseline), recipe.PATH_FIELDS, root=Path(loaded.root)
+    )
+    patterns = [value for name in recipe.PATH_FIELDS if (value := getattr(config, name))]
+    data = [Path(path) for pattern in patterns for path in expand_shards(pattern)]
+    with _cluster(ClusterKind.RAY, address, None) as machines:
+        return preflight.examine(
+            machines,
+            gang=Gang(**loaded.gang.model_dump()),
+            folder=runs / loaded.name,
+            data=data,
+        )
 
 
 @contextmanager

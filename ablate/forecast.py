@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate import design, recipes
+from ablate import design, factors, recipes
 from ablate.analysis import power
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
@@ -127,6 +127,7 @@ def plan(
         )
         missing = (study.design.cells - num_cells) * len(study.seeds)
         remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
+    notes += _repeats(study, recipe, trials) + _aliases(study)
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
     detectable, unit = _detectable(study, record, trials, num_cells)
     return Plan(
@@ -175,6 +176,38 @@ def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> lis
         warning if len(names) == num_cells else f"{'; '.join(names)}: {warning}"
         for warning, names in concerned.items()
     ]
+
+
+def _repeats(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:
+    """Cells that provably train the same model as an earlier one, with the reason."""
+    configs = {}
+    for cell in design.cells(study):
+        config = study.config(cell, seed=study.seeds[0])
+        name = study.change_name(dict(cell.levels))
+        configs[name] = {k: v for k, v in config.items() if k not in recipe.NOT_IDENTITY}
+    return [
+        f"{name} is the same experiment as {home} ({'; '.join(why.reasons)}): keep it as a "
+        "control, or remove the level and save its trials"
+        for name, (home, why) in factors.merge(configs, workers=study.gang.workers).items()
+    ]
+
+
+def _aliases(study: Study) -> list[str]:
+    """What a fraction cannot tell apart."""
+    two_level = design.fraction(study)
+    if two_level is None:
+        return []
+    table = two_level.aliases([factor.name for factor in study.factors])
+    lines = []
+    for effect, others in table.items():
+        if " x " in effect or not others:
+            continue
+        named = ", ".join(
+            name if abs(weight) > 1 - 1e-9 else f"{name} ({weight:+.2g})"
+            for name, weight in others.items()
+        )
+        lines.append(f"{effect} cannot be told from {named}")
+    return lines or ["main effects are clear of each other and of pairs"]
 
 
 def _count_samples(study: Study, recipe: recipes.Recipe, trial: Trial) -> tuple[int | None, str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -141,6 +145,57 @@ def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> 
     assert {"--beta2", "--precision", "--lr", "--warmup", "--seed"} <= set(words)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{best / 'model'}")
     assert sum(p.numel() for p in model.parameters()) > 4_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_launch_that_is_stopped_or_killed_goes_on(
+    folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """After Ctrl-C or SIGKILL no process is left, and the next launch ends the same trials.
+
+    After Ctrl-C the second attempt starts from the checkpoint that the first left.
+    """
+    (tmp_path / "data").symlink_to(folder / "data")
+    text = STUDY.replace("epochs: 2", "epochs: 6").replace("  beta2: [0.999, 0.98]\n", "")
+    (tmp_path / "small.yaml").write_text(text)
+    controller = subprocess.Popen(
+        [sys.executable, "-m", "ablate.cli", "launch", "small.yaml", "--yes"],
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: last_step(tmp_path) >= 6, controller)
+        tree = psutil.Process(controller.pid).children(recursive=True)
+        controller.send_signal(number)
+        assert controller.wait(timeout=180) == code
+    finally:
+        controller.kill()
+        controller.wait()
+    _, alive = psutil.wait_procs(tree, timeout=60)
+    assert tree and alive == []
+    ablate(tmp_path, "launch", "small.yaml", "--yes")
+    for record in StudyRecord(tmp_path / "runs" / "small").records():
+        outcome = record.outcome()
+        assert outcome is not None and outcome["outcome"] == "completed"
+        assert [row["step"] for row in record.trace()] == list(range(1, 25))
+        if number == signal.SIGINT and len(record.attempts()) == 2:
+            first = record.first_row(2)
+            assert first is not None and first["step"] == record.last_step(1) + 1
+
+
+def last_step(folder: Path) -> int:
+    """The furthest step that any trial of the study has recorded."""
+    records = StudyRecord(folder / "runs" / "small").records()
+    return max((r.last_step(n) for r in records for n in r.attempts()), default=0)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, "the launch ended by itself"
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
