@@ -189,6 +189,18 @@ def _sudden(facts: Facts) -> str:
     return f"loss and gradient norm jumped together at step {loss.first_step}"
 
 
+def _abrupt(facts: Facts) -> str:
+    """A high spike within two steps, where a stale moment would have been measured before."""
+    spike = facts.find("loss_spike")
+    if spike is None or "rms_spike" in facts.silent or spike.evidence["sigmas"] < 10.0:
+        return ""
+    if spike.evidence["peak_step"] - spike.first_step > 2:
+        return ""
+    return (
+        f"the loss went from {spike.evidence['mean']:.3g} to {spike.evidence['peak']:.3g} at once"
+    )
+
+
 def _short(facts: Facts) -> str:
     spike = facts.find("loss_spike")
     if spike is None or spike.evidence.get("recovered") is not True:
@@ -336,6 +348,7 @@ CAUSES: tuple[Cause, ...] = (
         "around them were skipped",
         clues=(
             Clue(0.6, _sudden),
+            Clue(0.5, _abrupt),
             Clue(0.3, _short),
         ),
         against=(Clue(0.7, _announced),),

@@ -91,6 +91,13 @@ def bad_stretch(rows: Rows, evals: Rows) -> dict[str, Any]:
     return {}
 
 
+def shifted_inputs(rows: Rows, evals: Rows) -> dict[str, Any]:
+    """As measured with inputs times -2 for 20 steps: BatchNorm and top-1 suffer for a while."""
+    spike(rows, 1100, height=4.0, norm=2.0)
+    evals[5].update(bn_drift_max=1.2, imagenet_top1=0.001)
+    return {}
+
+
 def unreadable(rows: Rows, evals: Rows) -> dict[str, Any]:
     for row in rows:
         row["data_faults"] = row["samples"] // 100
@@ -211,6 +218,7 @@ PLANTED = [
     (stale_moment, "Adam's second moment is out of date", "beta2"),
     (stale_unwatched, "Adam's second moment is out of date", "beta2"),
     (bad_stretch, "a stretch of bad data", "train_data"),
+    (shifted_inputs, "a stretch of bad data", "train_data"),
     (unreadable, "unreadable samples", "train_data"),
     (wrong_pairs, "images and captions do not belong together", "train_data"),
     (low_lr, "learning rate too low", "lr"),
