@@ -125,7 +125,13 @@ class _RayHost:
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def _renew(self) -> None:
-        """Say that we live, one call at a time, until the host is lost or closed."""
+        """Say that we live, one call at a time, until the host is lost or closed.
+
+        On this machine the end of the agent's socket says it at once, and a controller that is
+        merely stopped for a while costs nothing.
+        """
+        if ipaddress.ip_address(self.address).is_loopback:
+            return
         with contextlib.suppress(HostLost):
             while not self.lost:
                 await self._answer(self.agent.renew.remote(_LEASE_S))

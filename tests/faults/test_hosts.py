@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hosts import RAY_PORT, Hosts, unavailable
 
@@ -88,4 +89,45 @@ def test_a_gang_survives_the_loss_of_a_host(
     assert again - faulted <= bound_s
     assert lost["kind"] == "lost" and f"host{victim}" in lost["detail"]
     assert f"host{victim}" not in rest[0]["nodes"] and rest[-1]["exit_codes"] == [0, 0]
+    assert [step for _, step, _ in steps(trial)] == list(range(1, STEPS + 1))
+
+
+def test_a_killed_controller_frees_a_joined_ray(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """SIGKILL of a controller ends its ranks on all hosts; Ray stays, and a new one goes on."""
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    with Hosts(cpus=(0, 1, 1), folder=tmp_path) as hosts:
+        address = f"{hosts.address(0)}:{RAY_PORT}"
+        command = [sys.executable, str(HERE / "drill_driver.py"), address, "3", str(trial)]
+        first = hosts.run(0, [*command, str(STEPS)])
+        try:
+            until(lambda: len(steps(trial)) >= 20, 90, first)
+            ranks = [hosts.rank(1), hosts.rank(2)]
+            # nsenter waits for the controller, its child in the host's namespaces.
+            (controller,) = psutil.Process(first.pid).children()
+            controller.kill()
+            killed = time.time()
+            until(lambda: not any(rank.is_running() for rank in ranks), 30)
+            record_property("ranks_ended_s", round(time.time() - killed, 1))
+        finally:
+            first.kill()
+            first.wait()
+            assert first.stdout is not None
+            first.stdout.close()
+        done = len(steps(trial))
+        relaunched = time.time()
+        second = hosts.run(0, [*command, str(STEPS)])
+        try:
+            until(lambda: len(steps(trial)) > done, 60, second)
+            again = time.time() - relaunched
+            record_property("relaunched_to_training_s", round(again, 1))
+            print(f"relaunched to training {again:.1f} s")
+            assert second.wait(120) == 0
+        finally:
+            second.kill()
+            second.wait()
+            assert second.stdout is not None
+            second.stdout.close()
     assert [step for _, step, _ in steps(trial)] == list(range(1, STEPS + 1))
