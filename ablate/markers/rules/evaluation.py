@@ -47,7 +47,8 @@ class BatchNorm(Rule):
         return self._poisoned(row)
 
     def evaluate(self, row: Row) -> Iterable[Event]:
-        return [*self._poisoned(row), *self._drift(row)]
+        poisoned = self._poisoned(row)
+        return poisoned if self.broken else self._drift(row)  # NaN is no drift
 
     def _poisoned(self, row: Row) -> list[Event]:
         count = row.get("bn_non_finite")
@@ -82,7 +83,7 @@ class BatchNorm(Rule):
         over = {
             name: value
             for name, value in measured.items()
-            if value is not None and not value <= limits[name]  # a NaN is over, too
+            if value is not None and not value <= limits[name]  # a NaN gap is over, too
         }
         length = self.streak.extend(bool(over), row.step)
         if not length:
