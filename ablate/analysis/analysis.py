@@ -290,7 +290,7 @@ class _Judged:
 def _judge(
     table: Table, reference: Cell, ask: _Question, *, alpha: float, is_sequential: bool
 ) -> _Judged:
-    fitted, guards = effects.pool(table)
+    fitted, guards = effects.pool(table, keep=table.index(reference))
     comparisons = [
         effects.compare(table, reference, factor, level, estimand=ask.estimand)
         for i, factor in enumerate(table.factors)

@@ -147,13 +147,18 @@ class Guard:
     share_p: float
 
 
-def pool(table: Table) -> tuple[Fit, tuple[Guard, ...]]:
-    """The pooled fit over the cells without diverged runs whose noise looks alike."""
+def pool(table: Table, *, keep: int | None = None) -> tuple[Fit, tuple[Guard, ...]]:
+    """The pooled fit over the cells without diverged runs whose noise looks alike.
+
+    Survivors of a level that diverges may be noisier than others, so its cell stays out. Row
+    `keep`, the baseline, stays in even so: without it one lost run would cost every contrast the
+    shared variance.
+    """
     has_value = np.asarray((~np.isnan(table.values)).any(axis=1))
     rows = [
         row
         for row in range(len(table.cells))
-        if has_value[row] and not table.count(row, "diverged")
+        if has_value[row] and (row == keep or not table.count(row, "diverged"))
     ]
     guards: list[Guard] = []
     while True:

@@ -149,6 +149,21 @@ def test_a_baseline_that_always_diverges_is_beaten() -> None:
     assert any("baseline diverged in 4 of 4" in w for w in analysis.warnings)
 
 
+def test_one_lost_baseline_run_does_not_cost_every_verdict() -> None:
+    """The baseline diverged once: a level that is clearly better and never diverged is still found,
+    an idle one is not called equivalent."""
+    results = run(
+        one_at_a_time(FACTORS), seeds=4, sigma=0.002, effects={"warmup=2k": 0.02},
+        diverged=[("warmup=10k,beta2=999,lr=1", 1)],
+    )  # fmt: skip
+    analysis = judged(results)
+    better, idle = analysis.contrast("warmup", "2k"), analysis.contrast("lr", "5")
+    assert (better.verdict, better.direction) == ("MATTERS", "better")
+    assert better.method == "pooled two-way ANOVA" and better.n == 3
+    assert "diverged in 0 of 4" in better.sentence
+    assert idle.verdict == "INCONCLUSIVE"
+
+
 def test_failed_runs_are_missing_not_results() -> None:
     """Crashes and lost machines neither count as divergence nor enter a mean."""
     results = run(one_at_a_time(FACTORS), seeds=4, sigma=0.002)
