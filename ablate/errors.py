@@ -8,6 +8,8 @@ AblateError
 ├── CheckpointError (RuntimeError) no usable checkpoint, or one that does not fit the trial
 ├── LoadError (ValueError)         weights that do not fit the model
 ├── AnalysisError (ValueError)     results that cannot be analysed as asked
+├── ThresholdError (ValueError)    markers: an unknown marker or threshold (ablate.markers)
+├── ForeignError (ValueError)      markers: a run made elsewhere that cannot be read (ablate.markers)
 ├── TrackingError (RuntimeError)   the tracking store cannot be used as asked
 └── ClusterError (RuntimeError)    Ray or a machine
     └── PlacementError             a gang that can never be placed; names the missing resource
