@@ -8,185 +8,35 @@ analysis.factors[0].sentence
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ablate.analysis import anytime, effects, sentences, verdict
+from ablate.analysis.answer import (
+    Analysis,
+    CellSummary,
+    Contrast,
+    FactorSummary,
+    Interaction,
+    Interval,
+    Noise,
+)
 from ablate.analysis.divergence import Divergence, clopper_pearson, compare_divergence
 from ablate.analysis.effects import Comparison, Estimate, Fit
-from ablate.analysis.importance import Importance, importances
+from ablate.analysis.importance import importances
 from ablate.analysis.multiplicity import benjamini_hochberg, dunnett_p, dunnett_quantile, holm
 from ablate.analysis.results import Cell, FloatArray, Objective, Result, Table, tabulate
-from ablate.analysis.screening import Screen, screen
+from ablate.analysis.screening import screen
 from ablate.errors import AnalysisError
 
-Interval = tuple[float, float]
+__all__ = ["ALPHA", "Analysis", "Contrast", "Interaction", "analyze_results"]
 
 ALPHA = 0.05
 """Familywise error of "matters", and error of each "equivalent"; all intervals follow from it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """A factor's level against its reference level. `delta` is level minus reference."""
-
-    factor: str
-    level: str
-    reference: str
-    estimand: str
-    """simple | main | additive | shared | missing: see effects.Comparison."""
-    n: int
-    """Seeds with a difference: both runs completed."""
-    delta: float | None
-    """Completed runs only; with diverged runs this is the survivors' difference."""
-    ci: Interval | None
-    """95 % interval of this contrast by itself."""
-    ci_adjusted: Interval | None
-    """Simultaneous 95 % interval over the family; the verdict MATTERS reads this one."""
-    ci_equivalence: Interval | None
-    """90 % interval; inside +-margin = equivalence shown (two one-sided tests at 5 %)."""
-    standard_error: float | None
-    df: int
-    method: str
-    """pooled two-way ANOVA | paired t | confidence sequence | one seed | same runs | no data"""
-    why_not_pooled: str
-    p: float | None
-    p_adjusted: float | None
-    p_equivalence: float | None
-    p_sign_flip: float | None
-    """Exact companion of p without the normal assumption; it cannot go below 2/2^n."""
-    wins: float | None
-    """Share of seeds in which the level was better (ties count half)."""
-    rho: float | None
-    """Correlation of the two arms over seeds, from 3 seeds on: what pairing by seed gains."""
-    verdict: str
-    direction: str | None
-    """better | worse, for the level, when a difference is shown."""
-    basis: str
-    """What the verdict rests on: difference | divergence | both | none."""
-    needs_seeds: int | None
-    """0 when decided; about how many more when not; None when no sensible number would do."""
-    divergence: Divergence | None
-    outcomes: Mapping[str, int]
-    """Outcome -> runs of the level."""
-    aliases: tuple[str, ...]
-    """Effects this design cannot tell from this one."""
-    warnings: tuple[str, ...]
-    sentence: str
-
-    @property
-    def diverged(self) -> tuple[int, int]:
-        """(diverged, completed + diverged) runs of the level."""
-        return self.divergence.level if self.divergence else (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class FactorSummary:
-    """The answer to one factor, in words."""
-
-    factor: str
-    verdict: str
-    """The strongest verdict of its levels: MATTERS, else INCONCLUSIVE, else the others."""
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """Difference of differences: does the effect of one factor depend on the other?"""
-
-    factors: tuple[str, str]
-    levels: tuple[str, str]
-    delta: float
-    ci: Interval | None
-    p: float | None
-    p_adjusted: float | None
-    """Benjamini-Hochberg over the interactions."""
-    verdict: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """What the seed alone changes."""
-
-    sigma_seed: float | None
-    """Standard deviation of one cell's runs over seeds."""
-    sigma_seed_ci: Interval | None
-    sigma_residual: float | None
-    """The same after the part that is common to all cells of a seed is taken out."""
-    sigma_residual_ci: Interval | None
-    df: int
-    rho: float | None
-    """Share of the seed variance that is common to all cells: what pairing takes out."""
-
-
-@dataclass(frozen=True, slots=True)
-class CellSummary:
-    """One cell's runs; `changes` are its differences from the baseline."""
-
-    levels: Mapping[str, str]
-    changes: Mapping[str, str]
-    n: int
-    mean: float | None
-    sd: float | None
-    runs: tuple[tuple[int, str, float | None], ...]
-    """(seed, outcome, value) of each run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """All that a report says about a study's results."""
-
-    objective: Objective
-    baseline: Mapping[str, str]
-    alpha: float
-    adjustment: str
-    is_sequential: bool
-    is_exploratory: bool
-    num_runs: int
-    seeds: tuple[int, ...]
-    headline: str
-    factors: tuple[FactorSummary, ...]
-    contrasts: tuple[Contrast, ...]
-    interactions: tuple[Interaction, ...]
-    not_estimable: tuple[str, ...]
-    """What this design cannot answer, in sentences."""
-    importances: tuple[Importance, ...]
-    screen: Screen | None
-    """Effects that stand out from the others, for a two-level screen with one seed."""
-    noise: Noise
-    cells: tuple[CellSummary, ...]
-    best: Mapping[str, str] | None
-    """Levels of the cell with the best mean among those without a diverged run."""
-    guards: tuple[str, ...]
-    """Cells that left the pooled variance, and why."""
-    warnings: tuple[str, ...]
-
-    def contrast(self, factor: str, level: str) -> Contrast:
-        for contrast in self.contrasts:
-            if (contrast.factor, contrast.level) == (factor, level):
-                return contrast
-        known = ", ".join(f"{c.factor}={c.level}" for c in self.contrasts)
-        raise AnalysisError(f"no contrast {factor}={level}; there are {known}")
-
-    def undecided(self) -> tuple[tuple[str, str], ...]:
-        """(factor, level) of the contrasts that more seeds could still decide."""
-        return tuple(
-            (c.factor, c.level)
-            for c in self.contrasts
-            if c.verdict == verdict.INCONCLUSIVE and c.estimand not in ("shared", "missing")
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and finite numbers; what is not known is None."""
-        plain = _plain(self)
-        assert isinstance(plain, dict)
-        return plain
 
 
 def analyze_results(
@@ -952,26 +802,3 @@ def _warnings(
                 "sign-flip p."
             )
     return tuple(notes)
-
-
-_PROPERTIES: Mapping[type, tuple[Callable[[Any], Any], str]] = {
-    Contrast: (lambda c: list(c.diverged), "diverged"),
-}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        extra = _PROPERTIES.get(type(value))
-        if extra:
-            plain[extra[1]] = extra[0](value)
-        return plain
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value

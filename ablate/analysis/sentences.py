@@ -15,7 +15,7 @@ from ablate.analysis.effects import Guard
 from ablate.analysis.results import Cell, Objective, Table
 
 if TYPE_CHECKING:
-    from ablate.analysis.analysis import Contrast, Interaction
+    from ablate.analysis.answer import Contrast, Interaction
 
 Interval = tuple[float, float]
 
