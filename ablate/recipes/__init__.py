@@ -7,7 +7,8 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
 ``NOT_IDENTITY``
     fields that cannot change the result (loader workers, caches)
 ``OWN_FIELDS``
-    fields that the peer's command line does not know, each with the value that means "as the peer"
+    fields that the peer's command line does not know, each with the values under which the run
+    is the peer's (none: any)
 ``PATH_FIELDS``
     fields that hold paths, relative to the trial's root
 ``check(config, *, workers, gpus)``
@@ -149,7 +150,7 @@ class Recipe(Protocol):
 
     Config: type[BaseModel]
     NOT_IDENTITY: frozenset[str]
-    OWN_FIELDS: Mapping[str, Any]
+    OWN_FIELDS: Mapping[str, tuple[Any, ...]]
     PATH_FIELDS: tuple[str, ...]
 
     def check(self, config: Any, *, workers: int, gpus: int) -> list[str]: ...
@@ -188,8 +189,15 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def absolute(config: C, path_fields: Sequence[str], *, root: Path) -> C:
-    """`config` with the paths in these fields made absolute; sources are joined with ``::``."""
-    changed = {}
+    """`config` with the paths in these fields made absolute; sources are joined with ``::``.
+
+    The ``path`` of a field that is a model itself is made absolute, too.
+    """
+    changed: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel) and hasattr(value, "path"):
+            changed[name] = value.model_copy(update={"path": str(root / value.path)})
     for name in path_fields:
         value = getattr(config, name)
         if isinstance(value, str):

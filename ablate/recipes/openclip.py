@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ablate.errors import DataError
+from ablate.errors import DataError, LoadError
 from ablate.recipes import absolute
 
 if TYPE_CHECKING:
@@ -106,6 +106,27 @@ class Augmentation(_Frozen):
                 "(brightness, contrast, saturation, hue), such as [0.4, 0.4, 0.4, 0.1]"
             )
         return self
+
+
+class InitFrom(_Frozen):
+    """Weights to start from: model weights only, never an optimizer's state (that is resuming)."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A .safetensors file, or a torch file of plain tensors; relative to the study's root."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """What the file must be; anything when empty."""
+    key_map: tuple[tuple[str, str], ...] = ()
+    """Replacements (regular expression, text) that turn the file's names into the model's."""
+    reset: tuple[str, ...] = ()
+    """Globs of tensors that keep their random initialisation."""
+    allow_missing: tuple[str, ...] = ()
+    """Globs of tensors that the file may lack."""
+    allow_unexpected: tuple[str, ...] = ()
+    """Globs of tensors (after key_map) that only the file has."""
+    on_shape: Literal["error", "skip", "interp_pos"] = "error"
+    """A tensor of another shape: refuse, skip it, or interpolate positional embeddings."""
+    min_loaded: Share = 0.99
+    """Share of the model's parameters that must be loaded."""
 
 
 def _peer_defaults(model: str) -> dict[str, float]:
@@ -225,6 +246,8 @@ class Config(_Frozen):
     """Processes that load data, for each worker."""
 
     # our own, see OWN_FIELDS
+    init_from: InitFrom | None = None
+    """Weights to start from, with a new optimizer; random initialisation when empty."""
     param_groups: Literal["open_clip", "open_clip_next", "timm"] = "open_clip"
     """Rule that says which parameters are not decayed."""
     fused: bool = False
@@ -316,16 +339,17 @@ def _dataset_type(train_data: Any) -> str:
     )
 
 
-OWN_FIELDS: Mapping[str, Any] = {
-    "param_groups": "open_clip",
-    "fused": False,
-    "max_fault_share": None,
-    "cache_gib": None,
-    "checkpoint_frequency": None,
-    "keep_every": None,
+OWN_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "init_from": (None,),
+    "param_groups": ("open_clip",),
+    "fused": (False,),
+    "max_fault_share": (),
+    "cache_gib": (),
+    "checkpoint_frequency": (),
+    "keep_every": (),
 }
-"""Fields that are no flags of the peer, each with the only value under which our run is the
-peer's; None: any value, the field has no influence on a sound run."""
+"""Fields that are no flags of the peer, each with the values under which our run is the peer's;
+none: any value, the field has no influence on a sound run."""
 
 NOT_IDENTITY = frozenset({"workers", "cache_gib", "checkpoint_frequency", "keep_every"})
 """Fields that change nothing in the result: they do not count in a trial's id."""
@@ -471,11 +495,11 @@ def command(config: Config, *, workers: int) -> list[str]:
     Raises:
         ValueError: a field of our own makes this run something that the peer cannot do.
     """
-    for name, value in OWN_FIELDS.items():
-        if value is not None and getattr(config, name) != value:
+    for name, same in OWN_FIELDS.items():
+        if same and getattr(config, name) not in same:
             raise ValueError(
                 f"{name} {getattr(config, name)!r} has no equal in {PEER}; "
-                f"the exported run would differ. Set {name}: {value}"
+                f"the exported run would differ. Set {name}: {same[0]}"
             )
     arguments: list[str] = []
     for name in Config.model_fields:
@@ -547,6 +571,85 @@ def export_model(config: Config, weights: Path, folder: Path) -> None:
     content = {"model_cfg": model_config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n")
     shutil.copyfile(weights, folder / "open_clip_model.safetensors")
+    model = open_clip.create_model(f"local-dir:{folder}", output_dict=True)
+    features = {name: value.tolist() for name, value in _probe_features(model).items()}
+    (folder / PROBE_FILE).write_text(json.dumps(features) + "\n")
+
+
+PROBE_FILE = "probe_features.json"
+"""Features of a fixed probe, stored beside exported weights: whoever loads them can check."""
+
+
+def _probe_features(model: Any) -> dict[str, torch.Tensor]:
+    """Normalised features of four fixed images and texts, in eval mode; shape (4, dimensions)."""
+    import numpy as np
+    import torch
+    from open_clip.utils import to_2tuple
+
+    from ablate.training.augment import uniforms
+
+    height, width = to_2tuple(model.visual.image_size)
+    numbers = uniforms(np.arange(4, dtype=np.uint64), 3 * height * width)
+    images = torch.from_numpy(numbers.astype(np.float32) * 4 - 2).view(4, 3, height, width)
+    texts = torch.arange(4 * model.context_length).view(4, -1) * 997 % 40000 + 1
+    texts[:, -1] = model.vocab_size - 1  # the largest number ends a text
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = {
+            "image": _encode_image(model, images.to(model.logit_scale.device)).float().cpu(),
+            "text": _encode_text(model, texts.to(model.logit_scale.device)).float().cpu(),
+        }
+    model.train(training)
+    return features
+
+
+def _load_weights(config: Config, model: torch.nn.Module) -> dict[str, Any]:
+    """Start from config.init_from; the load report, for the record.
+
+    Raises:
+        LoadError: the weights do not fit, or the model computes other features than were stored
+            with them; says which tensors are at their random initialisation.
+    """
+    import torch
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    from ablate.training.weights import compare_features, load_weights
+
+    def resize(state: Any, net: Any) -> None:
+        resize_pos_embed(state, net)
+        resize_text_pos_embed(state, net)
+
+    source = config.init_from
+    assert source is not None
+    path = Path(source.path)
+    report = load_weights(
+        model,
+        path,
+        sha256=source.sha256,
+        key_map=source.key_map,
+        reset=source.reset,
+        allow_missing=source.allow_missing,
+        allow_unexpected=source.allow_unexpected,
+        on_shape=source.on_shape,
+        min_loaded=source.min_loaded,
+        resize=resize,
+    )
+    content = {**report.to_dict(), "features": "not checked: no probe beside the weights"}
+    probe = path.parent / PROBE_FILE
+    if report.at_random or report.resized or report.cast:
+        content["features"] = "not checked: not all tensors are the file's"
+    elif probe.exists():
+        stored = {k: torch.tensor(v) for k, v in json.loads(probe.read_text()).items()}
+        wrong = compare_features(stored, _probe_features(model))
+        if wrong:
+            far = ", ".join(f"{item.name} by {item.largest:.2g}" for item in wrong)
+            raise LoadError(
+                f"{path} loads by name, but the model's features differ from those stored with "
+                f"it: {far}. Another architecture (quick_gelu?), or names that were swapped"
+            )
+        content["features"] = "equal to those stored with the weights"
+    return content
 
 
 # --------------------------------------------------------------------------- train
@@ -591,6 +694,9 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
             output_dict=True,
             **siglip,
         )
+    facts: dict[str, Any] = {}
+    if config.init_from is not None:
+        facts["init_from"] = _load_weights(config, model)
     if config.lock_image:
         model.lock_image_tower(
             unlocked_groups=config.lock_image_unlocked_groups,
@@ -659,6 +765,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         global_batch=None if config.siglip else global_batch,
         feature_dim=model.visual.output_dim,
         parameter_groups=optim.describe(groups),
+        facts=facts,
     )
 
 

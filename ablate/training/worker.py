@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate import recipes, records
-from ablate.errors import DataError
+from ablate.errors import DataError, LoadError
 
 EXIT_STOPPED = 75
 """As sysexits.h's EX_TEMPFAIL: try again later."""
@@ -121,6 +121,13 @@ def _run(folder: Path, stop: _StopFlag) -> int:
     placed = recipes.absolute(config, recipe.PATH_FIELDS, root=root)
     try:
         task = recipe.build(placed, rank=gang.rank, world_size=gang.world_size, device=gang.device)
+    except (DataError, LoadError) as error:  # every rank meets the same
+        log.exception("the trial cannot be built")
+        if writer is not None:
+            kind = "data fault" if isinstance(error, DataError) else "weights"
+            writer.result({"status": "failed", "reason": f"{kind}: {error}"})
+        return 0
+    try:
         objective = loop.Objective(trial["objective"]["metric"], trial["objective"]["direction"])
         monitor = (
             _monitor(trial, task, gang, chance=recipe.chance(config, root=root))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_trials import run, start, wait_for, write_trial
@@ -132,3 +133,21 @@ def _final_weights(trial: TrialRecord) -> str:
     manifest = read_json(steps[-1] / "manifest.json")
     digest: str = manifest["files"]["model.safetensors"]["sha256"]
     return digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train_data": "train/{00000..00005}.tar"}, "data fault: 3 shards"),
+        ({"init_from": {"path": "nowhere.safetensors"}}, "weights: init_from"),
+    ],
+)
+def test_what_retrying_cannot_mend_is_a_result(
+    tmp_path: Path, data: Path, changes: dict[str, Any], reason: str
+) -> None:
+    """Missing data or weights end all ranks in order, with the reason in result.json."""
+    trial = write_trial(tmp_path / "t", data, gang=2, **changes)
+    assert run(trial.folder, workers=2) == [0, 0]
+    result = trial.result(1)
+    assert result is not None
+    assert result["status"] == "failed" and result["reason"].startswith(reason)

@@ -1,0 +1,246 @@
+"""Starting from given weights: strictly, with a report, and nothing but weights.
+
+``init_from`` is not ``resume``. Resuming goes on with the same trial, so everything comes back,
+optimizer included. Fine-tuning starts another optimisation: the moments of the old one were
+estimated under other losses and learning rates, its step count would switch off bias correction,
+and torch maps optimizer state by position, so one new parameter shifts it silently.
+
+Loading is strict: names are mapped by an injective list of replacements, and whatever is missing,
+unexpected or of another shape is an error unless a glob allows it. Files are safetensors, or
+torch files read with ``weights_only``, which run no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ablate.errors import LoadError
+
+Resize = Callable[[MutableMapping[str, torch.Tensor], nn.Module], None]
+"""Fits positional embeddings of a state dict to the model, in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was loaded, and what was not."""
+
+    path: str
+    sha256: str
+    loaded_tensors: int
+    loaded_share: float
+    """Share of the model's parameters (counted in numbers) that were loaded."""
+    renamed: Mapping[str, str]
+    """Name in the file -> name in the model, where they differ."""
+    missing: tuple[str, ...]
+    """In the model, not in the file, allowed: they keep their random initialisation."""
+    unexpected: tuple[str, ...]
+    """In the file, not in the model, allowed: they are left out."""
+    mismatched: tuple[str, ...]
+    """Of another shape and skipped: they keep their random initialisation."""
+    resized: tuple[str, ...]
+    """Positional embeddings that were interpolated."""
+    reset: tuple[str, ...]
+    """Left at their random initialisation on request."""
+    cast: tuple[str, ...]
+    """Stored with another type than the model's."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def at_random(self) -> tuple[str, ...]:
+        """Tensors that hold their random initialisation."""
+        return tuple(sorted({*self.missing, *self.mismatched, *self.reset}))
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Tensors by name, and the file's sha256. A ``state_dict`` inside of a torch file is found.
+
+    Raises:
+        LoadError: no such file, or no tensors by name in it.
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LoadError(f"init_from {path} cannot be read: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path), digest
+        except safetensors.SafetensorError as error:
+            raise LoadError(f"{path} is no safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise LoadError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}: {error}). Files that "
+            "need unpickling are refused; convert it to safetensors where you trust it"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise LoadError(f"{path} holds no state dict (tensors by name)")
+    return content, digest
+
+
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    key_map: Sequence[tuple[str, str]] = (),
+    reset: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    on_shape: Literal["error", "skip", "interp_pos"] = "error",
+    min_loaded: float = 0.99,
+    resize: Resize | None = None,
+) -> LoadReport:
+    """Load the weights of `path` into `model`; globs name the model's tensors.
+
+    Raises:
+        LoadError: anything that is not allowed, or less than `min_loaded` of the parameters;
+            the model is unchanged then.
+    """
+    stored, digest = read_weights(path)
+    if sha256 is not None and sha256 != digest:
+        raise LoadError(f"{path} has sha256 {digest}, and init_from asks for {sha256}")
+    mapped, renamed = _map_keys(stored, key_map, path)
+    own = model.state_dict()
+    left = {name for name in own if _matches(name, reset)}
+    offered = {name: value for name, value in mapped.items() if name not in left}
+
+    resized: tuple[str, ...] = ()
+    if on_shape == "interp_pos" and resize is not None:
+        before = {name: value.shape for name, value in offered.items()}
+        resize(offered, model)
+        resized = tuple(name for name, value in offered.items() if value.shape != before[name])
+    mismatched = sorted(n for n in offered if n in own and offered[n].shape != own[n].shape)
+    missing = sorted(set(own) - set(offered) - left)
+    unexpected = sorted(set(offered) - set(own))
+
+    problems = _refused("missing in the file", missing, allow_missing, "allow_missing")
+    problems += _refused("not in the model", unexpected, allow_unexpected, "allow_unexpected")
+    if mismatched and on_shape != "skip":
+        problems.append("of another shape: " + _shapes(mismatched, offered, own))
+    loaded = {n: v for n, v in offered.items() if n in own and n not in mismatched}
+    parameters = {name: p.numel() for name, p in model.named_parameters()}
+    share = sum(parameters[n] for n in loaded if n in parameters) / sum(parameters.values())
+    if share < min_loaded:
+        problems.append(
+            f"only {share:.1%} of the parameters would be loaded; min_loaded is {min_loaded:.1%}"
+        )
+    if problems:
+        hint = _prefix_hint(mapped, own)
+        raise LoadError(f"{path} does not fit the model: " + "; ".join(problems) + hint)
+    model.load_state_dict({**own, **loaded})
+    return LoadReport(
+        path=str(path),
+        sha256=digest,
+        loaded_tensors=len(loaded),
+        loaded_share=share,
+        renamed=renamed,
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+        resized=resized,
+        reset=tuple(sorted(left)),
+        cast=tuple(sorted(n for n in loaded if loaded[n].dtype != own[n].dtype)),
+    )
+
+
+def _map_keys(
+    stored: Mapping[str, torch.Tensor], key_map: Sequence[tuple[str, str]], path: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    mapped: dict[str, torch.Tensor] = {}
+    sources: dict[str, str] = {}
+    for name, value in stored.items():
+        target = name
+        for pattern, replacement in key_map:
+            target = re.sub(pattern, replacement, target)
+        if target in sources:
+            raise LoadError(
+                f"key_map sends both {sources[target]!r} and {name!r} of {path} to {target!r}; "
+                "make the patterns tell them apart"
+            )
+        sources[target] = name
+        mapped[target] = value
+    return mapped, {source: target for target, source in sources.items() if source != target}
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _refused(what: str, names: Sequence[str], allowed: Sequence[str], field: str) -> list[str]:
+    refused = [name for name in names if not _matches(name, allowed)]
+    if not refused:
+        return []
+    shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if refused[5:] else "")
+    return [f"{what}: {shown} (allow with init_from.{field})"]
+
+
+def _shapes(
+    names: Sequence[str], offered: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> str:
+    parts = []
+    for name in names[:5]:
+        theirs, ours = tuple(offered[name].shape), tuple(own[name].shape)
+        turned = " (transposed?)" if theirs == ours[::-1] else ""
+        parts.append(f"{name} is {theirs}, not {ours}{turned}")
+    return ", ".join(parts) + (f" and {len(names) - 5} more" if names[5:] else "")
+
+
+def _prefix_hint(mapped: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The likely mend, when all names of the file share a prefix that the model's lack."""
+    for name in mapped:
+        for target in own:
+            if name != target and name.endswith("." + target):
+                prefix = name[: -len(target)]
+                if all(other.startswith(prefix) for other in mapped):
+                    pattern = "^" + re.escape(prefix)
+                    return f". Did you mean key_map: [[{pattern!r}, '']]?"
+    return ""
+
+
+# --------------------------------------------------------------------------- the same features
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """How far features are from those that were stored with the weights."""
+
+    name: str
+    largest: float
+
+
+def compare_features(
+    stored: Mapping[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+    *,
+    tolerance: float = 1e-4,
+) -> list[Mismatch]:
+    """Features that differ by more than `tolerance` (they have norm 1), or are not there."""
+    wrong = []
+    for name, value in stored.items():
+        other = found.get(name)
+        if other is None or other.shape != value.shape:
+            wrong.append(Mismatch(name, float("inf")))
+            continue
+        largest = float((other.float() - value.float()).abs().max())
+        if not largest <= tolerance:
+            wrong.append(Mismatch(name, largest))
+    return wrong

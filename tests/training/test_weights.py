@@ -1,0 +1,234 @@
+"""Starting from weights: strict, injective, reported, checked by features, without an optimizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from small_trials import config, run, write_trial
+from torch import nn
+
+from ablate.errors import LoadError
+from ablate.recipes import openclip
+from ablate.training import checkpoint, optim
+from ablate.training.weights import load_weights
+
+
+class Net(nn.Module):
+    def __init__(self, *, head: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Linear(40, 30)
+        self.norm = nn.BatchNorm1d(30)
+        self.head = nn.Linear(30, head)
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def store(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    safetensors.torch.save_file({n: t.clone().contiguous() for n, t in tensors.items()}, path)
+    return path
+
+
+def other() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return dict(Net().state_dict())
+
+
+def test_all_tensors_arrive(tmp_path: Path, net: Net) -> None:
+    """A file that fits is loaded whole, buffers included, and the report says so."""
+    report = load_weights(net, store(tmp_path / "w.safetensors", other()))
+    assert all(torch.equal(value, other()[name]) for name, value in net.state_dict().items())
+    assert report.loaded_share == 1.0 and report.loaded_tensors == len(other())
+    assert report.at_random == () and len(report.sha256) == 64
+    json.dumps(report.to_dict())
+
+
+def test_torch_files_are_read_as_plain_weights_only(tmp_path: Path, net: Net) -> None:
+    """A .pt with a state_dict inside is read; one that would run code is refused."""
+    torch.save({"state_dict": other(), "epoch": 3}, tmp_path / "w.pt")
+    load_weights(net, tmp_path / "w.pt")
+    assert torch.equal(net.body.weight, other()["body.weight"])
+    torch.save({"state_dict": Net()}, tmp_path / "code.pt")
+    with pytest.raises(LoadError, match="unpickling are refused"):
+        load_weights(net, tmp_path / "code.pt")
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "missing": (lambda t: t.pop("norm.bias"), {}, "missing in the file: norm.bias.*allow_missing"),
+    "unexpected": (lambda t: t.update(extra=torch.ones(2)), {}, "not in the model: extra"),
+    "shape": (lambda t: t.update({"head.bias": torch.ones(9)}), {}, r"\(9,\), not \(3,\)"),
+    "transposed": (
+        lambda t: t.update({"body.weight": t["body.weight"].T}), {}, "transposed\\?"
+    ),
+    "too little": (
+        lambda t: t.pop("body.weight"), {"allow_missing": ["body.*"]}, "only .*% of the parameters"
+    ),
+    "reset too much": (lambda t: None, {"reset": ["body.*"]}, "only .*% of the parameters"),
+    "two into one": (
+        lambda t: t.update({"old.bias": torch.ones(3)}),
+        {"key_map": [("^old", "head")]},
+        "sends both",
+    ),
+    "other file": (lambda t: None, {"sha256": "0" * 64}, "init_from asks for 000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "options", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, net: Net, change: Any, options: dict[str, Any], says: str
+) -> None:
+    """Each misfit is an error that names it, and the model is left as it was."""
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    tensors = other()
+    change(tensors)
+    with pytest.raises(LoadError, match=says):
+        load_weights(net, store(tmp_path / "w.safetensors", tensors), **options)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_forgotten_prefix_is_recognised(tmp_path: Path, net: Net) -> None:
+    """`module.` on every name: the error says the key_map, which then works."""
+    path = store(tmp_path / "w.safetensors", {f"module.{n}": t for n, t in other().items()})
+    with pytest.raises(LoadError, match=r"key_map: \[\['\^module\\\\\.', ''\]\]"):
+        load_weights(net, path)
+    report = load_weights(net, path, key_map=[(r"^module\.", "")])
+    assert report.loaded_share == 1.0 and report.renamed["module.head.bias"] == "head.bias"
+
+
+def test_allowed_gaps_are_reported(tmp_path: Path) -> None:
+    """A new head: skipped for its shape, with the rest loaded; the report names what is random."""
+    net = Net(head=5)
+    path = store(tmp_path / "w.safetensors", {**other(), "extra": torch.ones(1)})
+    report = load_weights(
+        net, path, on_shape="skip", allow_unexpected=["ext*"], reset=["norm.bias"], min_loaded=0.8
+    )
+    assert report.at_random == ("head.bias", "head.weight", "norm.bias")
+    assert report.unexpected == ("extra",) and 0.8 < report.loaded_share < 0.99
+    assert torch.equal(net.body.weight, other()["body.weight"])
+
+
+def test_a_trial_starts_from_weights_with_a_new_optimizer(tmp_path: Path, data: Path) -> None:
+    """init_from loads weights alone: Adam's moments of the first run would make the first update
+    another one (its step count switches bias correction off), so they must not come along."""
+    first = write_trial(tmp_path / "first", data, epochs=1)
+    assert run(first.folder) == [0]
+    source = checkpoint.path_of(first.folder / "checkpoints", 6)
+    path = str(source / "model.safetensors")
+    tuned = write_trial(
+        tmp_path / "tuned", data, epochs=1, init_from={"path": path}, warmup=0, wd=0.0, seed=1
+    )
+    assert run(tuned.folder) == [0]
+    result = tuned.result(1)
+    assert result is not None
+    report = result["facts"]["init_from"]
+    assert report["loaded_share"] == 1.0 and report["missing"] == []
+    assert tuned.trace()[0]["logit_scale"] != 1 / 0.07
+    after = checkpoint.load(checkpoint.path_of(tuned.folder / "checkpoints", 6))
+    assert after.optimizer["text_projection/step"] == 6  # not 12
+    moved = (
+        safetensors.torch.load_file(path)["visual.conv1.weight"]
+        - after.model["visual.conv1.weight"]
+    )
+    assert 0 < float(moved.abs().max()) < 6 * 1e-3 * 2
+
+
+def test_moments_of_another_run_would_change_the_first_update() -> None:
+    """Why fine-tuning must not load optimizer state: with it the first update is many times off,
+    and load_state_dict would also bring the old learning rate and betas along."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(50))
+    old = torch.optim.AdamW([weight], lr=1.0, betas=(0.9, 0.999), weight_decay=0.0)
+    for _ in range(100):
+        weight.grad = 100 * torch.ones(50)
+        old.step()
+    sizes = {}
+    for state in (None, old.state_dict()):
+        fresh = nn.Parameter(torch.zeros(50))
+        new = torch.optim.AdamW([fresh], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+        if state is not None:
+            new.load_state_dict(state)
+            assert new.param_groups[0]["lr"] == 1.0 and new.param_groups[0]["betas"][1] == 0.999
+            new.param_groups[0]["lr"] = 1e-3
+        fresh.grad = -torch.ones(50)
+        new.step()
+        sizes[state is not None] = float(fresh.detach().mean())
+    assert sizes[False] == pytest.approx(1e-3)
+    assert sizes[True] < -0.5e-3  # it still walks the old way, against its own gradient
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as `export` leaves it, of weights with running statistics of their own."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("exported")
+    openclip._register_models()
+    torch.manual_seed(5)
+    model = open_clip.create_model("tiny-rn-a", output_dict=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    safetensors.torch.save_file(model.state_dict(), folder / "weights.safetensors")
+    openclip.export_model(config(), folder / "weights.safetensors", folder / "model")
+    return folder / "model"
+
+
+def fresh_model() -> nn.Module:
+    import open_clip
+
+    torch.manual_seed(9)
+    model: nn.Module = open_clip.create_model("tiny-rn-a", output_dict=True)
+    return model
+
+
+def test_features_are_checked_after_loading(exported: Path) -> None:
+    """Weights exported with their probe's features give the same features where they are loaded."""
+    start = config(init_from={"path": str(exported / "open_clip_model.safetensors")})
+    assert "equal" in openclip._load_weights(start, fresh_model())["features"]
+
+
+def test_swapped_names_are_caught_by_the_features(tmp_path: Path, exported: Path) -> None:
+    """Two tensors of one shape under each other's name load without complaint; features tell."""
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    path = folder / "open_clip_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    one, two = "visual.attnpool.q_proj.weight", "visual.attnpool.k_proj.weight"
+    tensors[one], tensors[two] = tensors[two], tensors[one]
+    store(path, tensors)
+    with pytest.raises(LoadError, match="features differ.*image by"):
+        openclip._load_weights(config(init_from={"path": str(path)}), fresh_model())
+
+
+def test_positional_embeddings_can_be_interpolated(tmp_path: Path) -> None:
+    """Another context length or image size: refused, or interpolated on request and reported."""
+    import open_clip
+
+    openclip._register_models()
+    small = open_clip.create_model("tiny-rn-a", force_context_length=12)
+    path = store(tmp_path / "w.safetensors", dict(small.state_dict()))
+    with pytest.raises(LoadError, match="positional_embedding is"):
+        openclip._load_weights(config(init_from={"path": str(path)}), fresh_model())
+    start = config(init_from={"path": str(path), "on_shape": "interp_pos"})
+    report = openclip._load_weights(start, fresh_model())
+    assert report["resized"] == ("positional_embedding",)
+
+
+def test_optimizer_state_of_another_model_never_slips_in() -> None:
+    """Named state of one parameter more is refused instead of shifted by a position."""
+    model, larger = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = torch.optim.AdamW(larger.parameters())
+    larger(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    tensors, numbers = optim.named_state(larger, optimizer)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        optim.load_named_state(model, torch.optim.AdamW(model.parameters()), tensors, numbers)
