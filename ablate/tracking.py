@@ -567,9 +567,12 @@ class _Mirror:
         if outcome is not None:
             if trial.id not in self._ended:
                 result = _result(trial, outcome)
-                self._ended[trial.id] = _Ended(
-                    result, float(outcome["time"]), _finite(self._score(result))
-                )
+                try:
+                    value = _finite(self._score(result))
+                except (ValueError, OSError) as error:  # chance level is counted from the data
+                    value = None
+                    self.complaint = f"trial {trial.id} has no score: {_reason(error)}"
+                self._ended[trial.id] = _Ended(result, float(outcome["time"]), value)
         run = self._runs.get(trial.id)
         if run is not None and run.complete:
             return True
@@ -1280,14 +1283,23 @@ def serve(uri: str, *, port: int = 5000, host: str = "127.0.0.1", log: Path) -> 
     pages. What it prints goes to `log`.
 
     Raises:
-        TrackingError: `host` is not a loopback address: MLflow has no authentication of its own
-            switched on, so anyone who can reach it could change everything.
+        TrackingError: the port is taken; or `host` is not a loopback address: MLflow has no
+            authentication of its own switched on, so anyone who reaches it could change everything.
     """
     if host not in ("127.0.0.1", "localhost", "::1"):
         raise TrackingError(
             f"the page is served on loopback only, not on {host!r}; from another machine use "
             f"`ssh -L {port}:127.0.0.1:{port} THIS_HOST`"
         )
+    with socket.socket(socket.AF_INET6 if host == "::1" else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TrackingError(
+                f"port {port} on {host} cannot be used ({error.strerror}); another page may be "
+                f"open there. Give another one: --port {port + 1}"
+            ) from error
     names = ("127.0.0.1", "localhost")
     command = [
         *(sys.executable, "-m", "mlflow", "server"),

@@ -657,6 +657,16 @@ def test_the_page_is_not_served_beyond_loopback(tmp_path: Path, host: str) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_taken_port_is_told(tmp_path: Path) -> None:
+    """Another server that answers there must not be taken for ours."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(TrackingError, match=f"port {port} .* cannot be used.*--port"):
+            serve("sqlite:///x.db", port=port, log=tmp_path / "log")
+
+
 @pytest.mark.parametrize(
     "name",
     ["../secret", "/etc/passwd", "a/../../secret", "%2e%2e/secret", "a\0b", "x#y", "", ".", "link"],
