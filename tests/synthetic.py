@@ -1,7 +1,7 @@
 """Study folders with planted effects, written by the project's own writers.
 
-Numbers are drawn from each trial's id, so that the order of writing, missing trials and crashes
-change nothing in those that are written.
+Numbers are drawn from what a trial changes and its seed, so that the order of writing, missing
+trials, crashes and new fields of the recipe change nothing in those that are written.
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ class _Run:
         spiky: bool,
         speed: float,
     ) -> None:
-        digest = hashlib.sha256(trial.id.encode()).digest()
+        usual = study.baseline_levels()
+        changed = [pair for pair in trial.cell.levels if pair[1] != usual[pair[0]]]
+        digest = hashlib.sha256(f"{changed} {trial.seed}".encode()).digest()
         draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         block = np.random.default_rng(trial.seed).normal(0, 0.012)
         self.study, self.trial, self.speed = study, trial, speed

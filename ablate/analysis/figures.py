@@ -38,6 +38,8 @@ class Figures:
     effects: dict[str, Picture]
     """By the question's key."""
     curves: tuple[CurveGroup, ...]
+    thin_line: str
+    """What a thin line of the curves is."""
     cells: Picture | None
     events: Picture | None
     interactions: tuple[Picture, ...]
@@ -61,6 +63,7 @@ def figures_of(table: StudyTable, asked: Sequence[Question], scale: Scale) -> Fi
     return Figures(
         effects={q.key: effect_picture(q, table.study, scale) for q in asked},
         curves=curve_groups(table, scale),
+        thin_line="mean of one cell" if _is_crossed(table.study) else "one seed",
         cells=cells_picture(table, scale),
         events=events_picture(table),
         interactions=tuple(p for q in asked for p in interaction_pictures(table, q, scale)),
@@ -138,7 +141,7 @@ def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
     """Panels by factor where a level has runs of its own, else by cells."""
     study = table.study
     groups: list[tuple[str, list[tuple[str, list[CellRow]]]]] = []
-    if isinstance(study.design, (FullFactorial, FractionalFactorial, PlackettBurman)):
+    if _is_crossed(study):
         for factor in study.factors:
             names = _names(study, factor.name)
             groups.append(
@@ -169,6 +172,11 @@ def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
                 continue
             made.append(_curve_group(table, scale, title, lines, f"{number}-{part // _LINES}"))
     return tuple(made)
+
+
+def _is_crossed(study: Study) -> bool:
+    """Several factors change from cell to cell, so a level stands in many cells."""
+    return isinstance(study.design, (FullFactorial, FractionalFactorial, PlackettBurman))
 
 
 def _cells_at(table: StudyTable, factor: str, level: str) -> list[CellRow]:

@@ -429,10 +429,8 @@ class TrialView:
 
 
 def trial_views(table: StudyTable, scale: Scale, rows: Iterable[TrialRow]) -> tuple[TrialView, ...]:
-    usual = table.study.baseline_levels()
     views = []
     for row in rows:
-        changed = [f"{f}={level}" for f, level in row.levels if usual.get(f) != level]
         tally = Counter(str(event["marker"]) for event in row.events)
         best = NONE
         if row.best is not None and row.best_epoch is not None:
@@ -440,7 +438,7 @@ def trial_views(table: StudyTable, scale: Scale, rows: Iterable[TrialRow]) -> tu
         views.append(
             TrialView(
                 id=row.id,
-                cell=", ".join(changed) or "baseline",
+                cell=table.study.change_name(dict(row.levels)),
                 seed=row.seed,
                 state=row.state,
                 value=scale.value(row.value),
