@@ -581,6 +581,7 @@ class LocalCluster(GangCluster):
         self._all = {"CPU": self._cpus, "GPU": float(len(self._devices))}
         self._preload = tuple(preload)
         self._keeper: Keeper | None = None
+        self._opening: asyncio.Future[None] = self._loop.create_future()
         self._turn = asyncio.Lock()  # first come first served: the head of the queue holds it
         self._freed = asyncio.Event()
 
@@ -601,8 +602,10 @@ class LocalCluster(GangCluster):
                 await self._freed.wait()
             if self._keeper is None or self._keeper.lost is not None:
                 self._keeper = Keeper(address="127.0.0.1", preload=self._preload)
-                await self._keeper.open()
+                self._opening = self._loop.create_task(self._keeper.open())
             keeper = self._keeper
+            # Shielded: stopping the attempt that came first must not stop the keeper's start.
+            await asyncio.shield(self._opening)
             self._cpus -= gang.workers * gang.cpus_per_worker
             each = gang.gpus_per_worker
             taken = [self._devices[rank * each : (rank + 1) * each] for rank in range(gang.workers)]

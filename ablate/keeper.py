@@ -96,7 +96,6 @@ class HostLost(Exception):
 
 @dataclass(slots=True)
 class _Gang:
-    entry: str
     pids: dict[int, int]  # rank -> pid, while it lives
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
@@ -114,6 +113,7 @@ class _Server:
         self.gangs: dict[str, _Gang] = {}
         self.stores: dict[str, socket.socket] = {}
         self.estate: dict[str, Any] | None = None
+        self.lease_s: float | None = None
         self.lease: float | None = None  # monotonic time until which the controller is believed in
         self.wake, self.waker = socket.socketpair()
         self.selector = selectors.DefaultSelector()
@@ -166,6 +166,9 @@ class _Server:
 
     def _obey(self, order: dict[str, Any]) -> None:
         name = order["gang"]
+        self.lease_s = order.get("lease_s", self.lease_s)
+        if self.lease_s is not None:  # every order is a sign of life
+            self.lease = time.monotonic() + self.lease_s
         match order["op"]:
             case "reserve":
                 try:
@@ -185,8 +188,6 @@ class _Server:
                 self._stop(name, order["grace_s"])
             case "inherit":
                 self.estate = order
-            case "renew":
-                self.lease = time.monotonic() + order["lease_s"]
 
     def _reserve(self, name: str, address: str) -> int:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -203,24 +204,36 @@ class _Server:
     def _run(
         self, name: str, entry: str, address: str, ranks: list[dict[str, Any]]
     ) -> dict[int, int]:
-        logs = [_open_log(Path(rank["log"])) for rank in ranks]
-        gang = self.gangs[name] = _Gang(entry=entry, pids={})
-        store = self.stores.pop(name, None)
+        gang = _Gang(pids={})
         interface = interface_of(address)
-        for rank, log in zip(ranks, logs, strict=True):
-            extra = {} if interface is None else dict.fromkeys(_INTERFACE_VARIABLES, interface)
-            env = {**extra, **_host_environment(), **rank["env"]}
-            if rank["rank"] == 0 and store is not None:
-                env["ABLATE_STORE_FD"] = str(store.fileno())
-            gang.pids[rank["rank"]] = self._fork(
-                entry, env, log, store if "ABLATE_STORE_FD" in env else None
-            )
-            os.close(log)
-        if store is not None:
-            store.close()
+        network = {} if interface is None else dict.fromkeys(_INTERFACE_VARIABLES, interface)
+        with contextlib.ExitStack() as opened:
+            store = self.stores.pop(name, None)
+            if store is not None:
+                opened.enter_context(store)
+            logs = []
+            for rank in ranks:
+                logs.append(_open_log(Path(rank["log"])))
+                opened.callback(os.close, logs[-1])
+            self.gangs[name] = gang
+            for rank, log in zip(ranks, logs, strict=True):
+                env = {**network, **_host_environment(), **rank["env"]}
+                foreign = store
+                if rank["rank"] == 0 and store is not None:
+                    env["ABLATE_STORE_FD"] = str(store.fileno())
+                    foreign = None
+                try:
+                    pid = self._fork(entry, env, log, foreign)
+                except OSError:  # no process or memory left
+                    gang.kill_at = 0.0
+                    raise
+                gang.pids[rank["rank"]] = pid
         return dict(gang.pids)
 
-    def _fork(self, entry: str, env: dict[str, str], log: int, store: socket.socket | None) -> int:
+    def _fork(
+        self, entry: str, env: dict[str, str], log: int, foreign: socket.socket | None
+    ) -> int:
+        """Fork one rank; ``foreign`` is the store of the gang's rank 0, which others let go of."""
         keeper = os.getpid()
         pid = os.fork()
         if pid:
@@ -240,6 +253,8 @@ class _Server:
             self.selector.close()
             for end in (self.client, self.wake, self.waker, *self.stores.values()):
                 end.close()
+            if foreign is not None:
+                foreign.close()
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.environ.clear()

@@ -55,6 +55,7 @@ from ablate.keeper import Ended, Estate, HostLost, Keeper, Rank
 
 # What every rank would import first; the worker names its own list.
 _PRELOAD = ("ablate.training.worker:PRELOAD",)
+_RETRY_S = 0.5
 # An idle group keeps its seats this long for an attempt of the same shape.
 _IDLE_S = 5.0
 # Joining a Ray that is open to the network is refused without this, set to 1.
@@ -341,15 +342,21 @@ class RayCluster(GangCluster):
         self._serve_queue()
         try:
             return await waiting.seated
-        finally:
+        except asyncio.CancelledError:
             if waiting in self._queue:
                 self._queue.remove(waiting)
                 self._serve_queue()
+            elif not waiting.seated.cancelled():  # seated in the same turn of the loop
+                self._offer(waiting.seated.result())
+            raise
 
     def _serve_queue(self) -> None:
         """Seat the head of the queue from an idle group; else ask Ray for a new one."""
         while self._queue:
             gang = self._queue[0].gang
+            if self._queue[0].seated.cancelled():
+                self._queue.popleft()
+                continue
             if not (fitting := [idle for idle in self._idle if idle.placement.gang == gang]):
                 break
             if not self._stands(fitting[0].placement):
@@ -381,6 +388,7 @@ class RayCluster(GangCluster):
         except (HostLost, ray.exceptions.RayError):
             # A node went away between its promise and its answer: ask again.
             remove_placement_group(group)
+            await asyncio.sleep(_RETRY_S)
             self._asking = None
             self._serve_queue()
             return

@@ -334,6 +334,41 @@ def test_a_queued_attempt_can_be_stopped(cluster: Cluster, tmp_path: Path) -> No
     assert follow(cluster, "a")[-1].exit_codes == (0, 0)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_attempt_has_one_last_event_whenever_it_is_stopped(
+    cluster: Cluster, tmp_path: Path, seed: int
+) -> None:
+    """Starts and stops at random moments: each attempt ends once, and all seats come back."""
+    draw = random.Random(seed)
+    runs = [
+        attempt(
+            tmp_path,
+            draw.choice(["succeed", "sleep"]),
+            trial=f"t{number}",
+            workers=draw.choice([1, 2, 3]),
+        )
+        for number in range(12)
+    ]
+    last: dict[str, GangEvent] = {}
+    pids: list[int] = []
+    for run in runs:
+        cluster.start(run)
+        if draw.random() < 0.5:
+            cluster.stop(draw.choice(runs[: runs.index(run) + 1]).trial_id, grace_s=0)
+    end = time.monotonic() + DEADLINE_S
+    while len(last) < len(runs):
+        assert time.monotonic() < end, last
+        for event in cluster.wait(draw.random() * 0.1):
+            pids += event.pids
+            if event.kind != "placed":
+                assert event.trial_id not in last
+                last[event.trial_id] = event
+        cluster.stop(draw.choice(runs).trial_id, grace_s=draw.choice([0, 0.05]))
+    assert all(event.kind == "exited" for event in last.values()), last
+    assert gone(pids) and cluster.pids() == {}
+    until(lambda: cluster.capacity(Gang(workers=3)).free == 1)
+
+
 def test_stopping_what_is_not_there_does_nothing(cluster: Cluster) -> None:
     """stop() of a trial that is not here is no error: it may just have ended."""
     cluster.stop("nobody", grace_s=0)

@@ -59,7 +59,7 @@ def test_a_freed_seat_trains_again_soon(tmp_path: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="peer-"))
     try:
         subprocess.run(
-            [sys.executable, str(HERE / "peer_launch.py"), str(folder), "4"],
+            [sys.executable, str(HERE / "peer_launch.py"), str(folder), "3"],
             check=True,
             timeout=600,
         )
