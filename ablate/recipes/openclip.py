@@ -342,14 +342,14 @@ def _dataset_type(train_data: Any) -> str:
 OWN_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "init_from": (None,),
     "param_groups": ("open_clip",),
-    "fused": (False,),
+    "fused": (),
     "max_fault_share": (),
     "cache_gib": (),
     "checkpoint_frequency": (),
     "keep_every": (),
 }
 """Fields that are no flags of the peer, each with the values under which our run is the peer's;
-none: any value, the field has no influence on a sound run."""
+none: any value, the field has no influence on a sound run, or (fused) on its rounding only."""
 
 NOT_IDENTITY = frozenset({"workers", "cache_gib", "checkpoint_frequency", "keep_every"})
 """Fields that change nothing in the result: they do not count in a trial's id."""
@@ -718,7 +718,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         index,
         transform=_train_transform(config, preprocess, train_transform),
         tokenizer=tokenizer,
-        tokenizer_name=f"{type(tokenizer).__name__}-{tokenizer.context_length}",
+        tokenizer_name=_tokenizer_name(tokenizer),
         cache_gib=config.cache_gib,
     )
     epoch_samples = config.train_num_samples or index.num_samples
@@ -1034,8 +1034,9 @@ def _evaluations(
         images,
         prompts,
         tokenizer=tokenizer,
+        tokenizer_name=_tokenizer_name(tokenizer),
         encode_image=_encode_image,
-        encode_text=_encode_text,
+        encode_text=_encode_prompts,
         autocast=_autocast(config, device),
         to_input=to_input,
         device=device,
@@ -1074,6 +1075,15 @@ def _look(config: Config, device: torch.device, to_input: Any) -> Look:
     return look
 
 
+def _tokenizer_name(tokenizer: Any) -> str:
+    """What cached tokens depend on, beside the texts."""
+    import open_clip
+
+    vocabulary = getattr(tokenizer, "vocab_size", "")
+    name = f"{type(tokenizer).__name__}-{tokenizer.context_length}-{vocabulary}"
+    return f"{name}-open_clip-{open_clip.__version__}"
+
+
 def _encode_image(model: Any, images: torch.Tensor) -> torch.Tensor:
     features: torch.Tensor = model.encode_image(images, normalize=True)
     return features
@@ -1082,6 +1092,33 @@ def _encode_image(model: Any, images: torch.Tensor) -> torch.Tensor:
 def _encode_text(model: Any, texts: torch.Tensor) -> torch.Tensor:
     features: torch.Tensor = model.encode_text(texts, normalize=True)
     return features
+
+
+def _encode_prompts(model: Any, texts: torch.Tensor) -> torch.Tensor:
+    """As :func:`_encode_text`, without computing the padding after the longest text.
+
+    A causal text tower that pools at the end token never looks at what follows it; prompts have
+    about ten tokens of 77. Equal up to rounding.
+    """
+    import open_clip
+    import torch
+
+    if (
+        not isinstance(model, open_clip.CLIP)
+        or model.attn_mask is None
+        or model.text_pool_type != "argmax"
+        or not isinstance(model.text_projection, torch.Tensor)
+    ):
+        return _encode_text(model, texts)
+    length = int(texts.argmax(dim=-1).max()) + 1
+    texts = texts[:, :length]
+    cast = model.transformer.get_cast_dtype()
+    x = model.token_embedding(texts).to(cast) + model.positional_embedding[:length].to(cast)
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    ends = x[torch.arange(len(x), device=x.device), texts.argmax(dim=-1)]
+    features = ends @ model.text_projection
+    normalised: torch.Tensor = torch.nn.functional.normalize(features, dim=-1)
+    return normalised
 
 
 def _register_models() -> None:

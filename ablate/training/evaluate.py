@@ -123,6 +123,20 @@ class EvalImages:
             yield from pool.map(read, paths)
 
 
+def _tokenise_once(
+    prompts: Sequence[Sequence[str]], tokenizer: Tokenizer, tokenizer_name: str
+) -> npt.NDArray[np.int32]:
+    """Token numbers of all prompts, one row each, mapped from the cache."""
+    texts = [text for of_class in prompts for text in of_class]
+
+    def build(folder: Path) -> None:
+        np.save(folder / "tokens.npy", tokenizer(texts).numpy().astype(np.int32))
+
+    folder = cache.build_once("prompts", cache.key("prompts-1", tokenizer_name, *texts), build)
+    tokens: npt.NDArray[np.int32] = np.load(folder / "tokens.npy", mmap_mode="r")
+    return tokens
+
+
 class ZeroShot:
     """Zero-shot top-1 and top-5 accuracy on an image folder.
 
@@ -137,6 +151,7 @@ class ZeroShot:
         prompts: Sequence[Sequence[str]],
         *,
         tokenizer: Tokenizer,
+        tokenizer_name: str,
         encode_image: Encode,
         encode_text: Encode,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -147,7 +162,6 @@ class ZeroShot:
     ) -> None:
         self._images = images
         self._prompts = prompts
-        self._tokenizer = tokenizer
         self._encode_image = encode_image
         self._encode_text = encode_text
         self._autocast = autocast
@@ -155,7 +169,7 @@ class ZeroShot:
         self._device = device
         self._batch_size = batch_size
         self._due = due
-        self._tokens: torch.Tensor | None = None
+        self._tokens = _tokenise_once(prompts, tokenizer, tokenizer_name)
 
     def due(self, epoch: int) -> bool:
         return self._due(epoch)
@@ -186,15 +200,12 @@ class ZeroShot:
         shared = 1 < gang.world_size <= num_classes
         rank, ranks = (gang.rank, gang.world_size) if shared else (0, 1)
         first, last = num_classes * rank // ranks, num_classes * (rank + 1) // ranks
-        if self._tokens is None:  # of this rank's classes, once
-            texts = [text for prompts in self._prompts[first:last] for text in prompts]
-            self._tokens = self._tokenizer(texts).to(self._device)
         parts = []
         step = max(1, TEXTS_PER_BATCH // num_prompts)
         for begin in range(first, last, step):
             count = min(step, last - begin)
-            start = (begin - first) * num_prompts
-            texts_of_batch = self._tokens[start : start + count * num_prompts]
+            rows = self._tokens[begin * num_prompts : (begin + count) * num_prompts]
+            texts_of_batch = torch.from_numpy(rows.astype(np.int64)).to(self._device)
             with self._autocast():
                 features = self._encode_text(model, texts_of_batch)
                 embeddings = features.reshape(count, num_prompts, -1).mean(dim=1)

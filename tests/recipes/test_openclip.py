@@ -126,7 +126,9 @@ def test_the_exported_command_parses_back_to_equal_values(changes: dict[str, Any
             assert plain(theirs[name]) == plain(value), name
 
 
-@pytest.mark.parametrize(("name", "value"), [("fused", True), ("param_groups", "timm")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("init_from", {"path": "w.safetensors"}), ("param_groups", "timm")]
+)
 def test_a_command_that_would_differ_is_not_exported(name: str, value: Any) -> None:
     """Fields of our own that change the run cannot be exported as the peer's command."""
     with pytest.raises(ValueError, match=name):
@@ -347,3 +349,19 @@ def test_an_exported_model_loads_with_equal_features(
 def test_small_fields_are_complete() -> None:
     """The fields that tests train with are valid as they stand."""
     assert openclip.Config(**fields()).batch_size == 16
+
+
+@pytest.mark.parametrize("model", ["tiny-rn-a", "ViT-S-32-alt"])
+def test_prompts_are_encoded_without_their_padding(model: str) -> None:
+    """Leaving out what follows the longest prompt changes text features by rounding alone."""
+    import open_clip
+    import torch
+
+    openclip._register_models()
+    torch.manual_seed(0)
+    net = open_clip.create_model(model).eval()
+    texts = open_clip.get_tokenizer(model)(["a", "a photo of a red square", "the cat"])
+    with torch.inference_mode():
+        whole, short = openclip._encode_text(net, texts), openclip._encode_prompts(net, texts)
+    assert texts.shape[1] > int(texts.argmax(dim=-1).max()) + 1
+    assert torch.allclose(whole, short, atol=1e-6)
