@@ -672,7 +672,15 @@ def _partial(table: StudyTable) -> str:
         text = f"{_count(left, 'trial')} of {len(table.rows)} {_are(left)} not there yet: " + (
             " and ".join(parts) + ". What follows speaks of the rest."
         )
-    return " ".join(part for part in (text, table.open_ended) if part)
+    aside = ""
+    if table.foreign:
+        number = len(table.foreign)
+        aside = (
+            f"{_count(number, 'trial')} in the folder {_are(number)} not of this study any more "
+            "(the baseline, a level, a seed or the recipe changed) and "
+            f"{'takes' if number == 1 else 'take'} no part."
+        )
+    return " ".join(part for part in (text, table.open_ended, aside) if part)
 
 
 def _config(study: Study) -> tuple[tuple[str, str, bool], ...]:

@@ -443,3 +443,12 @@ def test_a_screen_with_one_seed_says_what_stands_out(tmp_path):
     screen = json.loads(paths.verdicts_json.read_text())["questions"]["baseline"]["screen"]
     assert screen["effects"][0]["name"] == "wd"
     assert "What stands out" in _Page(paths.html.read_text()).text
+
+
+def test_trials_of_an_older_study_are_told_on_top(quick, tmp_path):
+    """After a change of the baseline the report says that the old trials take no part."""
+    study, record = quick
+    changed = study_of(Path(study.root), QUICK.replace("wd: 0.1", "wd: 0.3"))
+    paths = write_report(changed, record, folder=tmp_path)
+    assert "44 trials in the folder are not of this study any more" in paths.summary.partial
+    assert "Not of this study any more" in _Page(paths.html.read_text()).text
