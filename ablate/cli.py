@@ -227,12 +227,16 @@ def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption
     """Write report.html, report.md and the tables, and print the answer."""
     from ablate.analysis.report import write_report
     from ablate.display import render_summary
+    from ablate.markers.replay import draw_run
     from ablate.runner import planned
 
     study, record = _open(run)
     written = write_report(study, record)
+    trials = planned(study, record)
+    names = {t.id: f"{study.change_name(dict(t.cell.levels))} · seed {t.seed}" for t in trials}
+    draw_run(record.folder, names=names, title=study.name)
     with _tracker(study, record, tracking_uri) as mirror:
-        mirror.update(planned(study, record), ())
+        mirror.update(trials, ())
     if as_json:
         sys.stdout.write(written.verdicts_json.read_text(encoding="utf-8"))
         return
@@ -272,6 +276,8 @@ def ui(
     uri = tracking_uri or default_uri(runs)
     with serve(uri, port=port, log=runs / "mlflow-server.log") as server:
         server.wait_ready(timeout_s=120)
+        for name, page in server.pages().items():
+            out.print(f"{name:<20} {page}", markup=False, soft_wrap=True)
         out.print(f"MLflow UI: {server.url}   (Ctrl-C ends it)")
         with suppress(KeyboardInterrupt):
             server.process.wait()

@@ -49,6 +49,7 @@ from filelock import FileLock
 from ablate import __version__, recipes
 from ablate.analysis.results import Result
 from ablate.errors import RecordError, TrackingError
+from ablate.markers.replay import draw_record
 from ablate.records import StudyRecord, TrialRecord, dumps, read_rows_from
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
@@ -88,7 +89,14 @@ _AXES = frozenset({"step", "attempt", "time", "samples"})
 _PROGRESS = "mlflow.ablate.mirrored"
 """Tag that says how far a run is mirrored; MLflow's page hides tags whose name begins so."""
 
-_STUDY_FILES = ("report.html", "report.md", "verdicts.json", "best/config.yaml", "best/train.sh")
+_STUDY_FILES = (
+    "report.html",
+    "report.md",
+    "verdicts.json",
+    "timeline.png",
+    "best/config.yaml",
+    "best/train.sh",
+)
 """Files of a study folder that its run shows, when they exist."""
 
 _MOST_EVENTS_TOLD = 20
@@ -763,9 +771,9 @@ class _Mirror:
             with open(dense, "rb") as plain, gzip.open(scratch / "trace.jsonl.gz", "wb", 5) as file:
                 shutil.copyfileobj(plain, file)
             dense.unlink()
-        timeline = artifact_path(folder.folder, "timeline.png")
-        if timeline is not None:
-            shutil.copyfile(timeline, scratch / "timeline.png")
+        if trace:
+            name = self._study.change_name(dict(trial.cell.levels))
+            draw_record(scratch / "timeline", folder, title=f"{name} · seed {trial.seed}")
         attempts = folder.attempts()
         if outcome["outcome"] != Outcome.COMPLETED and attempts:
             tail = folder.log_tail(attempts[-1], lines=200)

@@ -14,6 +14,7 @@ from ablate.markers.diagnosis import diagnose
 from ablate.markers.event import Context, number
 from ablate.markers.judge import Judgement, Measured, judge
 from ablate.markers.thresholds import ThresholdError, Thresholds
+from ablate.markers.timeline import TrialLine, draw_study, draw_trial
 from ablate.records import TrialRecord
 
 
@@ -98,6 +99,44 @@ def diagnose_run(run: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]
         if suspects:
             found[trial.name] = [suspect.to_dict() for suspect in suspects]
     return found
+
+
+def draw_record(stem: Path, record: TrialRecord, *, title: str) -> Path:
+    """The timeline of one recorded trial as ``<stem>.png`` (and .svg); the path of the PNG."""
+    judgement = judge_trial(record.folder)
+    rows = record.trace()
+    return draw_trial(
+        stem,
+        rows,
+        record.evaluations(),
+        judgement.events,
+        title=title,
+        verdict=judgement.verdict.name,
+        stop_step=judgement.verdict.stop.step if judgement.verdict.stop else None,
+        context=trial_context(record, rows),
+    )[0]
+
+
+def draw_run(run: str | os.PathLike[str], *, names: Mapping[str, str], title: str) -> Path:
+    """All trials of a study folder in one picture, ``timeline.png`` in it; `names` by trial id."""
+    lines = []
+    for trial in _trials(run):
+        judgement, record = judge_trial(trial), TrialRecord(trial)
+        attempts = record.attempts()
+        if trial.name not in names or not attempts:
+            continue
+        stop = judgement.verdict.stop
+        lines.append(
+            TrialLine(
+                label=names[trial.name],
+                last_step=record.last_step(attempts[-1]),
+                verdict=judgement.verdict.name,
+                events=judgement.events,
+                stop_step=stop.step if stop else None,
+            )
+        )
+    lines.sort(key=lambda line: line.label)
+    return draw_study(Path(run) / "timeline", lines, title=title)[0]
 
 
 def _trials(run: str | os.PathLike[str]) -> list[Path]:
