@@ -226,7 +226,13 @@ def _blocks(
         asked = {(cell.levels, seed) for seed, block in blocks for cell in block}
         if not asked <= {(result.levels, result.seed) for result in known}:
             break  # the block before is still running
-        undecided = open_levels(known, baseline=study.baseline_levels(), objective=study.objective)
+        undecided = open_levels(
+            known,
+            baseline=study.baseline_levels(),
+            objective=study.objective,
+            estimand="auto" if fraction(study) is None else "additive",
+            first_look=study.sequential.min,
+        )
         again = [cell for cell in wanted if cell.levels in undecided]
         if not again:
             break

@@ -115,6 +115,7 @@ def _judge(
             baseline=reference,
             objective=objective_of(table),
             is_sequential=study.sequential is not None,
+            first_look=study.sequential.min if study.sequential else None,
             is_exploratory=isinstance(study.design, Search),
             estimand=estimand,
             aliases=_main_aliases(study),
