@@ -131,6 +131,8 @@ class Task:
     """A checkpoint after every so many epochs."""
     keep_every_epochs: int = 0
     """Checkpoints of every so many epochs are never deleted; 0: only the last two and the best."""
+    look_inside: Callable[[tuple[torch.Tensor, ...]], dict[str, torch.Tensor]] | None = None
+    """Rare measurements of the model on a micro-batch; changes nothing in it."""
     watched: tuple[str, ...] = ()
     """Parameters (globs) whose second moments are watched every step, for the markers."""
     warmup: int = 0

@@ -756,6 +756,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         max_fault_share=config.max_fault_share,
         checkpoint_epochs=config.checkpoint_frequency,
         keep_every_epochs=config.keep_every,
+        look_inside=_look_inside(config, model, device, to_input),
         watched=(
             "visual.conv1.weight",
             "visual.attnpool.c_proj.weight",
@@ -1052,6 +1053,30 @@ def _evaluations(
         device=device,
     )
     return zero_shot, health
+
+
+def _look_inside(
+    config: Config, model: torch.nn.Module, device: torch.device, to_input: Any
+) -> Callable[[tuple[torch.Tensor, ...]], dict[str, torch.Tensor]]:
+    """Largest attention logits of each layer, on eight samples in eval mode."""
+    from ablate.training.attention import attention_logits
+
+    autocast = _autocast(config, device)
+
+    def look_inside(batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        images, texts = (tensor[:8] for tensor in batch)
+
+        def run() -> None:
+            with autocast():
+                model(to_input(images), texts)
+
+        model.eval()
+        try:
+            return attention_logits(model, run)
+        finally:
+            model.train()
+
+    return look_inside
 
 
 def _look(config: Config, device: torch.device, to_input: Any) -> Look:

@@ -50,6 +50,8 @@ GROUP_STEPS = 10
 """Steps between two records of the gradient norms of groups."""
 UPDATE_STEPS = 50
 """Steps between two measurements of the updates, which take a copy of the weights."""
+LOOK_STEPS = 200
+"""Steps between two looks inside of the model."""
 HEARTBEAT_S = 1.0
 
 Status = Literal["completed", "diverged", "stopped", "failed"]
@@ -271,6 +273,8 @@ class _Run:
             names = [f"zero_grad_steps/{name}" for name in self.zero_gradients.names]
             values.update(zip(names, self.zero_gradients.counts.unbind(), strict=True))
         values.update(task.after_step())
+        if task.look_inside is not None and (step + 1) % LOOK_STEPS == 0:
+            values.update(task.look_inside(micro[0]))
         return values
 
     def seed_step(self, step: int) -> None:

@@ -36,6 +36,8 @@ PRELOAD = (
     "torch._dynamo",
     "torch.utils.data",
     "torchvision.transforms",
+    "numpy.ma",
+    "PIL.JpegImagePlugin",
     "safetensors.torch",
     "open_clip",
     "ablate.markers",
@@ -43,7 +45,9 @@ PRELOAD = (
     "ablate.datasets.shards",
     "ablate.training.augment",
     "ablate.training.data",
+    "ablate.training.distributed",
     "ablate.training.evaluate",
+    "ablate.training.health",
     "ablate.training.loop",
     "ablate.training.optim",
 )
