@@ -40,6 +40,7 @@ else
   set -- --address="$1:$2"
 fi
 files=/tmp/ablate-$SLURM_JOB_ID-$SLURM_NODEID
+rm -rf "$files"   # of a first life of this job that was killed
 mkdir -m 700 "$files"
 exec ray start "$@" --num-cpus="$SLURM_CPUS_ON_NODE" \
   ${SLURM_GPUS_ON_NODE:+--num-gpus="$SLURM_GPUS_ON_NODE"} --temp-dir="$files" \
@@ -81,6 +82,8 @@ while kill -0 "$study" 2>/dev/null; do
   wait "$study" || code=$?
 done
 if [ "$ending" = limit ] && [ "$code" -ne 0 ] && [ "${ABLATE_REQUEUE:-}" = 1 ]; then
+  trap - EXIT
+  take_down   # a requeue ends this script where it stands
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -171,7 +171,7 @@ def test_a_study_runs_across_an_allocation(slurm: Slurm, tmp_path: Path) -> None
     assert seen["argv"][-2:] == ["--runs", str(tmp_path)]
     assert seen["end"]["exit_codes"] == [0, 0] and len(set(seen["end"]["nodes"])) == 2
     until(lambda: set(ray_processes()) <= before, 60, log)
-    assert not list(Path("/tmp").glob(f"ablate-{job}*"))
+    assert not list(Path("/tmp").glob(f"ablate-{job}-*"))
 
 
 def test_the_time_limit_stops_a_study_in_order(slurm: Slurm, tmp_path: Path) -> None:
@@ -193,3 +193,4 @@ def test_a_requeued_job_goes_on(slurm: Slurm, tmp_path: Path) -> None:
     until(lambda: slurm.facts(job)["Restarts"] == "1", 60, log)
     slurm.call("scancel", job)
     until(lambda: slurm.has_ended(job), 60, log)
+    assert not list(Path("/tmp").glob(f"ablate-{job}-*"))
