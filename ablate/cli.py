@@ -518,8 +518,11 @@ def _book(study: Study, record: StudyRecord, *, fresh: bool = False) -> Iterator
 def _cluster(kind: ClusterKind, address: str | None, cpus: float | None) -> Iterator[Cluster]:
     if kind is ClusterKind.LOCAL:
         from ablate.cluster import LocalCluster
+        from ablate.runner import WORKER
 
-        with LocalCluster(num_cpus=cpus) as machines:
+        module = WORKER.partition(":")[0]
+
+        with LocalCluster(num_cpus=cpus, preload=(f"{module}:PRELOAD",)) as machines:
             yield machines
         return
     from ablate.ray_cluster import RayCluster

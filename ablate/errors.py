@@ -9,7 +9,7 @@ AblateError
 ├── LoadError (ValueError)         weights that do not fit the model
 ├── AnalysisError (ValueError)     results that cannot be analysed as asked
 ├── ThresholdError (ValueError)    markers: an unknown marker or threshold (ablate.markers)
-├── ForeignError (ValueError)      markers: a run made elsewhere that cannot be read (ablate.markers)
+├── ForeignError (ValueError)      markers: a run made elsewhere that is unreadable
 ├── TrackingError (RuntimeError)   the tracking store cannot be used as asked
 └── ClusterError (RuntimeError)    Ray or a machine
     └── PlacementError             a gang that can never be placed; names the missing resource
@@ -19,6 +19,9 @@ plain strings, so they survive pickling between processes.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class AblateError(Exception):
@@ -63,3 +66,11 @@ class ClusterError(AblateError, RuntimeError):
 
 class PlacementError(ClusterError):
     """A gang that this cluster can never place; the message names the missing resource."""
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """The likely intention behind an unknown name, and what is allowed."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    allowed = ", ".join(names)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"Allowed: {allowed}"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from ablate import __version__, design
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, result_of
 from ablate.cluster import Attempt, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records import StudyRecord, TrialRecord, read_json
@@ -433,19 +433,6 @@ class _Controller:
         if (self.record.folder / "stop-now").exists():
             return 2
         return 1 if (self.record.folder / "stop").exists() else 0
-
-
-def result_of(trial: Trial, outcome: dict[str, Any]) -> Result:
-    """A trial with its outcome, as the analysis reads it."""
-    return Result(
-        levels=trial.cell.levels,
-        seed=trial.seed,
-        outcome=outcome["outcome"],
-        value=outcome["value"],
-        trial_id=trial.id,
-        verdict=outcome.get("verdict") or "",
-        flags=tuple(outcome.get("flags") or ()),
-    )
 
 
 def retell(study: Study, record: StudyRecord, book: Book) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,17 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ablate.errors import StudyError
+from ablate.errors import StudyError, suggest
 
 _MAX_NODES = 100_000  # an alias bomb expands far beyond any study a person would write
-
-
-def suggest(given: str, known: Iterable[str]) -> str:
-    """The likely intention behind an unknown name, and what is allowed."""
-    names = list(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    allowed = ", ".join(names)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Allowed: {allowed}"
 
 
 class Problems:

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ablate import metrics, recipes
-from ablate.errors import StudyError
+from ablate.errors import StudyError, suggest
 from ablate.markers import thresholds as markers
-from ablate.source import Problems, parse_yaml, suggest
+from ablate.source import Problems, parse_yaml
 from ablate.trial import Cell, Trial, identify
 
 _MAX_BYTES = 1_000_000

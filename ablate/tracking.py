@@ -47,7 +47,7 @@ import yaml
 from filelock import FileLock
 
 from ablate import __version__, recipes
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, result_of
 from ablate.errors import RecordError, TrackingError
 from ablate.markers.replay import draw_record
 from ablate.records import StudyRecord, TrialRecord, dumps, read_rows_from
@@ -574,7 +574,7 @@ class _Mirror:
         outcome = folder.outcome()  # before the logs: an outcome says that they are complete
         if outcome is not None:
             if trial.id not in self._ended:
-                result = _result(trial, outcome)
+                result = result_of(trial, outcome)
                 try:
                     value = _finite(self._score(result))
                 except (ValueError, OSError) as error:  # chance level is counted from the data
@@ -946,18 +946,6 @@ def _recalled(run: entities.Run) -> _TrialRun:
         numbers = [int(number) for number in re.findall(r"\d+", mirrored)]
         known.step_attempt, known.step, known.eval_attempt, known.eval_step = numbers
     return known
-
-
-def _result(trial: Trial, outcome: Mapping[str, Any]) -> Result:
-    return Result(
-        levels=trial.cell.levels,
-        seed=trial.seed,
-        outcome=outcome["outcome"],
-        value=outcome["value"],
-        trial_id=trial.id,
-        verdict=outcome.get("verdict") or "",
-        flags=tuple(outcome.get("flags") or ()),
-    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ablate import recipes
+from ablate import design, recipes
 from ablate.analysis import verdict
 from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.best import choose
@@ -20,7 +20,6 @@ from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
 from ablate.analysis.table import Levels, StudyTable, TrialRow
 from ablate.errors import AnalysisError
-from ablate.factorial import fractional, plackett_burman
 from ablate.factors import same_experiment
 from ablate.study import (
     FractionalFactorial,
@@ -709,14 +708,10 @@ def _unasked(study: Study, asked: Sequence[Question]) -> tuple[str, ...]:
 
 def _confounded(study: Study) -> dict[str, dict[str, float]]:
     """Effect -> what it cannot be told from, with weights; for fractions only."""
-    design, count = study.design, len(study.factors)
-    if isinstance(design, FractionalFactorial):
-        matrix = fractional(count, resolution=design.resolution)
-    elif isinstance(design, PlackettBurman):
-        matrix = plackett_burman(count, fold_over=design.fold_over)
-    else:
+    two_level = design.fraction(study)
+    if two_level is None:
         return {}
-    return matrix.aliases([factor.name for factor in study.factors])
+    return two_level.aliases([factor.name for factor in study.factors])
 
 
 def _alias_table(study: Study) -> tuple[tuple[str, tuple[str, ...]], ...]:

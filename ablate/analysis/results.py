@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ablate.errors import AnalysisError
+from ablate.trial import Trial
 
 FloatArray = npt.NDArray[np.float64]
 Cell = tuple[str, ...]
@@ -38,6 +40,19 @@ class Result:
     verdict: str = ""
     """The markers' verdict on the run ("STABLE", "SPIKY", ...), for display."""
     flags: tuple[str, ...] = ()
+
+
+def result_of(trial: Trial, outcome: Mapping[str, Any]) -> Result:
+    """A trial with its outcome.json, as the analysis reads it."""
+    return Result(
+        levels=trial.cell.levels,
+        seed=trial.seed,
+        outcome=outcome["outcome"],
+        value=outcome["value"],
+        trial_id=trial.id,
+        verdict=outcome.get("verdict") or "",
+        flags=tuple(outcome.get("flags") or ()),
+    )
 
 
 @dataclass(frozen=True, slots=True)

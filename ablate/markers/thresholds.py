@@ -7,13 +7,12 @@ markers:
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, suggest
 from ablate.markers.rule import Rule
 from ablate.markers.rules import RULES
 
@@ -55,7 +54,7 @@ def check_thresholds(overrides: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
     for marker, values in overrides.items():
         rule = rules.get(marker)
         if rule is None:
-            yield (str(marker),), f"no such marker; {_suggest(str(marker), rules)}"
+            yield (str(marker),), f"no such marker; {suggest(str(marker), rules)}"
             continue
         if not isinstance(values, Mapping):
             yield (marker,), f"must map thresholds to values, not {values!r}"
@@ -63,7 +62,7 @@ def check_thresholds(overrides: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
         known = threshold_types(rule)
         for name, value in values.items():
             if name not in known:
-                yield (marker, str(name)), f"no such threshold; {_suggest(str(name), known)}"
+                yield (marker, str(name)), f"no such threshold; {suggest(str(name), known)}"
             elif problem := _problem(name, known[name], value):
                 yield (marker, name), problem
 
@@ -112,9 +111,3 @@ def _problem(name: str, kind: str, value: Any) -> str:
     if kind == "float" and not (math.isfinite(value) and value >= 0.0):
         return f"must be a finite number of at least 0, not {value!r}"
     return ""
-
-
-def _suggest(given: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Allowed: {', '.join(names)}"
