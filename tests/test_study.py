@@ -92,7 +92,8 @@ def test_a_good_study_is_resolved() -> None:
         ),
         (
             ("  beta2: [0.98]", "  betta2: [0.98]"),
-            "s.yaml:10: factors.betta2: 'betta2' is no field of the openclip recipe; did you mean 'beta2'?",
+            "s.yaml:10: factors.betta2: 'betta2' is no field of the openclip recipe; "
+            "did you mean 'beta2'?",
         ),
         (
             ("local_loss: true,", "precision: amp_bf16,"),
