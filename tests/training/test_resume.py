@@ -57,7 +57,7 @@ SETTINGS: dict[str, tuple[int, dict[str, Any], tuple[Callable[[TrialRecord], boo
     "scaler of two accumulated": (
         2,
         {"precision": "amp", "batch_size": 4, "accum_freq": 2},
-        (any_step, evaluating),
+        (evaluating,),
     ),
 }
 
