@@ -52,8 +52,9 @@ def join(*, gpus_per_worker: int, timeout: timedelta = TIMEOUT) -> Gang:
                 "the trial asks for GPUs, and torch sees none here: "
                 f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
             )
-        # Clusters show a rank its own devices alone; torchrun shows all of them to every rank.
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        # A rank sees all devices of its gang on this node; its own are a run of equal length.
+        share = max(torch.cuda.device_count() // max(local_world_size, 1), 1)
+        device = torch.device("cuda", local_rank * share % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world_size > 1:
         dist.init_process_group(
