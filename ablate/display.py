@@ -184,8 +184,8 @@ _ROLE_STYLES = {"better": "green", "worse": "red", "same": "cyan", "open": "yell
 
 def render_summary(summary: Summary) -> RenderableType:
     """The answer: a sentence per factor, then a row per contrast with the baseline."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title_justify="left")
-    table.add_column("setting", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("setting", overflow="fold", min_width=22)
     table.add_column(summary.unit, justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -193,7 +193,7 @@ def render_summary(summary: Summary) -> RenderableType:
     table.add_column("seeds", justify="right", no_wrap=True)
     for row in summary.rows:
         table.add_row(
-            Text(f"{row.factor}: {row.level} instead of {row.reference}"),
+            Text(f"{row.factor}: {row.reference} → {row.level}"),
             Text(row.delta),
             Text(row.interval),
             Text(row.verdict, style=_ROLE_STYLES.get(row.role, "")),
