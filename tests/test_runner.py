@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -15,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from ablate import runner
+from ablate import design, runner
 from ablate.analysis.results import Result
 from ablate.cluster import LocalCluster
 from ablate.errors import PlacementError, RecordError
 from ablate.records import StudyRecord
+from ablate.search import CellBook
 from ablate.status import StudyStatus, read_controller, summarise
 from ablate.study import Study, parse_study
 from ablate.trial import Cell, Trial
@@ -225,6 +227,46 @@ def test_the_budget_cuts_whole_blocks_of_seeds(tmp_path: Path) -> None:
     ended = [f.trial()["seed"] for f in record.records() if f.outcome() is not None]
     assert len(set(ended)) == 1 and len(ended) == 3
     assert status.waiting == 3 and "budget" in status.notes[0]
+
+
+def search(study: Study, tmp_path: Path, *, stop_after: int = 99) -> tuple[StudyStatus, CellBook]:
+    """Run a search with the real book; ask to stop once `stop_after` trials have ended."""
+    record = StudyRecord(tmp_path / "runs" / study.name)
+    book = CellBook(
+        study, storage=tmp_path / "optuna.db", score=functools.partial(design.score_of, study)
+    )
+    seen: list[StudyStatus] = []
+    with runner.controlling(record), LocalCluster(num_cpus=1) as cluster:
+        status = runner.launch(
+            study,
+            record,
+            cluster=cluster,
+            book=book,
+            mirror=Recorder(),
+            stop_level=lambda: int(any(s.num_ended >= stop_after for s in seen)),
+            watch=seen.append,
+            entry="tests.scripted:main",
+        )
+    book.close()
+    return status, book
+
+
+def test_a_search_asks_for_its_cells_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    """Five distinct cells with both seeds each, the best found first reverted one by one."""
+    text = STUDY.replace("[5, 1]", "[5, 1, 2, 3]").replace("[0.999, 0.98]", "[0.999, 0.98, 0.9]")
+    text = text.replace(
+        "design: one_at_a_time", "design: {name: search, cells: 5, then: leave_one_out}"
+    )
+    best = {"match": {"warmup": 3}, "value": 0.8}
+    study = prepare(tmp_path, [best, {"value": 0.3}], text)
+    status, _ = search(study, tmp_path, stop_after=3)
+    assert 3 <= status.num_ended < 10
+    status, _ = search(study, tmp_path)
+    assert status.waiting == 0 and set(status.outcomes) == {"completed"}
+    trials = runner.planned(study, StudyRecord(tmp_path / "runs" / study.name))
+    cells = {trial.cell.levels for trial in trials}
+    assert len(trials) == 2 * len(cells) == status.num_ended
+    assert len(cells) >= 5 and tuple(study.baseline_levels().items()) in cells
 
 
 DRIVER = """
