@@ -13,9 +13,15 @@ prepare_environment() { # the requirement to install, e.g. `.` or `.[test]`
   key=$(cat pyproject.toml launch/constraints.txt | sha256sum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$key" ]; then
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --constraint launch/constraints.txt --editable "$1"
+    if ! {
+      "$VENV/bin/python" -m pip install --disable-pip-version-check --upgrade pip &&
+        "$VENV/bin/python" -m pip install --disable-pip-version-check \
+          --constraint launch/constraints.txt --editable "$1"
+    } > "$VENV/install.log" 2>&1; then
+      tail -n 25 "$VENV/install.log" >&2
+      echo "The installation failed; all of it is in $VENV/install.log." >&2
+      return 1
+    fi
     printf '%s' "$key" > "$stamp"
   fi
   export PATH="$PWD/$VENV/bin:$PATH"
