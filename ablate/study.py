@@ -197,8 +197,6 @@ class StudyFile(_Spec):
     """The complete configuration that everything is compared with; fields of the recipe."""
     factors: dict[str, Any] = Field(min_length=1)
     """What is varied: a field with a list of values, or named levels that set several fields."""
-    nuisance: list[str] = []
-    """Factors that are re-tuned inside every level of the others instead of being judged."""
     design: Design = OneAtATime()
     """Which cells are run: a design's name, or a mapping with its name and options."""
     seeds: list[int] | SequentialSeeds
@@ -264,7 +262,6 @@ class Study:
     baseline: Mapping[str, Any]
     """Fields as written; `config` resolves them."""
     factors: tuple[Factor, ...]
-    nuisance: tuple[str, ...]
     design: Design
     seeds: tuple[int, ...]
     """All seeds, or with sequential seeds all that may be used."""
@@ -405,9 +402,6 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
     factors = _parse_factors(file, recipe, resolved, problems)
     problems.raise_if_any()
     _check_design(file, factors, problems)
-    for name in file.nuisance:
-        if name not in file.factors:
-            problems.add(("nuisance",), f"{name!r} is not a factor; {suggest(name, file.factors)}")
     for key, message in markers.check_thresholds(file.markers):
         problems.add(("markers", *key), message)
     problems.raise_if_any()
@@ -417,7 +411,6 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
         recipe=file.recipe,
         baseline=file.baseline,
         factors=factors,
-        nuisance=tuple(file.nuisance),
         design=file.design,
         seeds=tuple(seeds),
         sequential=file.seeds if isinstance(file.seeds, SequentialSeeds) else None,
