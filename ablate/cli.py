@@ -273,6 +273,8 @@ def ui(
     """Serve the MLflow UI of all studies under a folder, on loopback."""
     from ablate.tracking import default_uri, serve
 
+    # SIGTERM ends this process through the context below, which takes the server's tree down.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     uri = tracking_uri or default_uri(runs)
     with serve(uri, port=port, log=runs / "mlflow-server.log") as server:
         server.wait_ready(timeout_s=120)
