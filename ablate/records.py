@@ -175,11 +175,6 @@ class AttemptWriter:
             os.fsync(log.fileno())
         write_json(self.folder / "result.json", row)
 
-    def flush(self) -> None:
-        """Hand what was appended to the operating system, so that readers see it."""
-        for log in self._logs.values():
-            log.flush()
-
     def close(self) -> None:
         """Close the logs."""
         for log in self._logs.values():
