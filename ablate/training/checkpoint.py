@@ -22,7 +22,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import torch
 from ablate.errors import CheckpointError
 from ablate.records import read_json, sync_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 KEEP_LAST = 2
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _NAME = re.compile(r"step-(\d+)")
@@ -68,8 +68,8 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
-            f"{folder} has {free / 2**30:.1f} GiB free, and a checkpoint needs "
-            f"{needed / 2**30:.1f} GiB. Free some space; the checkpoints that are there are kept"
+            f"{folder} has {_size(free)} free, and the checkpoint of step {snapshot.step} needs "
+            f"{_size(needed)}. Free some space; the checkpoints that are there are kept"
         )
     temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
@@ -87,6 +87,10 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     return final
 
 
+def _size(count: int) -> str:
+    return f"{count:,} bytes ({count / 2**30:.1f} GiB)"
+
+
 def _fingerprint(path: Path, *, flush: bool = False) -> dict[str, Any]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -96,12 +100,19 @@ def _fingerprint(path: Path, *, flush: bool = False) -> dict[str, Any]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None when it is whole."""
+    """What is wrong with a checkpoint; None when it is whole.
+
+    Raises:
+        CheckpointError: another version wrote it; it is not damaged, and not ours to put away.
+    """
     try:
         manifest = read_json(path / "manifest.json")
         files = manifest["files"]
         if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
+            raise CheckpointError(
+                f"{path} has format {manifest['format']}, and this version reads {FORMAT}. Go on "
+                "with the version that wrote it, or move the checkpoints away to start over"
+            )
         for name in _FILES:
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -157,6 +168,12 @@ def load(path: Path) -> Snapshot:
     )
 
 
+def checksums(path: Path) -> dict[str, str]:
+    """sha256 of each file of a checkpoint, as its manifest has it."""
+    files = read_json(path / "manifest.json")["files"]
+    return {name: files[name]["sha256"] for name in _FILES}
+
+
 def prune(folder: Path, *, keep: Iterable[int]) -> None:
     """Delete all checkpoints but the last two and those of the steps in `keep`."""
     there = steps(folder)
@@ -164,6 +181,47 @@ def prune(folder: Path, *, keep: Iterable[int]) -> None:
     for step in there:
         if step not in kept:
             shutil.rmtree(path_of(folder, step), ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a resumed run took over, and what is known to differ from the run that was left."""
+
+    path: str
+    step: int
+    steps_total: int
+    sha256: Mapping[str, str]
+    """Checksum of each file that was read."""
+    model_tensors: int
+    optimizer_tensors: int
+    state: tuple[str, ...]
+    """Names of what came back beside the tensors."""
+    changed: Mapping[str, tuple[Any, Any]]
+    """Fields that differ (then, now), all on the list of those that cannot change the result."""
+    torch: tuple[str, str]
+    """Version that wrote the checkpoint, version that reads it."""
+
+    def __str__(self) -> str:
+        then, now = self.torch
+        lines = [
+            f"resumed at step {self.step} of {self.steps_total} from {self.path}",
+            f"  restored: {self.model_tensors} model tensors, {self.optimizer_tensors} optimizer "
+            f"tensors, {', '.join(self.state)}",
+            "  data order, learning rate and random numbers follow from the step",
+        ]
+        lines += [f"  {name}: {old!r}, now {new!r}" for name, (old, new) in self.changed.items()]
+        if then != now:
+            lines.append(f"  torch {then}, now {now}: the numbers may differ in their last bits")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields of two configurations that differ, as (then, now); a missing one is None."""
+    names = dict.fromkeys([*then, *now])
+    return {n: (then.get(n), now.get(n)) for n in names if then.get(n) != now.get(n)}
 
 
 class Writer:

@@ -23,7 +23,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +113,21 @@ def steps_per_epoch(num_samples: int, *, batch_size: int, accum_freq: int, world
     return math.ceil(num_samples / (batch_size * world_size)) // accum_freq
 
 
-class Batches(Dataset[tuple[tuple[torch.Tensor, ...], int]]):
-    """This rank's micro-batches by their number in the run, with their count of substitutes."""
+class Batch(NamedTuple):
+    """A micro-batch of one rank."""
+
+    tensors: tuple[torch.Tensor, ...]
+    substitutes: int
+    """Rows that stand for a bad sample."""
+    unusable: str = ""
+    """Why some row has no substitute; such a batch must not be learnt from.
+
+    It is no exception, because the other ranks would wait for this one: the loop tells them.
+    """
+
+
+class Batches(Dataset[Batch]):
+    """This rank's micro-batches by their number in the run."""
 
     def __init__(
         self,
@@ -149,18 +162,25 @@ class Batches(Dataset[tuple[tuple[torch.Tensor, ...], int]]):
         epoch, positions = self.positions(number)
         return self._order.ids(epoch, positions)
 
-    def __getitem__(self, number: int) -> tuple[tuple[torch.Tensor, ...], int]:
+    def __getitem__(self, number: int) -> Batch:
         epoch, positions = self.positions(number)
         ids = self._order.ids(epoch, positions)
         seeds = sample_seeds(self._augmentation_key, epoch, ids)
         tensors, bad = self._samples.batch(ids, seeds)
         for row in np.flatnonzero(bad).tolist():
-            replacement = self._substitute(epoch, int(positions[row]))
+            position = int(positions[row])
+            replacement = self._substitute(epoch, position)
+            if replacement is None:
+                unusable = (
+                    f"{MAX_SUBSTITUTES} samples in a row are unreadable, from position {position} "
+                    f"of epoch {epoch} on. Check the shards (ablate doctor), or fetch them again"
+                )
+                return Batch(tensors, int(bad.sum()), unusable)
             for tensor, value in zip(tensors, replacement, strict=True):
                 tensor[row] = value[0]
-        return tensors, int(bad.sum())
+        return Batch(tensors, int(bad.sum()))
 
-    def _substitute(self, epoch: int, position: int) -> tuple[torch.Tensor, ...]:
+    def _substitute(self, epoch: int, position: int) -> tuple[torch.Tensor, ...] | None:
         for later in range(position + 1, position + 1 + MAX_SUBSTITUTES):
             ids = self._order.ids(epoch, np.array([later]))
             tensors, bad = self._samples.batch(
@@ -168,15 +188,12 @@ class Batches(Dataset[tuple[tuple[torch.Tensor, ...], int]]):
             )
             if not bad[0]:
                 return tensors
-        raise DataError(
-            f"{MAX_SUBSTITUTES} samples in a row are unreadable, from position {position} of "
-            f"epoch {epoch} on. Check the shards (ablate doctor), or fetch them again"
-        )
+        return None
 
 
 def load(
     batches: Batches, *, start: int, stop: int, workers: int, pin_memory: bool
-) -> Iterator[tuple[tuple[torch.Tensor, ...], int]]:
+) -> Iterator[Batch]:
     """Micro-batches `start` to `stop`, read ahead by `workers` processes (0: read here)."""
     loader = DataLoader(
         batches,

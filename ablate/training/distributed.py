@@ -91,13 +91,20 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def broadcast(value: Any, gang: Gang) -> Any:
-    """Rank 0's `value` (plain JSON-like data) on every rank."""
+def broadcast(value: Any, gang: Gang, *, source: int = 0) -> Any:
+    """Rank `source`'s `value` (plain JSON-like data) on every rank."""
     if gang.world_size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(box, src=source, device=torch.device("cpu"))
     return box[0]
+
+
+def gather(value: Any, gang: Gang) -> list[Any]:
+    """Every rank's `value` (plain JSON-like data), by rank, on every rank."""
+    if gang.world_size == 1:
+        return [value]
+    return [broadcast(value, gang, source=rank) for rank in range(gang.world_size)]
 
 
 def sum_over_ranks(tensor: torch.Tensor, gang: Gang) -> torch.Tensor:

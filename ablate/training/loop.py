@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +30,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ablate.errors import CheckpointError
 from ablate.markers import Event, Monitor
 from ablate.recipes import Task
-from ablate.records import AttemptWriter, TrialRecord
+from ablate.records import AttemptWriter, TrialRecord, write_json
 from ablate.training import checkpoint, data
 from ablate.training.augment import mix, seed_globals
-from ablate.training.distributed import Gang, broadcast, broadcast_buffers, sum_over_ranks
+from ablate.training.distributed import (
+    Gang,
+    broadcast,
+    broadcast_buffers,
+    gather,
+    sum_over_ranks,
+)
 from ablate.training.optim import (
     GradientNorms,
     UpdateMeter,
@@ -53,6 +59,15 @@ UPDATE_STEPS = 50
 LOOK_STEPS = 200
 """Steps between two looks inside of the model."""
 HEARTBEAT_S = 1.0
+
+_RESTORED = {
+    "progress": "counters and the best evaluation",
+    "scaler": "gradient scaler",
+    "optimizer_numbers": "the optimizer's plain numbers",
+    "zero_gradients": "counts of zero gradients",
+    "monitor": "the markers' windows",
+}
+"""Parts of a checkpoint's state that :meth:`_Run.resume` puts back; the others are compared."""
 
 Status = Literal["completed", "diverged", "stopped", "failed"]
 
@@ -116,18 +131,32 @@ def train(
     checkpoints: Path,
     objective: Objective,
     stop_asked: Callable[[], bool],
+    config: Mapping[str, Any] | None = None,
+    may_differ: Collection[str] = (),
     writer: AttemptWriter | None = None,
     monitor: Monitor | None = None,
 ) -> Ending:
     """Train `task` from its newest checkpoint to its end, on every rank of `gang` at once.
 
     `writer` and `monitor` are rank 0's. `stop_asked` tells whether this process was asked to stop
-    (SIGTERM); one rank is enough.
+    (SIGTERM); one rank is enough. `config` is saved with each checkpoint, and a run resumes only
+    under the same one, but for its fields in `may_differ`.
 
     Raises:
         CheckpointError: the newest checkpoint belongs to another run, or cannot be written.
     """
-    return _Run(task, gang, trial_id, checkpoints, objective, stop_asked, writer, monitor).train()
+    return _Run(
+        task,
+        gang,
+        trial_id,
+        checkpoints,
+        objective,
+        stop_asked,
+        dict(config or {}),
+        may_differ,
+        writer,
+        monitor,
+    ).train()
 
 
 class _Run:
@@ -141,6 +170,8 @@ class _Run:
         checkpoints: Path,
         objective: Objective,
         stop_asked: Callable[[], bool],
+        config: Mapping[str, Any],
+        may_differ: Collection[str],
         writer: AttemptWriter | None,
         monitor: Monitor | None,
     ) -> None:
@@ -149,6 +180,8 @@ class _Run:
         self.trial_id = trial_id
         self.objective = objective
         self.stop_asked = stop_asked
+        self.config = config
+        self.may_differ = may_differ
         self.writer = writer
         self.monitor = monitor
         self.folder = checkpoints
@@ -173,6 +206,10 @@ class _Run:
         self.exchange = _Exchange(gang)
         self.stop_seen = False
         self.verdict_seen = False
+        self.unusable = ""
+        """Why this rank's data cannot be used."""
+        self.void_from: int | None = None
+        """First step that some rank had no data for."""
         self.beat = 0.0
         _, _, self.step_key = data.child_seeds(task.seed)
 
@@ -208,13 +245,19 @@ class _Run:
             progress.train_s += now - end
             end = now
             progress.step = step + 1
-            flags = (float(self.stop_asked()), float(self.wants_end()), float(faults))
+            flags = (
+                float(self.stop_asked()),
+                float(self.wants_end()),
+                float(faults),
+                float(bool(self.unusable)),
+            )
             self.take(self.exchange.push(values, flags, host))
-            if self.stop_seen or self.verdict_seen or self.too_many_faults():
+            epoch_ends = (step + 1) % self.per_epoch == 0
+            if epoch_ends or self.must_leave():
                 self.take(self.exchange.flush())
+            if self.must_leave():
                 return self.leave()
-            if (step + 1) % self.per_epoch == 0:
-                self.take(self.exchange.flush())
+            if epoch_ends:
                 ending = self.end_epoch((step + 1) // self.per_epoch)
                 if ending is not None:
                     return ending
@@ -222,15 +265,16 @@ class _Run:
         return Ending("completed", f"{self.total} steps", progress, self.total)
 
     def next_batches(
-        self, batches: Iterator[tuple[tuple[torch.Tensor, ...], int]]
+        self, batches: Iterator[data.Batch]
     ) -> tuple[list[tuple[torch.Tensor, ...]], int, float]:
         """One step's micro-batches on the device, their substitutes, seconds waited."""
         began = time.perf_counter()
         micro, faults = [], 0
         for _ in range(self.task.accum_freq):
-            tensors, bad = next(batches)
-            micro.append(tuple(t.to(self.gang.device, non_blocking=True) for t in tensors))
-            faults += bad
+            batch = next(batches)
+            micro.append(tuple(t.to(self.gang.device, non_blocking=True) for t in batch.tensors))
+            faults += batch.substitutes
+            self.unusable = self.unusable or batch.unusable
         return micro, faults, time.perf_counter() - began
 
     def optimize(
@@ -294,6 +338,10 @@ class _Run:
             self.stop_seen |= values.pop("stop") > 0
             self.verdict_seen |= values.pop("end") > 0
             progress.faults += round(values.pop("faults"))
+            if values.pop("unusable") > 0 and self.void_from is None:
+                self.void_from = host["step"]
+            if self.void_from is not None:
+                continue  # some rank made this step without data
             if "scaler_scale" in values:
                 scale = values["scaler_scale"]
                 progress.skipped += progress.scale is not None and scale < progress.scale
@@ -361,6 +409,15 @@ class _Run:
     def wants_end(self) -> bool:
         return self.monitor is not None and self.monitor.stop is not None
 
+    def must_leave(self) -> bool:
+        """Whether the run ends before its last step; every rank knows the same."""
+        return (
+            self.stop_seen
+            or self.verdict_seen
+            or self.void_from is not None
+            or self.too_many_faults()
+        )
+
     def too_many_faults(self) -> bool:
         """Whether more samples were bad than allowed; every rank knows the same number."""
         seen = max(self.progress.step * self.global_batch, self.task.num_samples)
@@ -427,6 +484,12 @@ class _Run:
             stop = self.monitor.stop if self.monitor is not None else None
             why = f"marker {stop.marker} at step {stop.step}" if stop else "a marker"
             return Ending("diverged", why, progress, self.total)
+        if self.void_from is not None:
+            progress.step = self.void_from - 1
+            told = gather(self.unusable, self.gang)
+            first = next(rank for rank, why in enumerate(told) if why)
+            why = f"data fault: rank {first} at step {self.void_from}: {told[first]}"
+            return Ending("failed", why, progress, self.total)
         if self.too_many_faults():
             seen = progress.step * self.global_batch
             why = (
@@ -454,6 +517,7 @@ class _Run:
             "format": checkpoint.FORMAT,
             "step": progress.step,
             "trial": self.trial_id,
+            "config": self.config,
             "world_size": self.gang.world_size,
             "data": task.samples.fingerprint,
             "progress": asdict(progress),
@@ -495,17 +559,17 @@ class _Run:
             return
         task, snapshot = self.task, checkpoint.load(Path(path))
         state = snapshot.state
+        changed = checkpoint.differences(state["config"], self.config)
+        for name, (then, now) in changed.items():
+            if name not in self.may_differ:
+                self.refuse(path, name, then, now)
         for what, mine in (
             ("trial", self.trial_id),
             ("world_size", self.gang.world_size),
             ("data", task.samples.fingerprint),
         ):
             if state[what] != mine:
-                raise CheckpointError(
-                    f"{path} was written with {what} {state[what]!r}, and this run has {mine!r}: "
-                    "it cannot be resumed as the same trial. To start from its weights alone, "
-                    "use init_from; to start over, move the checkpoints away"
-                )
+                self.refuse(path, what, state[what], mine)
         if (state["scaler"] is None) != (task.scaler is None):
             raise CheckpointError(f"{path} and this run differ in having a gradient scaler")
         task.model.load_state_dict(dict(snapshot.model))
@@ -516,20 +580,28 @@ class _Run:
         counts = [state["zero_gradients"][name] for name in self.zero_gradients.names]
         self.zero_gradients.counts = torch.tensor(counts, device=self.gang.device)
         self.restore_monitor(state["monitor"])
-        if self.gang.first:
-            log.info(
-                "resumed at step %d of %d from %s: %d model tensors, %d optimizer tensors, "
-                "scaler %s, %d substituted samples, markers%s; data order and random numbers "
-                "follow from the step",
-                snapshot.step,
-                self.total,
-                path,
-                len(snapshot.model),
-                len(snapshot.optimizer),
-                "restored" if task.scaler is not None else "none",
-                self.progress.faults,
-                " restored" if self.monitor is not None else ": none",
+        if self.writer is not None:
+            certificate = checkpoint.Certificate(
+                path=path,
+                step=snapshot.step,
+                steps_total=self.total,
+                sha256=checkpoint.checksums(Path(path)),
+                model_tensors=len(snapshot.model),
+                optimizer_tensors=len(snapshot.optimizer),
+                state=tuple(_RESTORED[name] for name in _RESTORED if state[name] is not None),
+                changed=changed,
+                torch=(state["torch"], torch.__version__),
             )
+            log.info("%s", certificate)
+            write_json(self.writer.folder / "resumed.json", certificate.to_dict())
+
+    def refuse(self, path: str, what: str, then: Any, now: Any) -> None:
+        raise CheckpointError(
+            f"{path} was written with {what} {then!r}, and this run has {now!r}: it cannot be "
+            f"resumed as the same trial (only {', '.join(sorted(self.may_differ)) or 'nothing'} "
+            "may differ). To start from its weights alone, use init_from; to start over, move "
+            "the checkpoints away"
+        )
 
     def restore_monitor(self, state: Mapping[str, Any]) -> None:
         """Put the markers where they were; under other thresholds, by the trace so far."""
@@ -562,7 +634,7 @@ class _Run:
             )
         return torch.compile(model) if task.compile else model  # type: ignore[return-value]
 
-    def batches(self) -> Iterator[tuple[tuple[torch.Tensor, ...], int]]:
+    def batches(self) -> Iterator[data.Batch]:
         task = self.task
         source = data.Batches(
             task.samples,
@@ -602,12 +674,13 @@ class _Exchange:
     def push(
         self,
         values: Mapping[str, torch.Tensor],
-        flags: tuple[float, float, float],
+        flags: tuple[float, float, float, float],
         host: dict[str, Any],
     ) -> list[tuple[dict[str, Any], dict[str, float]]]:
         """Take in a step; give back the steps whose numbers have arrived.
 
-        `flags` are (stop asked, markers want an end, substituted samples), added up over ranks.
+        `flags` are (stop asked, markers want an end, substituted samples, data unusable), added
+        up over the ranks.
         """
         device, names = self._gang.device, tuple(values)
         vector = torch.stack([value.double().reshape(()) for value in values.values()])
@@ -657,4 +730,4 @@ class _Exchange:
 
 
 def _named(names: tuple[str, ...], vector: torch.Tensor) -> dict[str, float]:
-    return dict(zip((*names, "stop", "end", "faults"), vector.tolist(), strict=True))
+    return dict(zip((*names, "stop", "end", "faults", "unusable"), vector.tolist(), strict=True))

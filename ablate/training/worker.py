@@ -145,6 +145,8 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             checkpoints=folder / "checkpoints",
             objective=objective,
             stop_asked=stop,
+            config=config.model_dump(mode="json"),
+            may_differ=recipe.NOT_IDENTITY,
             writer=writer,
             monitor=monitor,
         )
@@ -154,9 +156,8 @@ def _run(folder: Path, stop: _StopFlag) -> int:
         writer.result({"status": "infeasible", "reason": f"out of memory: {error}"})
         return 0
     except DataError as error:
-        if writer is None:
-            raise
         log.exception("the data cannot be used")
+        writer = writer or records.AttemptWriter(folder, attempt)
         writer.result({"status": "failed", "reason": f"data fault: {error}"})
         return 0
 

@@ -134,9 +134,8 @@ def bare(folder: str, data: str) -> None:
         task.samples, num_samples=5824, batch_size=128, accum_freq=1, rank=0, world_size=1, seed=0
     )
     to_input = ToInput([0.5] * 3, [0.25] * 3, device=cpu)
-    memory = [
-        (to_input(images), texts) for (images, texts), _ in map(source.__getitem__, range(46))
-    ]
+    pairs = [source[number].tensors for number in range(46)]
+    memory = [(to_input(images), texts) for images, texts in pairs]
     from open_clip.loss import ClipLoss
 
     loss = ClipLoss()

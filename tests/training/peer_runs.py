@@ -170,5 +170,5 @@ class _OurBatches:
 
     def __iter__(self) -> Any:
         for number in range(self._per_epoch):
-            (images, texts), _ = self._batches[self._epoch * self._per_epoch + number]
+            images, texts = self._batches[self._epoch * self._per_epoch + number].tensors
             yield self._to_input(images), texts

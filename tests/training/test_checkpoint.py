@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ablate.errors import CheckpointError
+from ablate.records import read_json, write_json
 from ablate.training import checkpoint
 from ablate.training.checkpoint import Snapshot
 
@@ -80,6 +82,16 @@ def test_a_damaged_checkpoint_is_put_away_and_the_one_before_is_taken(
     assert checkpoint.steps(tmp_path) == [100]
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """A format that this version does not read is no damage: nothing is moved, nothing restarts."""
+    path = checkpoint.save(tmp_path, snapshot(100))
+    manifest = read_json(path / "manifest.json")
+    write_json(path / "manifest.json", {**manifest, "format": checkpoint.FORMAT + 1})
+    with pytest.raises(CheckpointError, match="format 3, and this version reads 2"):
+        checkpoint.newest(tmp_path, report=pytest.fail)
+    assert checkpoint.steps(tmp_path) == [100] and not (tmp_path / "quarantine").exists()
+
+
 def test_the_highest_step_wins_whatever_the_clock_says(tmp_path: Path) -> None:
     """Modification times and the order of writing mean nothing; seven digits beat six."""
     for step in (1_000_000, 200, 999_999):
@@ -111,7 +123,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path: Path) -> None:
     """A checkpoint that does not fit is refused with the numbers; the others stay."""
     checkpoint.save(tmp_path, snapshot(1))
     huge = torch.empty(1, device="cpu").expand(2**45)  # 128 TiB that take no memory
-    with pytest.raises(CheckpointError, match="GiB free"):
+    with pytest.raises(CheckpointError, match=r"free.* step 2 needs 281,474,976,710,656 bytes"):
         checkpoint.save(tmp_path, Snapshot(2, {"w": huge}, {}, {"step": 2}))
     assert checkpoint.newest(tmp_path, report=pytest.fail) == tmp_path / "step-000001"
 
@@ -125,6 +137,45 @@ def test_writing_beside_the_training_sees_the_step_it_was_given(tmp_path: Path) 
     weights.fill_(9)
     writer.close()
     assert checkpoint.load(tmp_path / "step-000001").model["w"].sum() == 0
+
+
+def test_training_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a checkpoint hangs in fsync, save() has returned: training waits for the copy alone."""
+    let_go, flushing = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def hang(number: int) -> None:
+        flushing.set()
+        assert let_go.wait(60)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", hang)
+    writer = checkpoint.Writer(tmp_path)
+    writer.save(snapshot(1), keep=())
+    assert flushing.wait(60)
+    assert checkpoint.steps(tmp_path) == []  # save() is back, and nothing is written yet
+    let_go.set()
+    writer.close()
+    assert checkpoint.newest(tmp_path, report=pytest.fail) == tmp_path / "step-000001"
+
+
+def test_only_a_checkpoint_on_disk_lets_an_older_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the newest cannot be written, those before it are all still there."""
+    writer = checkpoint.Writer(tmp_path)
+    for step in (1, 2):
+        writer.save(snapshot(step), keep=())
+    writer.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        writer.save(snapshot(3), keep=())
+        with pytest.raises(CheckpointError, match="has 10 bytes"):
+            writer.wait()
+    assert checkpoint.steps(tmp_path) == [1, 2]
+    writer.close()
 
 
 def test_what_goes_wrong_in_the_writer_reaches_the_training(tmp_path: Path) -> None:

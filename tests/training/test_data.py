@@ -15,7 +15,6 @@ from PIL import Image
 from small_trials import make_data, write_pairs
 
 from ablate.datasets.shards import index_shards
-from ablate.errors import DataError
 from ablate.training import data as data_module
 from ablate.training.augment import Bytes, SeededCrop, Seeds
 from ablate.training.data import Batches, ImageTextSamples, Order, decode, load, read_pair
@@ -112,18 +111,19 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_counted() -> None:
     good = batches(Numbers([100]))
     ids = good.ids(0)
     source = batches(Numbers([100], bad=ids[3:5].tolist()))
-    (numbers, seeds), faults = source[0]
-    assert faults == 2
+    (numbers, seeds), substitutes, unusable = source[0]
+    assert substitutes == 2 and not unusable
     assert numbers[3] == numbers[4] == ids[5]
     assert seeds[3] == seeds[4] == seeds[5]
     untouched = [row for row in range(10) if row not in (3, 4)]
     assert numbers[untouched].tolist() == ids[untouched].tolist()
 
 
-def test_unusable_data_are_an_error() -> None:
-    """When no substitute can be found, that is said."""
-    with pytest.raises(DataError, match="unreadable"):
-        batches(Numbers([100], bad=list(range(100))))[0]
+def test_a_batch_without_substitutes_says_so() -> None:
+    """When no substitute can be found, the batch comes all the same, and says why it is void."""
+    batch = batches(Numbers([100], bad=list(range(100))))[0]
+    assert "1000 samples in a row are unreadable, from position 0 of epoch 0" in batch.unusable
+    assert batch.tensors[0].shape == (10,)
 
 
 def test_seeds_pair_runs_and_separate_streams() -> None:
@@ -157,10 +157,10 @@ def test_batches_do_not_depend_on_loader_processes_or_caches(
     plain = batches(samples_of(data, cache_gib=0.0), num_samples=96, batch_size=16)
     other = batches(samples_of(data, cache_gib=cache_gib), num_samples=96, batch_size=16)
     loaded = load(other, start=3, stop=9, workers=workers, pin_memory=False)
-    for number, (tensors, faults) in zip(range(3, 9), loaded, strict=True):
-        expected, _ = plain[number]
-        assert faults == 0
-        assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+    for number, batch in zip(range(3, 9), loaded, strict=True):
+        expected = plain[number].tensors
+        assert batch.substitutes == 0
+        assert all(torch.equal(a, b) for a, b in zip(batch.tensors, expected, strict=True))
 
 
 def test_images_are_decoded_as_the_peer_decodes_them(data: Path) -> None:
