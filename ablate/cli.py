@@ -301,6 +301,41 @@ def rebuild(run: RunArg, tracking_uri: TrackingOption = None) -> None:
 
 
 @app.command()
+def verify(
+    run: RunArg,
+    same_as: Annotated[
+        Path | None, typer.Option(help="Another study folder, whose report must be the same.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a study's records are whole: outcomes, attempts, steps, nothing left behind."""
+    from ablate.runner import planned
+    from ablate.status import read_controller
+    from ablate.verify import compare_reports, find_remains
+    from ablate.verify import verify as check_records
+
+    study, record = _open(run)
+    trials = planned(study, record)
+    found = check_records(record, trials, metric=study.objective.metric)
+    if read_controller(record) is None:
+        found += find_remains(record.folder)
+    if same_as is not None:
+        found += compare_reports((study, record), _open(same_as))
+    if as_json:
+        _print_json([asdict(violation) for violation in found])
+    for violation in () if as_json else found:
+        out.print(
+            f"{violation.rule:<12} {violation.where}: {violation.message}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if found:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print(f"{run}: {len(trials)} trials, all promises kept.")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors."""
     from ablate.study import json_schema

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,15 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left half-written, in `folder` and below it."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -168,11 +178,14 @@ class AttemptWriter:
         """Replace heartbeat.json: the latest numbers, for people and watchdogs."""
         write_json(self.folder / "heartbeat.json", row, durable=False)
 
+    def sync(self) -> None:
+        """Bring all rows so far to the disk; before a checkpoint that later rows go on from."""
+        for log in self._logs.values():
+            os.fsync(log.fileno())
+
     def result(self, row: Mapping[str, Any]) -> None:
         """Write result.json, the attempt's last word, after all its logs are on disk."""
-        for log in self._logs.values():
-            log.flush()
-            os.fsync(log.fileno())
+        self.sync()
         write_json(self.folder / "result.json", row)
 
     def close(self) -> None:
@@ -231,15 +244,18 @@ class TrialRecord:
             return None
         return content
 
+    def end(self, attempt: int) -> dict[str, Any] | None:
+        """end.json of an attempt, or None when the controller never saw it end."""
+        try:
+            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "end.json")
+        except FileNotFoundError:
+            return None
+        return content
+
     def ends(self) -> list[dict[str, Any]]:
         """How the controller saw each attempt end; those it never saw end are left out."""
-        found = []
-        for attempt in self.attempts():
-            try:
-                found.append(read_json(self.attempt_folder(attempt) / "end.json"))
-            except FileNotFoundError:
-                continue
-        return found
+        seen = [self.end(attempt) for attempt in self.attempts()]
+        return [end for end in seen if end is not None]
 
     def heartbeat(self, attempt: int) -> dict[str, Any] | None:
         """heartbeat.json of an attempt, or None before its first."""
@@ -338,6 +354,8 @@ class StudyRecord:
 
     def write_study(self, content: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
         write_json(self.folder / "study.json", content)
 
     def record(self, trial_id: str) -> TrialRecord:
@@ -358,18 +376,21 @@ class StudyRecord:
         return record
 
     def new_attempt(self, record: TrialRecord) -> int:
-        """Reserve the next attempt's folder and give its number."""
+        """Reserve the next attempt's folder and give its number; no other attempt is alive."""
+        clear_leftovers(record.folder)
         number = max(record.attempts(), default=0) + 1
         record.attempt_folder(number).mkdir(parents=True)
         return number
 
     def write_end(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
-        """Write end.json: how an attempt ended, seen from outside."""
+        """Write end.json: how an attempt ended, seen from outside; nothing of it is alive."""
+        clear_leftovers(record.attempt_folder(attempt))
         write_json(record.attempt_folder(attempt) / "end.json", content)
 
     def write_outcome(self, record: TrialRecord, content: Mapping[str, Any]) -> None:
         """Write outcome.json, the last file of a trial; it is never rewritten."""
         assert not (record.folder / "outcome.json").exists(), f"{record.folder} has an outcome"
+        clear_leftovers(record.folder)
         write_json(record.folder / "outcome.json", content)
 
 

@@ -511,6 +511,8 @@ class _Run:
         if self.checkpoints is None:
             return
         self.heartbeat("saving")
+        if self.writer is not None:
+            self.writer.sync()  # no step before a checkpoint may be lost with the machine
         task, progress = self.task, self.progress
         tensors, numbers = named_state(task.model, task.optimizer)
         state = {
