@@ -206,7 +206,7 @@ def score_of(study: Study, result: Result) -> float | None:
         recipe = recipes.load(study.recipe)
         cell = study.cell(dict(result.levels))
         config = recipe.Config(**study.config(cell, seed=result.seed))
-        return recipe.chance(config, root=Path(study.root))
+        return recipe.chance(config, root=Path(study.root), metric=study.objective.metric)
     return result.value if result.outcome == Outcome.COMPLETED else None
 
 

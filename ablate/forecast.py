@@ -157,12 +157,12 @@ def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> lis
     num_cells = len({trial.cell.levels for trial in trials})
     for trial in {trial.cell.levels: trial for trial in trials}.values():
         name = study.change_name(dict(trial.cell.levels))
+        config = recipe.Config(**trial.config)
         try:
             found = recipe.check(
-                recipe.Config(**trial.config),
-                workers=study.gang.workers,
-                gpus=study.gang.gpus_per_worker,
+                config, workers=study.gang.workers, gpus=study.gang.gpus_per_worker
             )
+            _refuse_unmeasured(study.objective.metric, recipe.measures(config))
         except ValueError as error:
             refused.setdefault(str(error), []).append(name)
             continue
@@ -176,6 +176,16 @@ def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> lis
         warning if len(names) == num_cells else f"{'; '.join(names)}: {warning}"
         for warning, names in concerned.items()
     ]
+
+
+def _refuse_unmeasured(metric: str, measured: Sequence[str]) -> None:
+    if metric in measured:
+        return
+    given = f"gives {', '.join(measured)}" if measured else "has no evaluation"
+    raise ValueError(
+        f"the objective {metric} is not measured: the configuration {given}. "
+        "Set imagenet_val for imagenet_top1, or add the evaluation to evaluations"
+    )
 
 
 def _repeats(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:

@@ -63,8 +63,17 @@ _TABLE = (
     Metric("imagenet_top5", "fraction", "zero-shot top-5 accuracy", "maximize", objective=True),
     Metric("eval_images", "image", "images that the evaluation saw"),
     Metric("eval_time_s", "s", "wall time of the evaluation"),
+    Metric("zero_shot_top1", "fraction", "zero-shot top-1 of a set", "maximize", objective=True),
+    Metric("zero_shot_top5", "fraction", "zero-shot top-5 of a set", "maximize", objective=True),
     Metric("knn_top1", "fraction", "weighted kNN accuracy", "maximize", objective=True),
     Metric("linear_top1", "fraction", "linear-probe accuracy", "maximize", objective=True),
+    *(
+        Metric(
+            f"retrieval_{way}_r{k}", "fraction", f"{what} recall at {k}", "maximize", objective=True
+        )
+        for way, what in (("i2t", "image-to-text"), ("t2i", "text-to-image"))
+        for k in (1, 5, 10)
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}

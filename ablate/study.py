@@ -41,9 +41,10 @@ class Objective(_Spec):
     @model_validator(mode="after")
     def _known_metric(self) -> Objective:
         known = metrics.objectives()
-        if self.metric not in known:
+        entry = metrics.describe(self.metric)  # also of knn_top1/NAME
+        if entry is None or not entry.objective:
             raise ValueError(f"metric {self.metric!r} is not known; {suggest(self.metric, known)}")
-        declared = metrics.METRICS[self.metric].direction
+        declared = entry.direction
         if declared != self.direction:
             raise ValueError(f"{self.metric} is better the other way: set direction: {declared}")
         return self

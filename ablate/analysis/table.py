@@ -278,7 +278,8 @@ def _chance(study: Study) -> float | None:
     recipe = recipes.load(study.recipe)
     config = recipe.Config(**study.config(study.cell({}), seed=study.seeds[0]))
     try:
-        return float(recipe.chance(config, root=Path(study.root)))
+        metric = study.objective.metric
+        return float(recipe.chance(config, root=Path(study.root), metric=metric))
     except (DataError, OSError):
         return None  # reports are also made on machines that do not see the data
 

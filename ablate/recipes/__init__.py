@@ -15,8 +15,10 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     warnings for ``plan``; ValueError for what cannot run on that device, with the reason
 ``num_samples(config, *, root)``, ``num_steps(config, *, workers, num_samples)``
     the length of an epoch and of the run
-``chance(config, *, root)``
-    the objective's value by guessing: what a diverged trial is scored with
+``measures(config)``
+    names of the measurements that its evaluations give
+``chance(config, *, root, metric)``
+    a measurement's value by guessing: what a diverged trial is scored with
 ``build(config, *, rank, world_size, device)``
     a :class:`Task`; torch is imported in here
 ``command(config, *, workers)``
@@ -161,7 +163,9 @@ class Recipe(Protocol):
 
     def num_steps(self, config: Any, *, workers: int, num_samples: int) -> int: ...
 
-    def chance(self, config: Any, *, root: Path) -> float: ...
+    def measures(self, config: Any) -> tuple[str, ...]: ...
+
+    def chance(self, config: Any, *, root: Path, metric: str = ...) -> float: ...
 
     def build(self, config: Any, *, rank: int, world_size: int, device: torch.device) -> Task: ...
 
@@ -193,15 +197,20 @@ C = TypeVar("C", bound=BaseModel)
 def absolute(config: C, path_fields: Sequence[str], *, root: Path) -> C:
     """`config` with the paths in these fields made absolute; sources are joined with ``::``.
 
-    The ``path`` of a field that is a model itself is made absolute, too.
+    So are those of fields that are models, or tuples of models, with PATH_FIELDS of their own.
     """
+
+    def place(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(place(item) for item in value)
+        inner = getattr(value, "PATH_FIELDS", ())
+        return absolute(value, inner, root=root) if isinstance(value, BaseModel) else value
+
     changed: dict[str, Any] = {}
     for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel) and hasattr(value, "path"):
-            changed[name] = value.model_copy(update={"path": str(root / value.path)})
+        changed[name] = place(getattr(config, name))
     for name in path_fields:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if isinstance(value, str):
             changed[name] = "::".join(str(root / part) for part in value.split("::"))
     return config.model_copy(update=changed)

@@ -22,11 +22,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ablate.datasets.shard_names import expand_shards
 from ablate.errors import DataError, LoadError
+from ablate.recipes import _evaluations as specs
 from ablate.recipes import absolute
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ablate.datasets.shards import ShardIndex
     from ablate.recipes import Evaluation, Task
     from ablate.training.data import ImageTextSamples
+    from ablate.training.evaluate import Encoder, EvalImages, ImageSource
     from ablate.training.health import Look
 
 PEER = "open_clip_train 3.3.0"
@@ -110,6 +113,8 @@ class Augmentation(_Frozen):
 
 class InitFrom(_Frozen):
     """Weights to start from: model weights only, never an optimizer's state (that is resuming)."""
+
+    PATH_FIELDS: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Annotated[str, Field(min_length=1)]
     """A .safetensors file, or a torch file of plain tensors; relative to the study's root."""
@@ -246,6 +251,8 @@ class Config(_Frozen):
     """Processes that load data, for each worker."""
 
     # our own, see OWN_FIELDS
+    evaluations: tuple[specs.Evaluation, ...] = ()
+    """More evaluations: zero_shot on other sets, knn, linear, retrieval; each on its schedule."""
     init_from: InitFrom | None = None
     """Weights to start from, with a new optimizer; random initialisation when empty."""
     param_groups: Literal["open_clip", "open_clip_next", "timm"] = "open_clip"
@@ -320,6 +327,7 @@ class Config(_Frozen):
                     raise ValueError(f"{name} does nothing with siglip; remove it")
         elif self.loss_dist_impl is not None:
             raise ValueError("loss_dist_impl is for siglip; set siglip: true, or remove it")
+        specs.refuse_unclear(self.evaluations, default_path=self.imagenet_val)
         for switch, names in (
             ("lock_image", ("lock_image_unlocked_groups", "lock_image_freeze_bn_stats")),
             ("lock_text", ("lock_text_unlocked_layers", "lock_text_freeze_layer_norm")),
@@ -342,6 +350,7 @@ def _dataset_type(train_data: Any) -> str:
 OWN_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "init_from": (None,),
     "param_groups": ("open_clip",),
+    "evaluations": (),
     "fused": (),
     "max_fault_share": (),
     "cache_gib": (),
@@ -419,7 +428,9 @@ def num_samples(config: Config, *, root: Path) -> int:
     """Samples of one epoch: as given, else counted in the shards under `root`."""
     if config.train_num_samples is not None:
         return config.train_num_samples
-    return _index(absolute(config, PATH_FIELDS, root=root)).num_samples
+    train_data = absolute(config, PATH_FIELDS, root=root).train_data
+    assert train_data is not None
+    return _index(train_data).num_samples
 
 
 def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
@@ -432,11 +443,45 @@ def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
     return batches // config.accum_freq * config.epochs
 
 
-def chance(config: Config, *, root: Path) -> float:
-    """Top-1 accuracy by guessing: one over the number of classes; 0 without imagenet_val."""
-    if config.imagenet_val is None:
+def measures(config: Config) -> tuple[str, ...]:
+    """Names of the measurements that the run's evaluations give."""
+    own = ("imagenet_top1", "imagenet_top5") if _zero_shot_runs(config) else ()
+    return own + tuple(name for spec in config.evaluations for name in spec.measures())
+
+
+def _zero_shot_runs(config: Config) -> bool:
+    return config.imagenet_val is not None and config.zeroshot_frequency > 0
+
+
+def chance(config: Config, *, root: Path, metric: str = "imagenet_top1") -> float:
+    """A measurement by guessing: k of all classes, or of all pairs; 0 where it is not measured.
+
+    Raises:
+        DataError: the data of that evaluation are not there.
+    """
+    if metric.startswith("imagenet_"):
+        path, num = config.imagenet_val, metric.removeprefix("imagenet_top")
+    else:
+        found = [spec for spec in config.evaluations if metric in spec.measures()]
+        if not found:
+            return 0.0
+        path = found[0].path or config.imagenet_val
+        measure = metric.removesuffix(found[0].label)
+        num = measure.rpartition("_r" if found[0].kind == "retrieval" else "_top")[2]
+    if path is None:
         return 0.0
-    return 1.0 / len(class_folders(root / config.imagenet_val))
+    kind = "retrieval" if metric.startswith("retrieval_") else "labelled"
+    return min(1.0, int(num) / _num_answers(path, root, kind))
+
+
+def _num_answers(path: str, root: Path, kind: str) -> int:
+    placed = "::".join(str(root / part) for part in path.split("::"))
+    if kind == "retrieval":
+        return _index(placed).num_samples
+    if not path.endswith(".tar"):
+        return len(class_folders(Path(placed)))
+    names, templates = zero_shot_classes(placed)
+    return 1000 if templates is None else len(names)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -450,37 +495,40 @@ def class_folders(folder: Path) -> list[Path]:
         if found:
             return [Path(path) for path in found]
     raise DataError(
-        f"imagenet_val {folder} holds no class folders. Give a folder with one folder of images "
-        "for each class (for the small data set: ablate data emoji)"
+        f"{folder} holds no class folders. Give imagenet_val, or an evaluation's path, a folder "
+        "with one folder of images for each class (for the small data set: ablate data emoji)"
     )
 
 
-def zero_shot_classes(folder: Path) -> tuple[list[str], list[str] | None]:
-    """Class names and prompt templates of an evaluation folder.
+def zero_shot_classes(data: Path | str) -> tuple[list[str], list[str] | None]:
+    """Class names and prompt templates of labelled images: a folder of class folders, or shards.
 
-    With ``classnames.json`` (a list, in the order of the class folders) and ``templates.json``
-    (a list of texts with ``{}`` for the name) in the folder, those; else ImageNet's, for which
-    the folder must have its 1000 classes. Templates are None for ImageNet's 80.
+    With ``classnames.json`` (a list, in the order of the class numbers) and ``templates.json``
+    (a list of texts with ``{}`` for the name) in the folder, or beside the first shard, those;
+    else ImageNet's, for which there must be 1000 class folders (of shards that is checked when
+    they are read). Templates are None for ImageNet's 80.
 
     Raises:
         DataError: names and folders do not match.
     """
-    folders = class_folders(folder)
+    shards = str(data).endswith(".tar")
+    folder = Path(expand_shards(str(data))[0]).parent if shards else Path(data)
+    num_classes = None if shards else len(class_folders(folder))
     names_file, templates_file = folder / "classnames.json", folder / "templates.json"
     if names_file.exists() != templates_file.exists():
         missing = templates_file if names_file.exists() else names_file
         raise DataError(f"{missing} is missing: classnames.json and templates.json go together")
     if not names_file.exists():
-        if len(folders) != 1000:
+        if num_classes not in (None, 1000):
             raise DataError(
-                f"{folder} has {len(folders)} classes and no classnames.json, and open_clip's "
+                f"{folder} has {num_classes} classes and no classnames.json, and open_clip's "
                 "ImageNet names are for 1000. Add classnames.json and templates.json to it"
             )
         return [], None
     names = json.loads(names_file.read_text(encoding="utf-8"))
     templates = json.loads(templates_file.read_text(encoding="utf-8"))
-    if len(names) != len(folders):
-        raise DataError(f"{names_file} names {len(names)} classes, {folder} has {len(folders)}")
+    if num_classes not in (None, len(names)):
+        raise DataError(f"{names_file} names {len(names)} classes, {folder} has {num_classes}")
     if not templates or not all("{}" in template for template in templates):
         raise DataError(f"{templates_file} must list texts that hold {{}} for the class name")
     return names, templates
@@ -713,7 +761,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
 
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
     tokenizer = open_clip.get_tokenizer(config.model, context_length=config.force_context_length)
-    index = _index(config)
+    index = _index(config.train_data)
     samples = data.ImageTextSamples(
         index,
         transform=_train_transform(config, preprocess, train_transform),
@@ -785,16 +833,15 @@ def _augmentation(config: Config) -> dict[str, Any]:
     return {key: item for key, item in config.aug_cfg if item is not None}
 
 
-def _index(config: Config) -> ShardIndex:
+def _index(pattern: str) -> ShardIndex:
     from ablate.datasets.shards import index_shards
     from ablate.training.cache import cache_folder
 
-    assert config.train_data is not None
-    index = index_shards(config.train_data, cache=cache_folder() / "shards")
+    index = index_shards(pattern, cache=cache_folder() / "shards")
     missing = [str(fault) for fault in index.faults if fault.kind == "missing_shard"]
     if missing:
         raise DataError(
-            f"{len(missing)} shards of train_data {config.train_data} are missing, the first: "
+            f"{len(missing)} shards of {pattern} are missing, the first: "
             f"{missing[0]}. Fetch them, or leave them out of the pattern"
         )
     return index
@@ -998,61 +1045,156 @@ def _evaluations(
     device: torch.device,
     to_input: Any,
 ) -> tuple[Evaluation, ...]:
-    if config.imagenet_val is None or config.zeroshot_frequency == 0:
-        return ()
-    import open_clip
-    from open_clip.utils import to_2tuple
-    from torchvision.transforms import Compose
-
-    from ablate.training.evaluate import EvalImages, ZeroShot
+    """The peer's zero-shot evaluation, those of `evaluations`, and the model's health with any."""
+    from ablate.training.evaluate import ZeroShot
     from ablate.training.health import Health
 
-    folder = Path(config.imagenet_val)
-    classnames, templates = zero_shot_classes(folder)
-    prompts: list[list[str]]
-    if templates is None:
-        prompts = [
-            [template(name) for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-            for name in open_clip.IMAGENET_CLASSNAMES
-        ]
-    else:
-        prompts = [[template.format(name) for template in templates] for name in classnames]
-    # The peer's list ends in: to RGB (done at decoding), to tensor, normalise (both in to_input).
-    to_bytes = Compose(transform.transforms[:-3])
-    side = to_2tuple(model.visual.image_size)
-    images = EvalImages(
-        folder,
-        transform=to_bytes,
-        transform_name=repr(to_bytes),
-        size=side,
-        cache_gib=config.cache_gib,
+    encoder = _encoder(config, device, to_input)
+    words = {"tokenizer": tokenizer, "tokenizer_name": _tokenizer_name(tokenizer)}
+    found: list[Evaluation] = []
+    if _zero_shot_runs(config):
+        assert config.imagenet_val is not None
+        images = _labelled_images(config, config.imagenet_val, model, transform)
+        prompts = _prompts(config.imagenet_val, images)
+        due = _schedule_of_epochs(config.zeroshot_frequency, config.epochs)
+        found.append(ZeroShot(images, prompts, encoder=encoder, due=due, **words))
+    found += [
+        _evaluation(spec, config, model, transform, encoder, words) for spec in config.evaluations
+    ]
+    if not found:
+        return ()
+    health = Health(
+        samples,
+        num_samples=num_samples,
+        seed=config.seed,
+        look=_look(config, device, to_input),
+        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
+        device=device,
+    )
+    return *found, health
+
+
+def _evaluation(
+    spec: specs.Evaluation,
+    config: Config,
+    model: Any,
+    transform: Any,
+    encoder: Encoder,
+    words: Mapping[str, Any],
+) -> Evaluation:
+    from ablate.training import evaluate
+
+    due = _schedule_of_epochs(spec.every, config.epochs)
+    path = spec.path or config.imagenet_val
+    assert path is not None, "Config refuses an evaluation without data"
+    if isinstance(spec, specs.RetrievalEvaluation):
+        pairs = evaluate.captioned_shards(_index(path))
+        images = _eval_images(config, pairs, model, transform)
+        return evaluate.Retrieval(images, encoder=encoder, due=due, label=spec.label, **words)
+    images = _labelled_images(config, path, model, transform)
+    if isinstance(spec, specs.ZeroShotEvaluation):
+        return evaluate.ZeroShot(
+            images,
+            _prompts(path, images),
+            encoder=encoder,
+            due=due,
+            name=f"zero_shot{spec.label}",
+            measures=spec.measures(),
+            counts=None,
+            clock=f"eval_time_s/zero_shot{spec.label}",
+            **words,
+        )
+    reference = None
+    if spec.train_path is not None:
+        reference = _labelled_images(config, spec.train_path, model, transform)
+    if isinstance(spec, specs.KnnEvaluation):
+        return evaluate.Neighbours(
+            images,
+            encoder=encoder,
+            due=due,
+            reference=reference,
+            neighbours=spec.neighbours,
+            temperature=spec.temperature,
+            label=spec.label,
+        )
+    return evaluate.LinearProbe(
+        images,
+        encoder=encoder,
+        due=due,
+        reference=reference,
+        penalty=spec.penalty,
+        label=spec.label,
     )
 
-    def due(epoch: int) -> bool:
-        return epoch % config.zeroshot_frequency == 0 or epoch == config.epochs
 
-    zero_shot = ZeroShot(
-        images,
-        prompts,
-        tokenizer=tokenizer,
-        tokenizer_name=_tokenizer_name(tokenizer),
+def _schedule_of_epochs(every: int, epochs: int) -> Callable[[int], bool]:
+    """After every so many epochs and after the last, as the peer's zeroshot_frequency."""
+    return lambda epoch: epoch % every == 0 or epoch == epochs
+
+
+def _encoder(config: Config, device: torch.device, to_input: Any) -> Encoder:
+    from ablate.training.evaluate import Encoder
+
+    return Encoder(
         encode_image=_encode_image,
         encode_text=_encode_prompts,
         autocast=_autocast(config, device),
         to_input=to_input,
         device=device,
         batch_size=config.batch_size,
-        due=due,
     )
-    health = Health(
-        samples,
-        num_samples=num_samples,
-        seed=config.seed,
-        look=_look(config, device, to_input),
-        due=due,
-        device=device,
+
+
+def _labelled_images(config: Config, path: str, model: Any, transform: Any) -> EvalImages:
+    """Images of a folder of class folders, or of shards with class numbers."""
+    from ablate.training import evaluate
+
+    if path.endswith(".tar"):
+        source = evaluate.labelled_shards(path)
+    else:
+        class_folders(Path(path))
+        source = evaluate.image_folder(Path(path))
+    return _eval_images(config, source, model, transform)
+
+
+def _eval_images(config: Config, source: ImageSource, model: Any, transform: Any) -> EvalImages:
+    from open_clip.utils import to_2tuple
+    from torchvision.transforms import Compose
+
+    from ablate.training.evaluate import EvalImages
+
+    # The peer's list ends in: to RGB (done at decoding), to tensor, normalise (both in to_input).
+    to_bytes = Compose(transform.transforms[:-3])
+    return EvalImages(
+        source,
+        transform=to_bytes,
+        transform_name=repr(to_bytes),
+        size=to_2tuple(model.visual.image_size),
+        cache_gib=config.cache_gib,
     )
-    return zero_shot, health
+
+
+def _prompts(path: str, images: EvalImages) -> list[list[str]]:
+    """The texts of each class: of the data's own names and templates, or ImageNet's.
+
+    Raises:
+        DataError: an image's class number has no name.
+    """
+    import open_clip
+
+    names, templates = zero_shot_classes(path)
+    if templates is None:
+        prompts = [
+            [template(name) for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+            for name in open_clip.IMAGENET_CLASSNAMES
+        ]
+    else:
+        prompts = [[template.format(name) for template in templates] for name in names]
+    largest = int(images.labels.max())
+    if largest >= len(prompts):
+        whose = "ImageNet" if templates is None else "classnames.json"
+        raise DataError(f"{path} has class number {largest}, and {whose} names {len(prompts)}")
+    return prompts
 
 
 def _look_inside(

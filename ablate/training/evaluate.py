@@ -1,5 +1,10 @@
 """Evaluations: named measurements of a model, run by all ranks together on their own schedule.
 
+Each is a small object with a name, ``due(epoch)`` and ``run(model, gang)`` (the Evaluation of
+ablate.recipes). It shares its images out over the ranks, gives every rank the same numbers, and
+leaves the model, its buffers and all generators as they were, so that measuring more or less
+often changes no training.
+
 Zero-shot accuracy follows open_clip_train.zero_shot and open_clip.build_zero_shot_classifier step
 by step; what differs is the work saved: classes and images are shared out over the ranks (the peer
 evaluates on rank 0 while the others wait), prompts are tokenised once, and images are decoded and
@@ -8,11 +13,14 @@ resized once for a machine.
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +30,57 @@ import PIL
 import torch
 from PIL import Image
 
+from ablate.datasets.shard_names import expand_shards
+from ablate.datasets.shard_scan import IMAGE_TYPES
+from ablate.datasets.shards import ShardIndex
 from ablate.errors import DataError
-from ablate.training import cache
+from ablate.training import cache, scores
 from ablate.training.data import Tokenizer
-from ablate.training.distributed import Gang, sum_over_ranks
+from ablate.training.distributed import Gang, broadcast, sum_over_ranks
 
 Encode = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TEXTS_PER_BATCH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Encoded images and what each shows."""
+
+    labels: npt.NDArray[np.int64]
+    """Class number of each image; empty where images have captions instead."""
+    texts: tuple[str, ...]
+    """Caption of each image; empty where images have labels instead."""
+    read: Callable[[int], bytes]
+    """The file of image i."""
+    describe: Callable[[int], str]
+    """Where image i lies, for messages."""
+    facts: tuple[object, ...]
+    """They change when the images do."""
+
+    def __len__(self) -> int:
+        return max(len(self.labels), len(self.texts))
+
+
+def image_folder(folder: Path) -> ImageSource:
+    """A folder of class folders, in torchvision.ImageFolder's order.
+
+    Raises:
+        DataError: a class without images.
+    """
+    paths, labels = list_images(folder)
+    facts = [path.stat() for path in paths]
+    return ImageSource(
+        labels=labels,
+        texts=(),
+        read=lambda number: paths[number].read_bytes(),
+        describe=lambda number: str(paths[number]),
+        facts=tuple(
+            (os.path.relpath(path, folder), fact.st_size, fact.st_mtime_ns)
+            for path, fact in zip(paths, facts, strict=True)
+        ),
+    )
 
 
 def list_images(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
@@ -53,41 +103,117 @@ def list_images(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
     return paths, np.array(labels, np.int64)
 
 
+def labelled_shards(pattern: str) -> ImageSource:
+    """WebDataset shards whose samples are an image and a class number (``.cls``), in their order.
+
+    Raises:
+        DataError: a shard cannot be read, or a sample has no whole number as its class.
+    """
+    paths = [Path(path) for path in expand_shards(pattern)]
+    places: list[tuple[Path, int, int, str]] = []
+    labels: list[int] = []
+    for path in paths:
+        try:
+            with tarfile.open(path) as tar:
+                for key, parts in _samples(tar).items():
+                    image = next((parts[kind] for kind in IMAGE_TYPES if kind in parts), None)
+                    label = parts.get("cls")
+                    if image is None or label is None:
+                        raise DataError(
+                            f"{path}: sample {key} has {', '.join(parts)}; a labelled sample is "
+                            "an image and a .cls file with its class number"
+                        )
+                    file = tar.extractfile(label)
+                    assert file is not None
+                    labels.append(_class_number(file.read(), f"{path}: {label.name}"))
+                    places.append((path, image.offset_data, image.size, image.name))
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"shard {path} cannot be read: {error}") from error
+    if not places:
+        raise DataError(f"{pattern} holds no labelled images")
+
+    def read(number: int) -> bytes:
+        path, offset, size, _ = places[number]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    stats = [path.stat() for path in paths]
+    return ImageSource(
+        labels=np.array(labels, np.int64),
+        texts=(),
+        read=read,
+        describe=lambda number: f"{places[number][0]}: {places[number][3]}",
+        facts=tuple(
+            (str(path), fact.st_size, fact.st_mtime_ns)
+            for path, fact in zip(paths, stats, strict=True)
+        ),
+    )
+
+
+def _samples(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Members by key (the path up to the first dot of its last part) and ending, in order."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for member in tar:
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, ending = base.partition(".")
+        if member.isfile() and dot and stem and not member.name.startswith("__"):
+            samples.setdefault(folder + slash + stem, {})[ending.lower()] = member
+    return samples
+
+
+def _class_number(content: bytes, where: str) -> int:
+    try:
+        number = int(content)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise DataError(f"{where} holds {content[:40]!r}, which is no class number (0, 1, ...)")
+    return number
+
+
+def captioned_shards(index: ShardIndex) -> ImageSource:
+    """All images and captions of WebDataset shards."""
+    texts = tuple(index.read(number)[1] for number in range(index.num_samples))
+    return ImageSource(
+        labels=np.zeros(0, np.int64),
+        texts=texts,
+        read=lambda number: index.read(number)[0],
+        describe=index.describe,
+        facts=(index.fingerprint,),
+    )
+
+
 class EvalImages:
-    """An image folder after a fixed transform: N x S x S x 3 bytes, mapped from the cache.
+    """Images after a fixed transform: N x S x S x 3 bytes, mapped from the cache.
 
     When they would take more than `cache_gib`, they are read anew each time.
     """
 
     def __init__(
         self,
-        folder: Path,
+        source: ImageSource,
         *,
         transform: Callable[[Any], Any],
         transform_name: str,
         size: tuple[int, int],
         cache_gib: float,
     ) -> None:
-        self.paths, self.labels = list_images(folder)
+        self.source = source
         self._transform = transform
         self._shape = (*size, 3)
         self._pixels: npt.NDArray[np.uint8] | None = None
-        if len(self.paths) * int(np.prod(self._shape)) < cache_gib * 2**30:
-            facts = [path.stat() for path in self.paths]
-            name = cache.key(
-                "eval-1",
-                transform_name,
-                PIL.__version__,
-                *(
-                    (os.path.relpath(path, folder), fact.st_size, fact.st_mtime_ns)
-                    for path, fact in zip(self.paths, facts, strict=True)
-                ),
-            )
+        if len(source) * int(np.prod(self._shape)) < cache_gib * 2**30:
+            name = cache.key("eval-1", transform_name, PIL.__version__, *source.facts)
             built = cache.build_once("eval", name, self._build)
             self._pixels = np.load(built / "pixels.npy", mmap_mode="r")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.source.labels
 
     def batches(
         self, start: int, stop: int, batch_size: int
@@ -98,29 +224,90 @@ class EvalImages:
             if self._pixels is not None:
                 pixels = np.array(self._pixels[first:last])
             else:
-                pixels = np.stack(list(self._read(self.paths[first:last])))
+                pixels = np.stack(list(self._read(range(first, last))))
             yield torch.from_numpy(pixels), torch.from_numpy(self.labels[first:last])
+
+    def chosen(self, rows: npt.NDArray[np.int64], batch_size: int) -> Iterator[torch.Tensor]:
+        """Images of these rows."""
+        for first in range(0, len(rows), batch_size):
+            mine = rows[first : first + batch_size]
+            if self._pixels is not None:
+                yield torch.from_numpy(np.array(self._pixels[mine]))
+            else:
+                yield torch.from_numpy(np.stack(list(self._read(mine.tolist()))))
 
     def _build(self, folder: Path) -> None:
         pixels = np.lib.format.open_memmap(
-            folder / "pixels.npy", "w+", np.uint8, (len(self.paths), *self._shape)
+            folder / "pixels.npy", "w+", np.uint8, (len(self), *self._shape)
         )
-        for row, image in enumerate(self._read(self.paths)):
+        for row, image in enumerate(self._read(range(len(self)))):
             pixels[row] = image
         pixels.flush()
 
-    def _read(self, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+    def _read(self, rows: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
         """Transformed images; decoding and resizing leave Python's lock, so threads help."""
 
-        def read(path: Path) -> npt.NDArray[np.uint8]:
+        def read(row: int) -> npt.NDArray[np.uint8]:
             try:
-                with Image.open(path) as image:
+                with Image.open(io.BytesIO(self.source.read(row))) as image:
                     return np.asarray(self._transform(image.convert("RGB")))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"{path} cannot be read as an image: {error}") from error
+                where = self.source.describe(row)
+                raise DataError(f"{where} cannot be read as an image: {error}") from error
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            yield from pool.map(read, paths)
+            yield from pool.map(read, rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """How images and texts become features of norm 1, on this rank's device."""
+
+    encode_image: Encode
+    encode_text: Encode
+    autocast: Callable[[], AbstractContextManager[Any]]
+    to_input: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device
+    batch_size: int
+
+    def images(self, model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Features of a batch of 8-bit images; call within `autocast`."""
+        return self.encode_image(model, self.to_input(pixels.to(self.device)))
+
+    def texts(self, model: torch.nn.Module, tokens: npt.NDArray[np.int32]) -> torch.Tensor:
+        """Features of a batch of token numbers; call within `autocast`."""
+        return self.encode_text(model, torch.from_numpy(tokens.astype(np.int64)).to(self.device))
+
+
+def share(total: int, gang: Gang) -> tuple[int, int]:
+    """First and last (exclusive) of this rank's part of `total` things."""
+    return total * gang.rank // gang.world_size, total * (gang.rank + 1) // gang.world_size
+
+
+def _gather(mine: torch.Tensor, first: int, total: int, gang: Gang) -> torch.Tensor:
+    """The rows of all ranks, in order; exact, for each row is added to zeros."""
+    if gang.world_size == 1:
+        return mine
+    whole = torch.zeros(total, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
+    whole[first : first + len(mine)] = mine
+    return sum_over_ranks(whole, gang)
+
+
+def image_features(
+    model: torch.nn.Module, images: EvalImages, encoder: Encoder, gang: Gang
+) -> torch.Tensor:
+    """Features of all images on every rank, each of which computes its part; float32."""
+    first, last = share(len(images), gang)
+    parts = []
+    with torch.inference_mode(), encoder.autocast():
+        for pixels, _ in images.batches(first, last, encoder.batch_size):
+            parts.append(encoder.images(model, pixels).float())
+    if not parts:
+        raise DataError(
+            f"{len(images)} images are fewer than the {gang.world_size} ranks that share them; "
+            "give the evaluation a larger set"
+        )
+    return _gather(torch.cat(parts), first, len(images), gang)
 
 
 def _tokenise_once(
@@ -138,12 +325,12 @@ def _tokenise_once(
 
 
 class ZeroShot:
-    """Zero-shot top-1 and top-5 accuracy on an image folder.
+    """Zero-shot top-1 and top-5 accuracy on labelled images.
 
-    `prompts` holds the same number of texts for each class, in the order of the class folders.
+    `prompts` holds the same number of texts for each class, in the order of the class numbers.
+    `measures` are the names of both accuracies, `counts` that of the number of images (None: it
+    is not told) and `clock` that of the wall time.
     """
-
-    name = "zero_shot"
 
     def __init__(
         self,
@@ -152,69 +339,62 @@ class ZeroShot:
         *,
         tokenizer: Tokenizer,
         tokenizer_name: str,
-        encode_image: Encode,
-        encode_text: Encode,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        to_input: Callable[[torch.Tensor], torch.Tensor],
-        device: torch.device,
-        batch_size: int,
+        encoder: Encoder,
         due: Callable[[int], bool],
+        name: str = "zero_shot",
+        measures: Sequence[str] = ("imagenet_top1", "imagenet_top5"),
+        counts: str | None = "eval_images",
+        clock: str = "eval_time_s",
     ) -> None:
+        self.name = name
         self._images = images
         self._prompts = prompts
-        self._encode_image = encode_image
-        self._encode_text = encode_text
-        self._autocast = autocast
-        self._to_input = to_input
-        self._device = device
-        self._batch_size = batch_size
+        self._encoder = encoder
         self._due = due
+        self._measures = measures
+        self._counts = counts
+        self._clock = clock
         self._tokens = _tokenise_once(prompts, tokenizer, tokenizer_name)
 
     def due(self, epoch: int) -> bool:
         return self._due(epoch)
 
     def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
-        """imagenet_top1, imagenet_top5, eval_images, eval_time_s; equal on all ranks."""
+        """Both accuracies, number of images, seconds; equal on all ranks."""
         began = time.perf_counter()
         with torch.inference_mode():
             classifier = self.classifier(model, gang)
             counts = torch.zeros(3, dtype=torch.float64)
-            share = len(self._images) * gang.rank // gang.world_size
-            end = len(self._images) * (gang.rank + 1) // gang.world_size
-            for images, labels in self._images.batches(share, end, self._batch_size):
+            first, last = share(len(self._images), gang)
+            for images, labels in self._images.batches(first, last, self._encoder.batch_size):
                 found = self._correct(model, classifier, images, labels)
                 counts += torch.tensor([*found, len(labels)], dtype=torch.float64)
             sum_over_ranks(counts, gang)
         top1, top5, total = counts.tolist()
-        return {
-            "imagenet_top1": top1 / total,
-            "imagenet_top5": top5 / total,
-            "eval_images": total,
-            "eval_time_s": time.perf_counter() - began,
-        }
+        measured = dict(zip(self._measures, (top1 / total, top5 / total), strict=True))
+        if self._counts is not None:
+            measured[self._counts] = total
+        return {**measured, self._clock: time.perf_counter() - began}
 
     def classifier(self, model: torch.nn.Module, gang: Gang) -> torch.Tensor:
         """Class embeddings, features x classes; each rank makes its share of them."""
         num_classes, num_prompts = len(self._prompts), len(self._prompts[0])
         shared = 1 < gang.world_size <= num_classes
-        rank, ranks = (gang.rank, gang.world_size) if shared else (0, 1)
-        first, last = num_classes * rank // ranks, num_classes * (rank + 1) // ranks
+        first, last = share(num_classes, gang) if shared else (0, num_classes)
         parts = []
         step = max(1, TEXTS_PER_BATCH // num_prompts)
         for begin in range(first, last, step):
             count = min(step, last - begin)
             rows = self._tokens[begin * num_prompts : (begin + count) * num_prompts]
-            texts_of_batch = torch.from_numpy(rows.astype(np.int64)).to(self._device)
-            with self._autocast():
-                features = self._encode_text(model, texts_of_batch)
+            with self._encoder.autocast():
+                features = self._encoder.texts(model, rows)
                 embeddings = features.reshape(count, num_prompts, -1).mean(dim=1)
                 embeddings = embeddings / embeddings.norm(dim=1, keepdim=True)
             parts.append(embeddings)
         mine = torch.cat(parts)
         if not shared:
             return mine.T
-        whole = torch.zeros(num_classes, mine.shape[1], device=self._device)
+        whole = torch.zeros(num_classes, mine.shape[1], device=mine.device)
         whole[first:last] = mine.float()  # exact: 16-bit floats are 32-bit floats
         return sum_over_ranks(whole, gang).to(mine.dtype).T
 
@@ -226,9 +406,152 @@ class ZeroShot:
         labels: torch.Tensor,
     ) -> tuple[float, float]:
         """How many images have their class first, and among the first five."""
-        with self._autocast():
-            features = self._encode_image(model, self._to_input(images.to(self._device)))
-            logits = 100.0 * features @ classifier
+        with self._encoder.autocast():
+            logits = 100.0 * self._encoder.images(model, images) @ classifier
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        correct = best == labels.to(self._device)[:, None]
+        correct = best == labels.to(best.device)[:, None]
         return float(correct[:, 0].sum()), float(correct.sum())
+
+
+class Neighbours:
+    """Top-1 accuracy of the nearest neighbours in feature space (:func:`scores.knn_correct`)."""
+
+    def __init__(
+        self,
+        images: EvalImages,
+        *,
+        encoder: Encoder,
+        due: Callable[[int], bool],
+        reference: EvalImages | None = None,
+        neighbours: int = scores.NEIGHBOURS,
+        temperature: float = scores.TEMPERATURE,
+        label: str = "",
+    ) -> None:
+        self.name = f"knn{label}"
+        self._images = images
+        self._reference = reference
+        self._encoder = encoder
+        self._due = due
+        self._options = {"neighbours": neighbours, "temperature": temperature}
+        self._label = label
+
+    def due(self, epoch: int) -> bool:
+        return self._due(epoch)
+
+    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
+        """The accuracy and its seconds; each rank asks for its share of the images."""
+        began = time.perf_counter()
+        features = image_features(model, self._images, self._encoder, gang)
+        correct = scores.knn_correct(
+            features,
+            torch.from_numpy(self._images.labels).to(features.device),
+            reference=_reference(model, self._reference, self._encoder, gang),
+            rows=slice(*share(len(features), gang)),
+            **self._options,  # type: ignore[arg-type]
+        )
+        right = sum_over_ranks(correct.sum(dtype=torch.float64).cpu(), gang)
+        return {
+            f"knn_top1{self._label}": float(right) / len(features),
+            f"eval_time_s/{self.name}": time.perf_counter() - began,
+        }
+
+
+class LinearProbe:
+    """Top-1 accuracy of a linear classifier on frozen features (:func:`scores.linear_correct`)."""
+
+    def __init__(
+        self,
+        images: EvalImages,
+        *,
+        encoder: Encoder,
+        due: Callable[[int], bool],
+        reference: EvalImages | None = None,
+        penalty: float = scores.PENALTY,
+        label: str = "",
+    ) -> None:
+        self.name = f"linear{label}"
+        self._images = images
+        self._reference = reference
+        self._encoder = encoder
+        self._due = due
+        self._penalty = penalty
+        self._label = label
+
+    def due(self, epoch: int) -> bool:
+        return self._due(epoch)
+
+    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
+        """The accuracy and its seconds; features on all ranks, the fit on rank 0."""
+        began = time.perf_counter()
+        features = image_features(model, self._images, self._encoder, gang)
+        reference = _reference(model, self._reference, self._encoder, gang)
+        top1 = None
+        if gang.first:
+            correct = scores.linear_correct(
+                features,
+                torch.from_numpy(self._images.labels).to(features.device),
+                reference=reference,
+                penalty=self._penalty,
+            )
+            top1 = float(correct.double().mean())
+        return {
+            f"linear_top1{self._label}": broadcast(top1, gang),
+            f"eval_time_s/{self.name}": time.perf_counter() - began,
+        }
+
+
+def _reference(
+    model: torch.nn.Module, images: EvalImages | None, encoder: Encoder, gang: Gang
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if images is None:
+        return None
+    features = image_features(model, images, encoder, gang)
+    return features, torch.from_numpy(images.labels).to(features.device)
+
+
+class Retrieval:
+    """Image-to-text and text-to-image recall at 1, 5 and 10 on pairs (:func:`scores.recalls`)."""
+
+    def __init__(
+        self,
+        images: EvalImages,
+        *,
+        tokenizer: Tokenizer,
+        tokenizer_name: str,
+        encoder: Encoder,
+        due: Callable[[int], bool],
+        label: str = "",
+    ) -> None:
+        self.name = f"retrieval{label}"
+        self._images = images
+        self._encoder = encoder
+        self._due = due
+        self._label = label
+        captions = [[text] for text in images.source.texts]
+        self._tokens = _tokenise_once(captions, tokenizer, tokenizer_name)
+
+    def due(self, epoch: int) -> bool:
+        return self._due(epoch)
+
+    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
+        """The six recalls and the seconds; each rank ranks its share of the pairs."""
+        began = time.perf_counter()
+        images = image_features(model, self._images, self._encoder, gang)
+        texts = self._text_features(model, gang)
+        rows = slice(*share(len(images), gang))
+        measured = {}
+        for way, queries, targets in (("i2t", images, texts), ("t2i", texts, images)):
+            found = scores.recalls(queries, targets, rows=rows).sum(dim=0).cpu()
+            for k, right in zip(scores.RECALLS, sum_over_ranks(found, gang), strict=True):
+                measured[f"retrieval_{way}_r{k}{self._label}"] = float(right) / len(images)
+        measured[f"eval_time_s/{self.name}"] = time.perf_counter() - began
+        return measured
+
+    def _text_features(self, model: torch.nn.Module, gang: Gang) -> torch.Tensor:
+        first, last = share(len(self._tokens), gang)
+        parts = []
+        with torch.inference_mode(), self._encoder.autocast():
+            for begin in range(first, last, TEXTS_PER_BATCH):
+                rows = self._tokens[begin : min(begin + TEXTS_PER_BATCH, last)]
+                parts.append(self._encoder.texts(model, rows).float())
+        return _gather(torch.cat(parts), first, len(self._tokens), gang)

@@ -87,7 +87,7 @@ def ours(folder: str, data: str) -> None:
     torch.set_num_threads(1)
     gang = Gang(0, 1, 0, 1, torch.device("cpu"))
     task = openclip.build(_config(data), rank=0, world_size=1, device=gang.device)
-    zero_shot, _ = task.evaluations
+    zero_shot = task.evaluations[0]
     watch = _Watch(zero_shot)
     task = dataclasses.replace(task, evaluations=(watch,))
     writer = AttemptWriter(Path(folder), 1)
