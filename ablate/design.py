@@ -51,6 +51,16 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     return list(trials.values())
 
 
+def grows(study: Study) -> bool:
+    """Whether results can bring trials that :func:`propose` did not list before them."""
+    design = study.design
+    return (
+        study.sequential is not None
+        or isinstance(design, AblationPath)
+        or (isinstance(design, Search) and design.then != "nothing")
+    )
+
+
 def cells(study: Study, results: Sequence[Result] = ()) -> list[Cell]:
     """The distinct cells that the design lists, the baseline first.
 

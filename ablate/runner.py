@@ -8,6 +8,7 @@ is the one way to go on. One controller at a time works on a folder; it alone wr
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ablate import __version__, design
 from ablate.analysis.results import Result, result_of
+from ablate.backlog import Backlog
 from ablate.cluster import Attempt, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records import StudyRecord, TrialRecord, read_json
@@ -36,6 +38,11 @@ GRACE_S = 120.0
 
 LOST_LIMIT = 20
 """Attempts in a row that may vanish with their machine, without progress, before giving up."""
+
+LOOKING_SHARE = 0.1
+"""Most of the loop's time that goes into the picture of the study for people."""
+
+_Levels = tuple[tuple[str, str], ...]
 
 
 class Book(Protocol):
@@ -63,7 +70,7 @@ class Mirror(Protocol):
         """One line while the mirror is behind; it catches up by itself."""
 
     def update(self, trials: Sequence[Trial], active: Sequence[str]) -> None:
-        """Bring the mirror up to date with the study folder, soon."""
+        """Bring the mirror up to date with the study folder, soon; `trials` only ever grows."""
 
 
 @contextmanager
@@ -109,12 +116,13 @@ def launch(
     stop_level: Callable[[], int] = lambda: 0,
     watch: Callable[[StudyStatus], None] = lambda status: None,
     entry: str = WORKER,
+    clock: Callable[[], float] = time.monotonic,
 ) -> StudyStatus:
     """Run what is missing of the study until every trial has an outcome, or it is stopped.
 
     `stop_level` is asked every turn: 1 lets running trials checkpoint first, 2 ends them at once.
-    `watch` gets the study's status every turn. Returns the last status. The caller holds
-    :func:`controlling`.
+    `watch` gets the study's status every few turns. Returns the last status. The caller holds
+    :func:`controlling`. `clock` gives seconds that only go forward, whatever the time of day does.
 
     Raises:
         PlacementError: no gang of this study fits the cluster.
@@ -131,7 +139,7 @@ def launch(
             "version": __version__,
         }
     )
-    controller = _Controller(study, record, cluster, book, mirror, entry)
+    controller = _Controller(study, record, cluster, book, mirror, entry, clock)
     try:
         return controller.run(stop_level, watch)
     finally:
@@ -140,34 +148,47 @@ def launch(
 
 @dataclass(slots=True)
 class _Controller:
+    """One launch. What it keeps up to date per event, it never recounts over the study."""
+
     study: Study
     record: StudyRecord
     cluster: Cluster
     book: Book
     mirror: Mirror
     entry: str
+    clock: Callable[[], float]
     results: dict[str, Result] = field(default_factory=dict)
     """Ended trials of the study, by id."""
     wanted: dict[str, Trial] = field(default_factory=dict)
     """Every trial the study wants so far, in order."""
+    order: list[Trial] = field(default_factory=list)
+    """The same as a list that only grows, for the mirror."""
+    backlog: Backlog = field(default_factory=Backlog)
+    """Wanted trials that have neither ended nor been handed to the cluster."""
     active: dict[str, int] = field(default_factory=dict)
     """Trial id -> attempt, of those handed to the cluster."""
     placed_at: dict[str, float] = field(default_factory=dict)
-    not_before: dict[str, float] = field(default_factory=dict)
-    """Earliest time of the next attempt of a trial that crashed."""
-    begun: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
-    told: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
+    of_cell: dict[_Levels, list[Trial]] = field(default_factory=dict)
+    unended: Counter[_Levels] = field(default_factory=Counter)
+    """How many trials of a cell have not ended."""
+    begun_seeds: set[int] = field(default_factory=set)
+    """Seed blocks of which at least one trial was started."""
     fingerprint: dict[str, str] = field(default_factory=fingerprint)
     ledger: Ledger = field(default_factory=Ledger)
     exhausted: bool = False
     over_budget: bool = False
+    proposed_at: int = -1
+    """Number of results at which the design was last asked."""
 
     def run(
         self, stop_level: Callable[[], int], watch: Callable[[StudyStatus], None]
     ) -> StudyStatus:
         self._recall()
         self._extend()
+        for levels in self.of_cell:
+            self._tell(levels)
         stopping = 0
+        look_at = 0.0
         while True:
             level = max(stop_level(), self._stop_file())
             if level > stopping:
@@ -176,10 +197,13 @@ class _Controller:
                     self.cluster.stop(trial_id, grace_s=GRACE_S if level == 1 else 0.0)
             if not stopping:
                 self._fill()
-            status = self._status("stopping" if stopping else "running")
-            self.mirror.update(list(self.wanted.values()), list(self.active))
-            watch(status)
-            if not self.active and (stopping or not self._startable()):
+            self.mirror.update(self.order, list(self.active))
+            began = time.monotonic()
+            if began >= look_at:
+                watch(self._status("stopping" if stopping else "running"))
+                now = time.monotonic()
+                look_at = now + (now - began) * (1 / LOOKING_SHARE - 1)
+            if not self.active and (stopping or self.over_budget or not self.backlog):
                 return self._status("absent")
             for event in self.cluster.wait(POLL_S):
                 self._settle(event, stopping=bool(stopping))
@@ -198,12 +222,17 @@ class _Controller:
             if outcome is not None:
                 self.results[trial.id] = result_of(trial, outcome)
 
-    def _extend(self) -> None:
-        """Ask the design for trials; new results may bring new ones."""
+    def _extend(self) -> bool:
+        """Ask the design for trials, new results may bring new ones; whether any came."""
+        if self.proposed_at == len(self.results) or (
+            self.proposed_at >= 0 and not design.grows(self.study)
+        ):
+            return False
+        self.proposed_at = len(self.results)
+        before = len(self.wanted)
         for trial in design.propose(self.study, list(self.results.values())):
             self._want(trial)
-        for cell in {trial.cell.levels: trial.cell for trial in self.wanted.values()}.values():
-            self._tell(cell)
+        return len(self.wanted) > before
 
     def _want_cell(self, cell: Cell) -> None:
         for seed in self.study.seeds:
@@ -212,57 +241,58 @@ class _Controller:
     def _want(self, trial: Trial) -> None:
         if trial.id in self.wanted:
             return
-        if trial.cell.levels not in self.begun:
-            self.begun.add(trial.cell.levels)
+        levels = trial.cell.levels
+        if levels not in self.of_cell:
+            self.of_cell[levels] = []
             self.book.begin(trial.cell)
         self.wanted[trial.id] = trial
+        self.order.append(trial)
+        self.of_cell[levels].append(trial)
         folder = self.record.write_trial({**trial.to_json(), "fingerprint": self.fingerprint})
         outcome = folder.outcome()
         self.ledger.spend(folder.ends(), workers=self.study.gang.workers)
         if outcome is not None:
             self.results[trial.id] = result_of(trial, outcome)
             self.ledger.count(trial, outcome)
+            self.begun_seeds.add(trial.seed)
+        else:
+            self.unended[levels] += 1
+            self.backlog.add(trial)
 
-    def _tell(self, cell: Cell) -> None:
-        mine = [trial for trial in self.wanted.values() if trial.cell.levels == cell.levels]
-        ended = [self.results[trial.id] for trial in mine if trial.id in self.results]
-        if cell.levels in self.told or len(ended) < len(mine):
-            return
-        self.told.add(cell.levels)
-        self.book.tell(cell, ended)
+    def _tell(self, levels: _Levels) -> None:
+        """Tell the book about a cell whose trials have all ended."""
+        if not self.unended[levels]:
+            mine = self.of_cell[levels]
+            self.book.tell(mine[0].cell, [self.results[trial.id] for trial in mine])
 
     def _search_more(self) -> bool:
         """Ask the search for one more cell; False when it has had its budget of cells."""
         plan = self.study.design
-        if not isinstance(plan, Search) or self.exhausted:
-            return False
-        asked = {trial.cell.levels for trial in self.wanted.values()}
-        if len(asked) >= plan.cells:
+        if not isinstance(plan, Search) or self.exhausted or len(self.of_cell) >= plan.cells:
             return False
         cell = self.book.ask()
         if cell is None:
             self.exhausted = True
             return False
-        self.begun.add(cell.levels)
+        self.of_cell.setdefault(cell.levels, [])  # begun by the book itself
         self._want_cell(cell)
         return True
 
     # ------------------------------------------------------------------ place
 
-    def _waiting(self) -> list[Trial]:
-        return [
-            trial
-            for trial in self.wanted.values()
-            if trial.id not in self.results and trial.id not in self.active
-        ]
-
-    def _startable(self) -> bool:
-        return bool(self._waiting()) and not self.over_budget
+    def _next(self) -> Trial | None:
+        """The trial to start next, from search and design if none is ready; None: not now."""
+        while True:
+            trial = self.backlog.first(self.clock())
+            if trial is not None:
+                return trial
+            if not self._search_more() and not self._extend():
+                return None
 
     def _fill(self) -> None:
         """Hand the cluster as many trials as it can run at once."""
         gang = Gang(**self.study.gang.model_dump())
-        if not self._waiting() and not self._search_more():
+        if self._next() is None:
             return
         capacity = self.cluster.capacity(gang)
         if capacity.total == 0:
@@ -272,20 +302,18 @@ class _Controller:
                 f"a gang of {gang.workers} workers does not fit: {capacity.reason}"
             )
         while len(self.active) < capacity.total:
-            now = time.time()
-            ready = [t for t in self._waiting() if self.not_before.get(t.id, 0.0) <= now]
-            if not ready:
-                if self._waiting() or not self._search_more():
-                    return
-                continue
-            if self._exceeds_budget(ready[0]):
+            trial = self._next()
+            if trial is None:
+                return
+            if self._exceeds_budget(trial):
                 self.over_budget = True
                 return
-            self._start(ready[0], gang)
+            self._start(self.backlog.take(self.clock()), gang)
 
     def _start(self, trial: Trial, gang: Gang) -> None:
         folder = self.record.record(trial.id)
         number = self.record.new_attempt(folder)
+        self.begun_seeds.add(trial.seed)
         try:
             self.cluster.start(
                 Attempt(trial.id, number, folder.folder.absolute(), gang, entry=self.entry)
@@ -304,16 +332,12 @@ class _Controller:
         Asked only at a block's first trial, so that a cut study consists of whole blocks.
         """
         limit = self.study.budget.gpu_hours
-        if limit is None or any(
-            other.seed == trial.seed and (other.id in self.results or other.id in self.active)
-            for other in self.wanted.values()
-        ):
+        if limit is None or trial.seed in self.begun_seeds:
             return False
         if not self.ledger.durations_s:
             return False  # nothing is known about the cost yet
         costly_s = max(self.ledger.durations_s) * self.study.gang.workers
-        block = sum(t.seed == trial.seed for t in self._waiting())
-        ahead_s = (len(self.active) + block) * costly_s
+        ahead_s = (len(self.active) + self.backlog.num_of_seed(trial.seed)) * costly_s
         return (self.ledger.spent_s + ahead_s) / 3600 > limit
 
     # ------------------------------------------------------------------ record
@@ -324,7 +348,7 @@ class _Controller:
         trial = self.wanted[event.trial_id]
         folder = self.record.record(trial.id)
         if event.kind == "placed":
-            self.placed_at[trial.id] = event.time
+            self.placed_at[trial.id] = self.clock()
             return
         del self.active[trial.id]
         result = folder.result(event.number)
@@ -342,12 +366,14 @@ class _Controller:
             detail=event.detail,
             exit_codes=list(event.exit_codes),
             nodes=list(event.nodes),
-            wall_s=max(event.time - self.placed_at.pop(trial.id, event.time), 0.0),
+            wall_s=self.clock() - self.placed_at.pop(trial.id, self.clock()),
         )
         if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
-        elif kind != "stopped":
+        elif kind == "stopped":
+            self.backlog.add(trial)
+        else:
             self._retry_or_give_up(trial, folder)
 
     def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
@@ -374,15 +400,18 @@ class _Controller:
             best = max(best, end["step"])
         only_lost = bool(kinds) and set(kinds) == {"lost"}
         if fruitless < (LOST_LIMIT if only_lost else self.study.budget.attempts):
-            self.not_before[trial.id] = time.time() + min(2.0 ** (fruitless - 1), 60.0) - 1.0
+            pause_s = min(2.0 ** (fruitless - 1), 60.0) - 1.0
+            self.backlog.add(trial, not_before=self.clock() + pause_s)
             return
         last = folder.attempts()[-1]
+        broken = "" if best > 0 else "broken: no attempt finished a step. "
         self._conclude(
             trial,
             folder,
             outcome=Outcome.LOST if only_lost else Outcome.FAILED,
             value=None,
-            reason=f"{fruitless} attempts without progress; the last: {ends[-1]['detail']}\n"
+            reason=f"{broken}{fruitless} attempts without progress; the last: "
+            f"{ends[-1]['detail']}\n"
             f"{folder.log_tail(last)}".rstrip(),
         )
 
@@ -406,8 +435,8 @@ class _Controller:
         self.record.write_outcome(folder, content)
         self.ledger.count(trial, content)
         self.results[trial.id] = result_of(trial, content)
-        self._tell(trial.cell)
-        self._extend()
+        self.unended[trial.cell.levels] -= 1
+        self._tell(trial.cell.levels)
 
     # ------------------------------------------------------------------ show
 

@@ -68,8 +68,8 @@ class Budget(_Spec):
 
     gpu_hours: float | None = Field(default=None, gt=0)
     """Most accelerator-hours (worker-hours on CPU) the study may spend in all."""
-    attempts: int = Field(default=4, ge=1)
-    """Most attempts of one trial when its machine or process dies."""
+    attempts: int = Field(default=5, ge=1)
+    """Most attempts of one trial that crash in a row without getting further."""
 
 
 class SequentialSeeds(_Spec):

@@ -28,6 +28,8 @@ def main() -> None:
     if int(os.environ["RANK"]) != 0:
         return
     writer = AttemptWriter(folder, attempt)
+    if rule.get("breaks"):
+        raise RuntimeError("the script says break before the first step")
     reached = max((int(p.name) for p in folder.glob("reached/*")), default=0)
     for step in range(reached + 1, rule.get("steps", 2) + 1):
         writer.step([{"step": step, "attempt": attempt, "time": time.time(), "loss": 1.0 / step}])

@@ -139,6 +139,17 @@ def test_a_trial_that_keeps_dying_is_given_up_with_its_log(tmp_path: Path) -> No
     assert len(told.told) == 3
 
 
+def test_a_trial_that_never_takes_a_step_is_broken_after_five_attempts(tmp_path: Path) -> None:
+    """Five attempts that die before their first step mark the trial broken; the study goes on."""
+    study = prepare(tmp_path, [{"match": {"warmup": 1, "seed": 0}, "breaks": True}])
+    status, record, _ = run(study, tmp_path)
+    assert status.outcomes == {"completed": TRIALS - 1, "failed": 1}
+    [failed] = [o for f in record.records() if (o := f.outcome()) and o["outcome"] == "failed"]
+    assert failed["attempt"] == 5
+    assert failed["reason"].startswith("broken: no attempt finished a step. 5 attempts")
+    assert "the script says break" in failed["reason"]
+
+
 def test_progress_renews_the_attempts(tmp_path: Path) -> None:
     """A trial that dies at every attempt, but each time a checkpoint further, completes."""
     rules = [{"match": {"warmup": 1}, "crashes": 4, "steps": 5, "checkpoints": True}]

@@ -100,8 +100,6 @@ def _trial_folder(arguments: list[str]) -> Path:
 
 
 def _run(folder: Path, stop: _StopFlag) -> int:
-    import torch
-
     from ablate.training import distributed, loop
 
     began = time.perf_counter()
@@ -150,10 +148,13 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             writer=writer,
             monitor=monitor,
         )
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         # Any rank may be the one; the others lose their peer, and the result stands.
+        log.exception("out of memory")
         writer = writer or records.AttemptWriter(folder, attempt)
-        writer.result({"status": "infeasible", "reason": f"out of memory: {error}"})
+        writer.result({"status": "infeasible", "reason": _memory_advice(task, error)})
         return 0
     except DataError as error:
         log.exception("the data cannot be used")
@@ -176,6 +177,28 @@ def _run(folder: Path, stop: _StopFlag) -> int:
         writer.close()
         log.info("%s: %s", ending.status, ending.reason)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    # The allocator of the CPU has no exception of its own.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def _memory_advice(task: Any, error: Exception) -> str:
+    """What did not fit, and the batch size to try; the global batch stays as it is."""
+    given = f"batch_size {task.batch_size} with accum_freq {task.accum_freq} does not fit in memory"
+    if task.batch_size % 2 == 0:
+        given += (
+            f"; try batch_size {task.batch_size // 2} with accum_freq {task.accum_freq * 2}: the "
+            "loss then sees the same global batch, BatchNorm one of half the size"
+        )
+    elif task.batch_size > 1:
+        given += f"; try batch_size {task.batch_size // 2}"
+    return f"{given}. {str(error).splitlines()[0]}"
 
 
 def _set_up_torch(gang: Any, *, cpus: float) -> None:

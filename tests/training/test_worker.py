@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from small_trials import run, start, wait_for, write_trial
 
@@ -151,3 +152,17 @@ def test_what_retrying_cannot_mend_is_a_result(
     result = trial.result(1)
     assert result is not None
     assert result["status"] == "failed" and result["reason"].startswith(reason)
+
+
+def test_out_of_memory_is_a_result_with_the_batch_size_to_try(tmp_path: Path, data: Path) -> None:
+    """A batch that does not fit ends the trial as infeasible, not as a crash to be repeated."""
+    trial = write_trial(tmp_path / "t", data, batch_size=96, force_image_size=512)
+    ranks = start(trial.folder)
+    process = psutil.Process(ranks.processes[0].pid)
+    room = process.memory_info().vms + 2**29
+    process.rlimit(psutil.RLIMIT_AS, (room, room))
+    assert ranks.wait() == [0]
+    result = trial.result(1)
+    assert result is not None and result["status"] == "infeasible"
+    assert "batch_size 96 with accum_freq 1 does not fit in memory" in result["reason"]
+    assert "try batch_size 48 with accum_freq 2" in result["reason"]
