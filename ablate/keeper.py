@@ -20,11 +20,13 @@ import faulthandler
 import gc
 import importlib
 import json
+import mmap
 import os
 import selectors
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,9 +47,12 @@ ORDERLY = frozenset({0, 75})
 # An orderly end leaves this long to what the rank started (multiprocessing's resource tracker
 # unlinks its semaphores when its pipe closes); after that, and after any other end, SIGKILL.
 _AFTERLIFE_S = 1.0
-# Between asking a rank that ignored SIGTERM for its stacks and killing it.
+# Between asking a rank that ignored SIGTERM, or hangs, for its stacks and killing it.
 _DUMP_S = 0.3
 _TICK_S = 0.02
+# How often the signs of life of running ranks are looked at, and how long a rank may stay stopped.
+_LOOK_S = 1.0
+_STOPPED_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -94,9 +99,48 @@ class HostLost(Exception):
 # The keeper process
 
 
+class _Pulse:
+    """What a rank last said of itself (:mod:`ablate.training.pulse`), and for how long since.
+
+    Time counts only while the keeper runs: when a batch system suspends the whole job, nobody is
+    late.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("pulse")
+        os.ftruncate(self.descriptor, 16)
+        self.cell = mmap.mmap(self.descriptor, 16)
+        self.mark = 0.0
+        self.silent_s = 0.0
+        self.stopped_s = 0.0
+
+    def look(self, pid: int, elapsed_s: float) -> str:
+        """What is wrong with the rank; empty when nothing is."""
+        mark, patience_s = struct.unpack("=dd", self.cell)
+        self.silent_s = self.silent_s + elapsed_s if mark == self.mark else 0.0
+        self.mark = mark
+        try:
+            stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return ""
+        self.stopped_s = self.stopped_s + elapsed_s if stopped else 0.0
+        if self.stopped_s >= _STOPPED_S:
+            return f"it was stopped by a signal (SIGSTOP) for {self.stopped_s:.0f} s"
+        if mark and self.silent_s > patience_s:
+            return (
+                f"no step ended for {self.silent_s:.0f} s, the stacks of all threads are in the "
+                "logs; ABLATE_PATIENCE_S sets the least patience"
+            )
+        return ""
+
+    def close(self) -> None:
+        self.cell.close()
+
+
 @dataclass(slots=True)
 class _Gang:
     pids: dict[int, int]  # rank -> pid, while it lives
+    pulses: dict[int, _Pulse] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
     reason: str = ""
@@ -115,6 +159,7 @@ class _Server:
         self.estate: dict[str, Any] | None = None
         self.lease_s: float | None = None
         self.lease: float | None = None  # monotonic time until which the controller is believed in
+        self.looked = time.monotonic()
         self.wake, self.waker = socket.socketpair()
         self.selector = selectors.DefaultSelector()
 
@@ -144,6 +189,7 @@ class _Server:
             self._reap()
             if self.lease is not None and time.monotonic() > self.lease:
                 self._give_up()
+            self._look()
             for name in list(self.gangs):
                 self._advance(name)
 
@@ -155,6 +201,8 @@ class _Server:
             for deadline in (gang.dump_at, gang.kill_at, self.lease)
             if deadline is not None
         ]
+        if any(gang.kill_at is None for gang in self.gangs.values()):
+            deadlines.append(self.looked + _LOOK_S)
         if not deadlines:
             return None
         return max(_TICK_S, min(deadlines) - time.monotonic())
@@ -218,6 +266,9 @@ class _Server:
             self.gangs[name] = gang
             for rank, log in zip(ranks, logs, strict=True):
                 env = {**network, **_host_environment(), **rank["env"]}
+                pulse = gang.pulses[rank["rank"]] = _Pulse()
+                opened.callback(os.close, pulse.descriptor)
+                env["ABLATE_PULSE_FD"] = str(pulse.descriptor)
                 foreign = store
                 if rank["rank"] == 0 and store is not None:
                     env["ABLATE_STORE_FD"] = str(store.fileno())
@@ -291,6 +342,22 @@ class _Server:
                 gang.failed = min(gang.pids, default=None)
                 gang.reason = "its machine could not hear the controller"
 
+    def _look(self) -> None:
+        """End gangs with a rank that makes no progress: the others wait for it in a collective."""
+        now = time.monotonic()
+        if now - self.looked < _LOOK_S:
+            return
+        elapsed_s = min(now - self.looked, 2 * _LOOK_S)
+        self.looked = now
+        for gang in self.gangs.values():
+            if gang.kill_at is not None:
+                continue
+            found = {r: gang.pulses[r].look(pid, elapsed_s) for r, pid in gang.pids.items()}
+            late = {rank: reason for rank, reason in found.items() if reason}
+            if late:
+                gang.failed, gang.reason = next(iter(late.items()))
+                gang.dump_at, gang.kill_at = now, now + _DUMP_S
+
     def _reap(self) -> None:
         """Collect every child that ended: ranks, and orphans that were adopted."""
         while True:
@@ -332,6 +399,8 @@ class _Server:
                 _signal(process.pid, signal.SIGKILL)
         if remains or gang.pids:
             return
+        for pulse in gang.pulses.values():
+            pulse.close()
         del self.gangs[name]
         self._say("ended", name, codes=gang.codes, failed=gang.failed, reason=gang.reason)
 

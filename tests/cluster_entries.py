@@ -170,3 +170,33 @@ def all_reduce() -> int:
     )
     dist.destroy_process_group()
     return 0
+
+
+def train_and_stop() -> int:
+    """Rank 1 stops itself, as a process that waits for a terminal does; rank 0 waits for it."""
+    if _rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return sleep()
+
+
+def train_and_hang() -> int:
+    """Three steps, and then a fourth that never ends."""
+    from ablate.training.pulse import Pulse
+
+    pulse = Pulse()
+    for _ in range(3):
+        pulse.step(0.01)
+        time.sleep(0.01)
+    return sleep()
+
+
+def train_and_evaluate() -> int:
+    """A step, and an evaluation that takes longer than any step may."""
+    from ablate.training.pulse import Pulse
+
+    pulse = Pulse()
+    pulse.step(0.01)
+    pulse.rest()
+    time.sleep(float(os.environ["ABLATE_PATIENCE_S"]) + 3)
+    pulse.step(0.01)
+    return 0

@@ -47,6 +47,7 @@ from ablate.training.optim import (
     load_named_state,
     named_state,
 )
+from ablate.training.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,7 @@ class _Run:
         self.void_from: int | None = None
         """First step that some rank had no data for."""
         self.beat = 0.0
+        self.pulse = Pulse()
         _, _, self.step_key = data.child_seeds(task.seed)
 
     # ------------------------------------------------------------------- the way through
@@ -230,8 +232,9 @@ class _Run:
     def run_steps(self, model: torch.nn.Module) -> Ending:
         task, progress = self.task, self.progress
         batches = self.batches()
+        began = progress.step
         end = time.perf_counter()
-        for step in range(progress.step, self.total):
+        for step in range(began, self.total):
             micro, faults, data_s = self.next_batches(batches)
             values = self.optimize(model, step, micro)
             now = time.perf_counter()
@@ -243,6 +246,7 @@ class _Run:
                 "data_time_s": data_s,
             }
             progress.train_s += now - end
+            self.pulse.step(0.0 if step == began else now - end)  # the first one warms up
             end = now
             progress.step = step + 1
             flags = (
@@ -255,12 +259,14 @@ class _Run:
             epoch_ends = (step + 1) % self.per_epoch == 0
             if epoch_ends or self.must_leave():
                 self.take(self.exchange.flush())
+                self.pulse.rest()
             if self.must_leave():
                 return self.leave()
             if epoch_ends:
                 ending = self.end_epoch((step + 1) // self.per_epoch)
                 if ending is not None:
                     return ending
+                self.pulse.step(0.0)
                 end = time.perf_counter()
         return Ending("completed", f"{self.total} steps", progress, self.total)
 
