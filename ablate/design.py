@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+from pydantic import ValidationError
 
 from ablate import recipes
 from ablate.analysis.results import Result
 from ablate.analysis.sequential import open_levels
 from ablate.errors import PlanError
-from ablate.factorial import TwoLevel, fractional, plackett_burman
+from ablate.factorial import MixedLevel, TwoLevel, fractional, mixed_levels, plackett_burman
+from ablate.factors import Sameness, same_experiment, simplify
 from ablate.study import (
     AblationPath,
     FractionalFactorial,
@@ -32,13 +38,17 @@ from ablate.study import (
 )
 from ablate.trial import Cell, Outcome, Trial
 
+MOST_REPEATS = 12
+"""Merged cells that are listed one by one."""
+
 
 def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     """Every trial the study wants, given what is known so far, in the order to run them.
 
     Complete seed blocks come first, so that a study that is cut short is still balanced; within a
     block the order is drawn from the study's name and the seed, so that a drift of the cluster
-    does not fall on the same cells in every block. Cells with equal configurations are one cell.
+    does not fall on the same cells in every block. Cells that are provably one experiment are one
+    cell (:func:`merged`).
     """
     wanted = cells(study, results)
     trials: dict[str, Trial] = {}
@@ -67,6 +77,121 @@ def cells(study: Study, results: Sequence[Result] = ()) -> list[Cell]:
     Raises:
         PlanError: the design cannot be made from these factors.
     """
+    homes = _homes(study, _listed(study, results))
+    return [cell for cell, home in homes if cell is home]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A cell of the design that is not run: another one is provably the same experiment."""
+
+    cell: Cell
+    home: Cell
+    """The cell whose runs stand for it."""
+    why: Sameness
+
+
+def merged(study: Study, results: Sequence[Result] = ()) -> list[Merged]:
+    """The cells that the design lists and that share the runs of another one, with the reason.
+
+    A level named under the study's `controls` keeps runs of its own.
+    """
+    found = []
+    for cell, home in _homes(study, _listed(study, results)):
+        if cell is not home:
+            why = _sameness(study, home, cell)
+            assert why is not None
+            found.append(Merged(cell, home, why))
+    return found
+
+
+def controls(study: Study) -> list[tuple[str, str, Sameness]]:
+    """(control, what it repeats, why), by ``factor=level``, of the levels kept as controls."""
+    found = []
+    for factor in study.factors:
+        for level in factor.levels:
+            if (factor.name, level.name) not in study.controls:
+                continue
+            mine = study.cell({factor.name: level.name})
+            for home in dict.fromkeys([factor.baseline, *(item.name for item in factor.levels)]):
+                why = _sameness(study, study.cell({factor.name: home}), mine)
+                if home != level.name and why is not None:
+                    names = (f"{factor.name}={level.name}", f"{factor.name}={home}")
+                    found.append((*names, why))
+                    break
+    return found
+
+
+def repeats(study: Study) -> list[str]:
+    """In sentences: what is not run because it repeats another experiment, and what is anyhow."""
+    found = [
+        f"{factor.name}={level} is not run: it is the same experiment as {factor.name}={home} "
+        f"({'; '.join(why.reasons)}) and shares its runs. To run it as a control, write "
+        f"controls: {{{factor.name}: [{level}]}}."
+        for factor in study.factors
+        for level, (home, why) in factor.twins.items()
+    ]
+    twins = {(factor.name, level) for factor in study.factors for level in factor.twins}
+    cells = [
+        f"{_name(study, one.cell)} is not run: it is the same experiment as "
+        f"{_name(study, one.home)} ({'; '.join(one.why.reasons)}) and shares its runs."
+        for one in merged(study)
+        if not twins & set(one.cell.levels)
+    ]
+    found += cells[:MOST_REPEATS]
+    if len(cells) > MOST_REPEATS:
+        found.append(f"So do {len(cells) - MOST_REPEATS} more cells.")
+    found += [
+        f"{name} is a control: it is the same experiment as {home} ({'; '.join(why.reasons)}), so "
+        "a difference between them is noise."
+        for name, home, why in controls(study)
+    ]
+    return found
+
+
+def _name(study: Study, cell: Cell) -> str:
+    name = study.change_name(dict(cell.levels))
+    return "the baseline" if name == "baseline" else name
+
+
+def _homes(study: Study, listed: Iterable[Cell]) -> list[tuple[Cell, Cell]]:
+    """Each cell once, with the first of the list that is the same experiment: often itself."""
+    first: dict[str, Cell] = {}
+    homes = []
+    for cell in {cell.levels: cell for cell in listed}.values():
+        simple, _ = simplify(_experiment(study, cell), workers=study.gang.workers)
+        kept = sorted(set(cell.levels) & study.controls)
+        key = json.dumps([simple, kept], sort_keys=True, default=str)
+        homes.append((cell, first.setdefault(key, cell)))
+    return homes
+
+
+def _sameness(study: Study, one: Cell, two: Cell) -> Sameness | None:
+    return same_experiment(
+        _experiment(study, one), _experiment(study, two), workers=study.gang.workers
+    )
+
+
+def _experiment(study: Study, cell: Cell) -> dict[str, Any]:
+    """The fields of a cell's configuration that can change a result.
+
+    Raises:
+        PlanError: its levels contradict each other.
+    """
+    ignored = recipes.load(study.recipe).NOT_IDENTITY
+    try:
+        config = study.config(cell, seed=study.seeds[0])
+    except ValidationError as error:
+        raise PlanError(
+            f"{study.path}: {study.change_name(dict(cell.levels))} cannot be run: "
+            + "; ".join(str(item["msg"]) for item in error.errors(include_url=False))
+            + ". Leave one of these levels out, or set design: one_at_a_time"
+        ) from error
+    return {name: value for name, value in config.items() if name not in ignored}
+
+
+def _listed(study: Study, results: Sequence[Result]) -> list[Cell]:
+    """All cells of the design, each once, the baseline first."""
     design = study.design
     baseline = study.baseline_levels()
     if isinstance(design, OneAtATime):
@@ -81,8 +206,7 @@ def cells(study: Study, results: Sequence[Result] = ()) -> list[Cell]:
         chosen = _ablation_path(study, design.target, results)
     else:
         chosen = _after_search(study, design, results)
-    ordered = [study.cell(levels) for levels in [baseline, *chosen]]
-    return _unique(study, ordered)
+    return [study.cell(levels) for levels in [baseline, *chosen]]
 
 
 def leave_one_out(baseline: Mapping[str, str], target: Mapping[str, str]) -> list[dict[str, str]]:
@@ -116,33 +240,60 @@ def _combinations(study: Study, names: Iterable[str]) -> list[dict[str, str]]:
     ]
 
 
-def fraction(study: Study) -> TwoLevel | None:
-    """The two-level design of a fractional study, with what it confounds; None for other designs.
+@dataclass(frozen=True, slots=True)
+class Fraction:
+    """The matrix behind a fractional study."""
+
+    factors: tuple[str, ...]
+    """The columns: factors with more than one distinct level."""
+    array: TwoLevel | MixedLevel
+
+    def aliases(self) -> dict[str, dict[str, float]]:
+        """Effect -> the effects in its estimate, with weights; see factorial."""
+        return self.array.aliases(self.factors)
+
+
+def fraction(study: Study) -> Fraction | None:
+    """The matrix of a fractional study, with what it confounds; None for other designs.
 
     Raises:
-        ValueError: there is no such fraction of so many factors.
+        PlanError: there is no such fraction of so many factors.
     """
-    count = len(study.factors)
-    if isinstance(study.design, FractionalFactorial):
-        return fractional(count, resolution=study.design.resolution)
-    if isinstance(study.design, PlackettBurman):
-        return plackett_burman(count, fold_over=study.design.fold_over)
-    return None
+    design = study.design
+    if not isinstance(design, (FractionalFactorial, PlackettBurman)):
+        return None
+    varied = [factor for factor in study.factors if len(factor.distinct()) > 1]
+    counts = [len(factor.distinct()) for factor in varied]
+    names = tuple(factor.name for factor in varied)
+    if not varied:
+        raise PlanError(f"{study.path}: all levels are provably one experiment: nothing to run")
+    try:
+        if isinstance(design, PlackettBurman):
+            return Fraction(names, plackett_burman(len(varied), fold_over=design.fold_over))
+        if max(counts) > 2:
+            return Fraction(names, mixed_levels(counts))
+        return Fraction(names, fractional(len(varied), resolution=design.resolution))
+    except ValueError as error:
+        raise PlanError(f"{study.path}: design: {error}") from error
 
 
 def _fraction(study: Study) -> list[dict[str, str]]:
-    try:
-        two_level = fraction(study)
-    except ValueError as error:
-        raise PlanError(f"{study.path}: design: {error}") from error
-    assert two_level is not None
+    """The rows of the matrix, and each row again with a level's twins in its place."""
+    found = fraction(study)
+    assert found is not None
     rows = []
-    for row in two_level.matrix:
-        levels = {}
-        for factor, sign in zip(study.factors, row, strict=True):
-            other = next(item.name for item in factor.levels if item.name != factor.baseline)
-            levels[factor.name] = other if sign > 0 else factor.baseline
+    for row in found.array.level_numbers():
+        numbers = dict(zip(found.factors, row, strict=True))
+        levels = {
+            factor.name: factor.distinct()[numbers.get(factor.name, 0)] for factor in study.factors
+        }
         rows.append(levels)
+        for factor in study.factors:
+            rows += [
+                {**levels, factor.name: twin}
+                for twin, (home, _) in factor.twins.items()
+                if home == levels[factor.name]
+            ]
     return rows
 
 
@@ -248,14 +399,6 @@ def _blocks(
             break
         blocks.append((seed, [wanted[0], *(cell for cell in again if cell != wanted[0])]))
     return blocks
-
-
-def _unique(study: Study, ordered: Sequence[Cell]) -> list[Cell]:
-    """Cells without those whose resolved configuration stands earlier in the list."""
-    seed = study.seeds[0]
-    return list({study.trial(cell, seed=seed).id: cell for cell in reversed(ordered)}.values())[
-        ::-1
-    ]
 
 
 def _generator(name: str, seed: int) -> random.Random:

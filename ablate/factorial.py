@@ -45,6 +45,10 @@ class TwoLevel:
     def runs(self) -> int:
         return len(self.matrix)
 
+    def level_numbers(self) -> IntArray:
+        """[run, factor]: 0 for the baseline's level, 1 for the other."""
+        return (self.matrix + 1) // 2
+
     def aliases(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Main effects and pairs -> the other mains and pairs in their estimate, with weights.
 
@@ -60,6 +64,51 @@ class TwoLevel:
             label: {labels[j]: float(row[j]) for j in np.flatnonzero(np.abs(row) > 1e-9)}
             for label, row in zip(labels, overlap, strict=True)
         }
+
+
+@dataclass(frozen=True, slots=True)
+class MixedLevel:
+    """A design with two or three levels a factor: an orthogonal array."""
+
+    matrix: IntArray
+    """[run, factor] of level numbers, 0 the baseline's."""
+
+    def level_numbers(self) -> IntArray:
+        return self.matrix
+
+    def aliases(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Main effects and pairs -> the other mains and pairs in their estimate.
+
+        The weight is the largest canonical correlation of the two effects' columns over the runs:
+        1 when some contrast of one is a contrast of the other, the size of the alias for two
+        levels.
+        """
+        effects = [(i,) for i in range(len(names))] + list(combinations(range(len(names)), 2))
+        labels = [" x ".join(names[i] for i in effect) for effect in effects]
+        bases = [_effect_basis(self.matrix, effect) for effect in effects]
+        table: dict[str, dict[str, float]] = {label: {} for label in labels}
+        for (one, basis), (two, other) in combinations(zip(labels, bases, strict=True), 2):
+            overlap = np.linalg.svd(basis.T @ other, compute_uv=False)
+            weight = float(overlap[0]) if len(overlap) else 0.0
+            if weight > 1e-9:
+                table[one][two] = table[two][one] = min(weight, 1.0)
+        return table
+
+
+def _effect_basis(matrix: IntArray, effect: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Orthonormal columns over the runs that span an effect: level contrasts, or their products."""
+    columns = np.ones((len(matrix), 1))
+    for i in effect:
+        names = np.unique(matrix[:, i])
+        # Sum-to-zero contrasts of the full crossing, so that a pair is free of its mains there.
+        contrasts = (matrix[:, i, None] == names[1:]).astype(float) - (
+            matrix[:, i, None] == names[:1]
+        )
+        columns = (columns[:, :, None] * contrasts[:, None, :]).reshape(len(matrix), -1)
+    columns = columns - columns.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    basis: npt.NDArray[np.float64] = left[:, sizes > 1e-9]
+    return basis
 
 
 def full_factorial(levels: Sequence[int]) -> IntArray:
@@ -252,6 +301,11 @@ _L18 = (
     "10022110 10100221 10211002 11012021 11120102 11201210 12021201 12102012 12210120"
 )
 """Taguchi's L18: one two-level and seven three-level columns."""
+
+
+def mixed_levels(levels: Sequence[int]) -> MixedLevel:
+    """The smallest design here for factors with 2 or 3 levels, at resolution III."""
+    return MixedLevel(orthogonal_array(levels))
 
 
 def orthogonal_array(levels: Sequence[int]) -> IntArray:

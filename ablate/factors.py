@@ -146,6 +146,17 @@ RULES = (
 )
 """In this order: a later rule may rely on what an earlier one has rewritten."""
 
+FIELDS = frozenset(
+    {
+        *("local_loss", "gather_with_grad", "use_bn_sync", "loss_dist_impl", "accum_freq"),
+        *("siglip", "opt", "grad_clip_norm", "precision", "lr_scheduler", "warmup"),
+        *("skip_scheduler", "epochs_cooldown", "lr_cooldown_power", "lr_cooldown_end"),
+        *("param_groups", "wd", "fused", "torchcompile", "grad_checkpointing"),
+        "ddp_static_graph",
+    }
+)
+"""All fields that a rule reads or rewrites: whatever sets none of them cannot change an answer."""
+
 
 def simplify(
     config: Config, *, workers: int
@@ -179,21 +190,3 @@ def same_experiment(one: Config, two: Config, *, workers: int) -> Sameness | Non
     differing = {name for name in {*one, *two} if one.get(name) != two.get(name)}
     used = {rule.name for rule, fields in (*trail_one, *trail_two) if fields & differing}
     return Sameness(tuple(rule for rule in RULES if rule.name in used))
-
-
-def merge(configs: Mapping[str, Config], *, workers: int) -> dict[str, tuple[str, Sameness]]:
-    """name -> (earlier name, why) of each configuration that repeats an earlier experiment.
-
-    The first of several stands for all; what is not in the answer has to be run.
-    """
-    homes: list[str] = []
-    found: dict[str, tuple[str, Sameness]] = {}
-    for name, config in configs.items():
-        for home in homes:
-            same = same_experiment(configs[home], config, workers=workers)
-            if same is not None:
-                found[name] = (home, same)
-                break
-        else:
-            homes.append(name)
-    return found

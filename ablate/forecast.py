@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate import design, factors, recipes
+from ablate import design, recipes
 from ablate.analysis import power
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
@@ -95,6 +95,7 @@ def plan(
     """
     recipe = recipes.load(study.recipe)
     trials = planned(study, record)
+    places = {cell.levels: place for place, cell in enumerate(design.cells(study))}
     notes = _check(study, recipe, trials)
     num_samples, data_note = _count_samples(study, recipe, trials[0])
     lines, remaining_s, durations_s = [], [], []
@@ -115,10 +116,8 @@ def plan(
             )
         name = study.change_name(dict(trial.cell.levels))
         lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
-    names = dict.fromkeys(
-        study.change_name(dict(cell.levels))
-        for cell in [*design.cells(study), *(trial.cell for trial in trials)]
-    )
+    listed = sorted(trials, key=lambda trial: places.get(trial.cell.levels, len(places)))
+    names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
     num_cells = len({trial.cell.levels for trial in trials})
     if isinstance(study.design, Search):
         notes.append(
@@ -127,14 +126,14 @@ def plan(
         )
         missing = (study.design.cells - num_cells) * len(study.seeds)
         remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
-    notes += _repeats(study, recipe, trials) + _aliases(study)
+    notes += design.repeats(study) + _aliases(study)
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
     detectable, unit = _detectable(study, record, trials, num_cells)
     return Plan(
         study=study.name,
         design=study.design.name,
         trials=tuple(lines),
-        cells=tuple(name for name in names if name in {line.name for line in lines}),
+        cells=tuple(names),
         seeds=study.seeds,
         workers=study.gang.workers,
         cost=cost,
@@ -188,26 +187,12 @@ def _refuse_unmeasured(metric: str, measured: Sequence[str]) -> None:
     )
 
 
-def _repeats(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:
-    """Cells that provably train the same model as an earlier one, with the reason."""
-    configs = {}
-    for cell in design.cells(study):
-        config = study.config(cell, seed=study.seeds[0])
-        name = study.change_name(dict(cell.levels))
-        configs[name] = {k: v for k, v in config.items() if k not in recipe.NOT_IDENTITY}
-    return [
-        f"{name} is the same experiment as {home} ({'; '.join(why.reasons)}): keep it as a "
-        "control, or remove the level and save its trials"
-        for name, (home, why) in factors.merge(configs, workers=study.gang.workers).items()
-    ]
-
-
 def _aliases(study: Study) -> list[str]:
     """What a fraction cannot tell apart."""
-    two_level = design.fraction(study)
-    if two_level is None:
+    found = design.fraction(study)
+    if found is None:
         return []
-    table = two_level.aliases([factor.name for factor in study.factors])
+    table = found.aliases()
     lines = []
     for effect, others in table.items():
         if " x " in effect or not others:

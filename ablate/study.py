@@ -6,10 +6,12 @@ line, what is allowed, and the nearest valid name.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ablate import metrics, recipes
 from ablate.errors import StudyError, suggest
+from ablate.factors import FIELDS, Sameness, same_experiment
 from ablate.markers import thresholds as markers
 from ablate.source import Problems, parse_yaml
 from ablate.trial import Cell, Trial, identify
 
 _MAX_BYTES = 1_000_000
+_MOST_SETTINGS = 1024
+"""Up to this many settings of other factors are gone through to prove that levels are the same."""
 
 
 class _Spec(BaseModel):
@@ -101,7 +106,11 @@ class FullFactorial(_Spec):
 
 
 class FractionalFactorial(_Spec):
-    """A regular fraction of all combinations of two-level factors, with its alias table."""
+    """A balanced fraction of all combinations, with its alias table.
+
+    Factors have two levels; at resolution III some may have three (an orthogonal array). Levels
+    that are provably the same experiment count as one.
+    """
 
     name: Literal["fractional_factorial"] = "fractional_factorial"
     resolution: Literal["III", "IV", "V"] = "IV"
@@ -198,6 +207,9 @@ class StudyFile(_Spec):
     """The complete configuration that everything is compared with; fields of the recipe."""
     factors: dict[str, Any] = Field(min_length=1)
     """What is varied: a field with a list of values, or named levels that set several fields."""
+    controls: dict[str, list[str]] = {}
+    """Factor -> levels that are run although they are provably the same experiment as another
+    one; all others of that kind share that one's runs."""
     design: Design = OneAtATime()
     """Which cells are run: a design's name, or a mapping with its name and options."""
     seeds: list[int] | SequentialSeeds
@@ -249,8 +261,17 @@ class Factor:
     """Name of the level that leaves the baseline unchanged."""
     range: Range | None = None
 
+    twins: Mapping[str, tuple[str, Sameness]] = field(default_factory=dict)
+    """Level -> the earlier level that is provably the same experiment whatever the other factors
+    are, and why; controls have none."""
+
     def level(self, name: str) -> Level:
         return next(level for level in self.levels if level.name == name)
+
+    def distinct(self) -> tuple[str, ...]:
+        """Names of the levels that differ from each other, the baseline's first."""
+        names = [self.baseline, *(item.name for item in self.levels)]
+        return tuple(name for name in dict.fromkeys(names) if name not in self.twins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +284,8 @@ class Study:
     baseline: Mapping[str, Any]
     """Fields as written; `config` resolves them."""
     factors: tuple[Factor, ...]
+    controls: frozenset[tuple[str, str]]
+    """(factor, level) of levels that are run although they are the same as another one."""
     design: Design
     seeds: tuple[int, ...]
     """All seeds, or with sequential seeds all that may be used."""
@@ -401,7 +424,11 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
     assert resolved is not None
 
     factors = _parse_factors(file, recipe, resolved, problems)
+    _check_controls(file, factors, problems)
     problems.raise_if_any()
+    factors = tuple(
+        replace(factor, twins=_twins(factor, file, recipe, factors)) for factor in factors
+    )
     _check_design(file, factors, problems)
     for key, message in markers.check_thresholds(file.markers):
         problems.add(("markers", *key), message)
@@ -412,6 +439,9 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
         recipe=file.recipe,
         baseline=file.baseline,
         factors=factors,
+        controls=frozenset(
+            (name, level) for name in file.controls for level in file.controls[name]
+        ),
         design=file.design,
         seeds=tuple(seeds),
         sequential=file.seeds if isinstance(file.seeds, SequentialSeeds) else None,
@@ -467,15 +497,15 @@ def _parse_factors(
         factor = _parse_factor(name, spec, file, recipe, resolved, problems)
         if factor is None:
             continue
-        touched = {field for level in factor.levels for field, _ in level.fields}
-        for field in sorted(touched or {name}):
-            if field in owner:
+        touched = {key for level in factor.levels for key, _ in level.fields}
+        for key in sorted(touched or {name}):
+            if key in owner:
                 problems.add(
                     ("factors", name),
-                    f"factors {owner[field]!r} and {name!r} both set {field}, so their levels "
-                    f"contradict each other; let one factor set {field}",
+                    f"factors {owner[key]!r} and {name!r} both set {key}, so their levels "
+                    f"contradict each other; let one factor set {key}",
                 )
-            owner[field] = name
+            owner[key] = name
         factors.append(factor)
     return tuple(factors)
 
@@ -609,13 +639,89 @@ def _check_design(file: StudyFile, factors: Sequence[Factor], problems: Problems
                     f"{level!r} is no level of {name}; {suggest(level, levels)}",
                 )
     if isinstance(design, (FractionalFactorial, PlackettBurman)):
+        three = isinstance(design, FractionalFactorial) and design.resolution == "III"
+        allowed = "two or three levels" if three else "two levels"
         for factor in factors:
-            if len(factor.levels) != 2 and factor.range is None:
+            count = len(factor.distinct())
+            if factor.range is None and count > (3 if three else 2):
+                hint = ""
+                if count == 3 and isinstance(design, FractionalFactorial):
+                    hint = " (resolution III takes three levels, too)"
                 problems.add(
                     ("factors", factor.name),
-                    f"{design.name} needs two levels of every factor, {factor.name} has "
-                    f"{len(factor.levels)}; keep two, or set design: one_at_a_time",
+                    f"{design.name} needs {allowed} of every factor, {factor.name} has {count} "
+                    f"different ones{hint}; leave some out, or set design: one_at_a_time",
                 )
+
+
+def _check_controls(file: StudyFile, factors: Sequence[Factor], problems: Problems) -> None:
+    by_name = {factor.name: [item.name for item in factor.levels] for factor in factors}
+    for name, levels in file.controls.items():
+        if name not in by_name:
+            if not problems.at(("factors", name)):
+                problems.add(
+                    ("controls", name), f"{name!r} is not a factor; {suggest(name, by_name)}"
+                )
+            continue
+        for level in levels:
+            if level not in by_name[name]:
+                problems.add(
+                    ("controls", name),
+                    f"{level!r} is no level of {name}; {suggest(level, by_name[name])}",
+                )
+
+
+def _twins(
+    factor: Factor, file: StudyFile, recipe: recipes.Recipe, factors: Sequence[Factor]
+) -> dict[str, tuple[str, Sameness]]:
+    """Levels that repeat an earlier one in every setting of the other factors."""
+    controls = file.controls.get(factor.name, ())
+    others = [
+        other.levels
+        for other in factors
+        if other is not factor
+        and any(name in FIELDS for level in other.levels for name, _ in level.fields)
+    ]
+    if math.prod(map(len, others)) > _MOST_SETTINGS:
+        return {}
+    settings = list(itertools.product(*others))
+
+    def experiment(level: Level, setting: Sequence[Level]) -> dict[str, Any] | None:
+        fields = {**file.baseline, **dict(level.fields)}
+        for other in setting:
+            fields.update(other.fields)
+        try:
+            config: dict[str, Any] = recipe.Config(**fields).model_dump(mode="json")
+        except ValidationError:
+            return None  # no cell of this setting can be run
+        return {name: value for name, value in config.items() if name not in recipe.NOT_IDENTITY}
+
+    def sameness(one: Level, two: Level) -> Sameness | None:
+        found: dict[str, Sameness] = {}
+        for setting in settings:
+            pair = experiment(one, setting), experiment(two, setting)
+            if pair[0] is None or pair[1] is None:
+                continue
+            same = same_experiment(pair[0], pair[1], workers=file.gang.workers)
+            if same is None:
+                return None
+            found.setdefault(",".join(same.reasons), same)
+        return next(iter(found.values()), None)
+
+    homes: list[Level] = []
+    twins: dict[str, tuple[str, Sameness]] = {}
+    ordered = sorted(factor.levels, key=lambda level: level.name != factor.baseline)
+    for level in ordered:
+        if level.name in controls:
+            continue
+        for home in homes:
+            same = sameness(home, level)
+            if same is not None:
+                twins[level.name] = (home.name, same)
+                break
+        else:
+            homes.append(level)
+    return twins
 
 
 def _resolve(

@@ -51,6 +51,7 @@ factors:
   augmentation:
     default: {}
     strong: {aug_cfg: {use_timm: true, scale: [0.4, 1.0], re_prob: 0.3}}
+controls: {contrastive_loss: [local_gather]}
 design: one_at_a_time
 seeds: [0, 1, 2, 3]
 objective: {metric: imagenet_top1, direction: maximize, margin: 0.01}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ablate import design
 from ablate.analysis.results import Result
+from ablate.errors import PlanError
 from ablate.study import Study, parse_study
 
 HEAD = """\
@@ -95,6 +96,96 @@ def test_the_order_within_blocks_differs() -> None:
         for _, group in itertools.groupby(trials, key=lambda t: t.seed)
     }
     assert len(orders) > 1
+
+
+LOSS = """\
+name: d
+recipe: openclip
+baseline: {model: tiny-rn-a, train_data: t.tar, imagenet_val: val, precision: fp32}
+factors:
+  precision: [fp32, amp_bf16]
+  loss:
+    default: {}
+    gather: {gather_with_grad: true}
+    local_gather: {local_loss: true, gather_with_grad: true}
+    local_only: {local_loss: true}
+gang: {workers: 2}
+"""
+
+
+def test_levels_that_are_one_experiment_are_run_once_with_the_reason() -> None:
+    """Of four loss levels two are merged into the default; local_loss alone, the negative control,
+    is left to be run."""
+    found = study("seeds: [0]\n", LOSS)
+    assert changes(found, design.cells(found)) == [
+        {}, {"precision": "amp_bf16"}, {"loss": "local_only"},
+    ]  # fmt: skip
+    merged = design.merged(found)
+    assert [(dict(m.cell.levels)["loss"], dict(m.home.levels)["loss"]) for m in merged] == [
+        ("gather", "default"), ("local_gather", "default"),
+    ]  # fmt: skip
+    assert "AdamW divides by their size" in merged[0].why.reasons[0]
+
+
+def test_a_level_can_be_kept_as_a_control() -> None:
+    """A level under `controls` has a cell of its own, in a crossing too; the others are merged."""
+    tail = "controls: {loss: [gather]}\nseeds: [0]\n"
+    found = study(tail, LOSS)
+    assert {"loss": "gather"} in changes(found, design.cells(found))
+    assert [(name, home) for name, home, _ in design.controls(found)] == [
+        ("loss=gather", "loss=default")
+    ]
+    crossed = study("design: full_factorial\n" + tail, LOSS)
+    assert len(design.cells(crossed)) == 2 * 3 and len(design.merged(crossed)) == 2
+
+
+def test_levels_are_merged_only_where_they_are_one_experiment() -> None:
+    """fp16's scaler sees the gradient's size: crossed with it, gather is merged at fp32 alone."""
+    found = study(
+        "design: full_factorial\nseeds: [0]\n", LOSS.replace("amp_bf16]", "amp]")
+    )  # fmt: skip
+    assert found.factor("loss").distinct() == ("default", "gather", "local_only")
+    homes = {
+        tuple(sorted(change.items()))
+        for change in changes(found, [merged.cell for merged in design.merged(found)])
+    }
+    assert homes == {
+        (("loss", "gather"),),
+        (("loss", "local_gather"),),
+        (("loss", "local_gather"), ("precision", "amp")),
+    }
+
+
+def test_levels_that_contradict_each_other_are_named() -> None:
+    """A crossing with a combination that is no configuration says which one, and what to do."""
+    head = LOSS.replace("  loss:\n", "  kind: {clip: {}, siglip: {siglip: true}}\n  loss:\n")
+    found = study("design: full_factorial\nseeds: [0]\n", head)
+    with pytest.raises(PlanError, match=r"kind=siglip, loss=.* cannot be run: .*Leave one"):
+        design.cells(found)
+
+
+def test_a_fraction_counts_distinct_levels() -> None:
+    """Four loss levels, of which two differ, fit a two-level fraction; merged ones stand in it."""
+    more = LOSS.replace("  loss:", "  beta2: [0.999, 0.98]\n  loss:")
+    found = study(
+        "design: {name: fractional_factorial, resolution: III}\nseeds: [0]\n", more
+    )  # fmt: skip
+    assert len(design.cells(found)) == 4
+    fraction = design.fraction(found)
+    assert fraction is not None and fraction.factors == ("precision", "beta2", "loss")
+    homes = {dict(merged.home.levels)["loss"] for merged in design.merged(found)}
+    assert homes == {"default"} and len(design.merged(found)) == 4
+
+
+def test_a_mixed_fraction_takes_three_levels() -> None:
+    """3 x 2 x 2 levels at resolution III: nine runs instead of twelve, mains balanced."""
+    found = study("design: {name: fractional_factorial, resolution: III}\nseeds: [0]\n")
+    cells = design.cells(found)
+    counts = Counter(dict(cell.levels)["warmup"] for cell in cells)
+    assert len(cells) <= 9 and set(counts) == {"10000", "1", "50"}
+    fraction = design.fraction(found)
+    assert fraction is not None
+    assert any("beta2 x precision" in others for others in fraction.aliases().values())
 
 
 def results(found: Study, value: dict[str, float]) -> list[Result]:

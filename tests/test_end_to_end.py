@@ -38,6 +38,7 @@ factors:
   contrastive_loss:
     default: {}
     local_gather: {local_loss: true, gather_with_grad: true}
+controls: {contrastive_loss: [local_gather]}
 seeds: [0]
 gang: {workers: 2}
 """

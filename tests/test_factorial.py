@@ -145,6 +145,28 @@ def test_orthogonal_arrays_have_strength_two(levels: list[int], runs: int) -> No
                 assert both * runs == (array[:, i] == a).sum() * (array[:, j] == b).sum()
 
 
+@pytest.mark.parametrize("resolution", ["III", "IV"])
+def test_aliases_of_mixed_arrays_are_those_of_two_levels(resolution: str) -> None:
+    """On a two-level fraction the general alias finder gives the sizes of the special one."""
+    two = factorial.fractional(6, resolution=resolution)
+    names = list("abcdef")
+    special = {
+        effect: {other: abs(weight) for other, weight in others.items()}
+        for effect, others in two.aliases(names).items()
+    }
+    general = factorial.MixedLevel(two.level_numbers()).aliases(names)
+    assert general.keys() == special.keys()
+    for effect, others in special.items():
+        assert general[effect] == pytest.approx(others), effect
+
+
+def test_aliases_of_a_mixed_array() -> None:
+    """L9 holds its mains free of each other and each wholly confounded with the other pairs."""
+    table = factorial.mixed_levels([3, 3, 3, 3]).aliases(list("abcd"))
+    assert set(table["a"]) == {"b x c", "b x d", "c x d"}
+    assert all(weight > 0.7 for weight in table["a"].values())
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -167,14 +167,25 @@ def test_sameness_is_an_equivalence() -> None:
         assert same is not None and same.rules == () and same.is_exact
 
 
-def test_merging_keeps_the_first_and_the_negative_control() -> None:
-    """Of the four loss levels the baseline stays, two are merged into it with their reasons, and
-    local_loss alone is left to be run."""
-    cells = {"default": config()} | {
-        f"{local}/{gather}": config(**loss_flags(local, gather)) for local, gather in FLAGS[1:]
-    }
-    merged = factors.merge(cells, workers=8)
-    assert {name: home for name, (home, _) in merged.items()} == {
-        "False/True": "default", "True/True": "default",
-    }  # fmt: skip
-    assert "AdamW divides by their size" in merged["False/True"][1].reasons[0]
+def test_no_rule_reads_another_field() -> None:
+    """FIELDS is complete: a configuration that refuses any other field is simplified all the same,
+    and no rule rewrites another one."""
+
+    class Guarded(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            assert name in factors.FIELDS, name
+            return super().__getitem__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            assert name in factors.FIELDS, name
+            return super().get(name, default)
+
+    changes: list[dict[str, Any]] = [
+        *(loss_flags(*flags) | more for flags in FLAGS for more in SETTINGS.values()),
+        {"skip_scheduler": True, "wd": 0.0, "fused": True, "accum_freq": 2, "siglip": True},
+        {"lr_scheduler": "const", "warmup": 0, "precision": "amp"},
+    ]
+    for fields, workers in product(changes, (1, 2)):
+        given = Guarded(config(**fields))
+        for rule in factors.RULES:
+            assert set(rule.rewrite(given, workers)) <= factors.FIELDS, rule.name

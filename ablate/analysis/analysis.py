@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-from ablate.analysis import anytime, effects, sentences, verdict
+from ablate.analysis import anytime, effects, power, sentences, verdict
 from ablate.analysis.answer import (
     Analysis,
     CellSummary,
@@ -289,7 +289,7 @@ class _Family:
         if self.adjustment == "dunnett" and comparison.weights.tobytes() in self.pooled:
             alpha = self.alpha * group / self.size
             return dunnett_quantile(alpha, self.correlation, found.df) * found.standard_error
-        return float(stats.t.isf(self.alpha / (2 * self.size), found.df)) * found.standard_error
+        return power.t_quantile(self.alpha / (2 * self.size), found.df) * found.standard_error
 
 
 def _t(found: Estimate) -> float:
@@ -398,15 +398,17 @@ def _with_interval(
         single = _anytime(found, family.alpha)
         narrow = _anytime(found, 2 * family.alpha)
     else:
-        single = float(stats.t.isf(family.alpha / 2, found.df)) * se
-        narrow = float(stats.t.isf(family.alpha, found.df)) * se
+        single = power.t_quantile(family.alpha / 2, found.df) * se
+        narrow = power.t_quantile(family.alpha, found.df) * se
     p_adjusted = family.adjust(comparison, found)
     different = p_adjusted <= ALPHA
     inside = bool(margin) and abs(delta) + narrow < (margin or 0.0)
     p_equivalence = None
     if margin and not family.is_sequential:
         nearer = margin - abs(delta)
-        p_equivalence = float(stats.t.sf(nearer / se, found.df)) if se > 0 else float(nearer <= 0)
+        p_equivalence = (
+            float(special.stdtr(found.df, -nearer / se)) if se > 0 else float(nearer <= 0)
+        )
         p_equivalence = min(1.0, p_equivalence * family.split)
     word = verdict.judge(delta, different=different, inside=inside, margin=margin)
     warnings = list(contrast.warnings)
@@ -637,8 +639,8 @@ def _interactions(
             if is_sequential:
                 half, narrow = _anytime(e, ALPHA), _anytime(e, 2 * ALPHA)
             else:
-                half = float(stats.t.isf(ALPHA / 2, e.df)) * e.standard_error
-                narrow = float(stats.t.isf(ALPHA, e.df)) * e.standard_error
+                half = power.t_quantile(ALPHA / 2, e.df) * e.standard_error
+                narrow = power.t_quantile(ALPHA, e.df) * e.standard_error
             ci = _around(e.delta, half)
             inside = bool(objective.margin) and abs(e.delta) + narrow < (objective.margin or 0.0)
         different = p_adjusted is not None and p_adjusted <= ALPHA

@@ -15,7 +15,7 @@ from math import comb
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from ablate.analysis.results import FloatArray
 
@@ -56,8 +56,8 @@ def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float,
     if n == 0:
         return 0.0, 1.0
     tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if k == n else float(stats.beta.isf(tail, k + 1, n - k))
+    low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(special.betainccinv(k + 1, n - k, tail))
     return low, high
 
 

@@ -18,7 +18,7 @@ from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from ablate.analysis.results import Cell, FloatArray, Table
 from ablate.errors import AnalysisError
@@ -284,14 +284,30 @@ def compare(
     changed = reference[:column] + (level,) + reference[column + 1 :]
     if estimand != "additive" and changed in table.shared and reference in table.shared:
         return _matched(table, factor, level, base, "simple", [changed], [reference])
-    weights = None if estimand == "simple" else _additive_weights(table, column, level, base)
-    if weights is None or not np.any(weights):
-        return Comparison(factor, level, base, "missing", zero)
+    home = _home_level(table, column, level)
     rows = {
         name: tuple(i for i, cell in enumerate(table.cells) if cell[column] == name)
-        for name in (level, base)
+        for name in (home, base)
     }
-    return Comparison(factor, level, base, "additive", weights, rows[level], rows[base])
+    if home == base and estimand != "simple":
+        return Comparison(factor, level, base, "shared", zero, rows[base], rows[base])
+    weights = None if estimand == "simple" else _additive_weights(table, column, home, base)
+    if weights is None or not np.any(weights):
+        return Comparison(factor, level, base, "missing", zero)
+    return Comparison(factor, level, base, "additive", weights, rows[home], rows[base])
+
+
+def _home_level(table: Table, column: int, level: str) -> str:
+    """The level whose runs stand for all cells of `level`; itself when it has its own."""
+    homes = {
+        (home[column], home[:column] + home[column + 1 :] == cell[:column] + cell[column + 1 :])
+        for cell, home in table.shared.items()
+        if cell[column] == level
+    }
+    if len(homes) == 1:
+        name, only_this_factor = homes.pop()
+        return name if only_this_factor else level
+    return level
 
 
 def _matched(
@@ -514,4 +530,4 @@ def estimate(
 
 
 def two_sided_p(t: float, df: int) -> float:
-    return float(2 * stats.t.sf(abs(t), df))
+    return float(2 * special.stdtr(df, -abs(t)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from ablate.analysis.results import FloatArray
 
@@ -31,7 +31,7 @@ def dunnett_p(t: float, correlation: FloatArray, df: float) -> float:
         return 1.0
     # T = Z / s with s^2 ~ chi2/df: given Z the probability over s is exact, only Z is sampled.
     largest = _largest_normal(correlation.tobytes(), len(correlation))
-    return float(np.mean(stats.chi2.cdf(df * largest**2 / t**2, df)))
+    return float(np.mean(special.chdtr(df, df * largest**2 / t**2)))
 
 
 def dunnett_quantile(alpha: float, correlation: FloatArray, df: float) -> float:

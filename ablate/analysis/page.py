@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ablate import design, recipes
+from ablate import design
 from ablate.analysis import verdict
 from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.best import choose
@@ -20,7 +20,6 @@ from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
 from ablate.analysis.table import Levels, StudyTable, TrialRow
 from ablate.errors import AnalysisError
-from ablate.factors import same_experiment
 from ablate.study import (
     FractionalFactorial,
     LeaveOneOut,
@@ -551,8 +550,8 @@ class Page:
     """Signs of each cell of a fraction, a factor a column; empty for other designs."""
     aliases: tuple[tuple[str, tuple[str, ...]], ...]
     """(effect, effects it cannot be told from)."""
-    same: tuple[tuple[str, str], ...]
-    """(level, why) of levels that are provably the same experiment as the baseline."""
+    same: tuple[str, ...]
+    """Which levels are provably one experiment, and what was done about it, in sentences."""
     best: tuple[str, tuple[str, ...]]
     """The best cell in a sentence, and warnings about it."""
     fingerprints: tuple[tuple[str, str], ...]
@@ -604,7 +603,7 @@ def read_page(table: StudyTable) -> Page:
         ),
         design_rows=_design_rows(table),
         aliases=_alias_table(study),
-        same=_same(study),
+        same=tuple(design.repeats(study)),
         best=_best(table),
         fingerprints=_fingerprints(table.rows),
         metric=study.objective.metric,
@@ -708,10 +707,8 @@ def _unasked(study: Study, asked: Sequence[Question]) -> tuple[str, ...]:
 
 def _confounded(study: Study) -> dict[str, dict[str, float]]:
     """Effect -> what it cannot be told from, with weights; for fractions only."""
-    two_level = design.fraction(study)
-    if two_level is None:
-        return {}
-    return two_level.aliases([factor.name for factor in study.factors])
+    found = design.fraction(study)
+    return {} if found is None else found.aliases()
 
 
 def _alias_table(study: Study) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -737,27 +734,6 @@ def _main_aliases(study: Study) -> dict[str, list[str]]:
         for factor in study.factors
         if confounded.get(factor.name)
     }
-
-
-def _same(study: Study) -> tuple[tuple[str, str], ...]:
-    """(levels, why) of levels that provably train the same model as the baseline."""
-    recipe = recipes.load(study.recipe)
-    seed, workers = study.seeds[0], study.gang.workers
-
-    def experiment(levels: Mapping[str, str]) -> dict[str, Any]:
-        config = study.config(study.cell(levels), seed=seed)
-        return {name: value for name, value in config.items() if name not in recipe.NOT_IDENTITY}
-
-    base = experiment({})
-    found = []
-    for factor in study.factors:
-        for level in factor.levels:
-            if level.name == factor.baseline:
-                continue
-            same = same_experiment(base, experiment({factor.name: level.name}), workers=workers)
-            if same is not None:
-                found.append((f"{factor.name}={level.name}", "; ".join(same.reasons)))
-    return tuple(found)
 
 
 def _design_rows(table: StudyTable) -> tuple[tuple[str, ...], ...]:

@@ -12,12 +12,17 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from ablate.analysis.multiplicity import dunnett_quantile
 from ablate.errors import AnalysisError
 
 MOST_SEEDS = 100_000
+
+
+def t_quantile(tail: float, df: float) -> float:
+    """The t that is exceeded with probability `tail`; ten times as fast as scipy.stats."""
+    return -float(special.stdtrit(df, tail))
 
 
 def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | None = None) -> float:
@@ -26,7 +31,7 @@ def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | No
     if df < 1:
         return math.inf
     if cells is None or contrasts == 1:
-        return float(stats.t.isf(alpha / (2 * contrasts), df))
+        return t_quantile(alpha / (2 * contrasts), df)
     # All contrasts share the baseline: correlation 1/2.
     correlation = np.full((contrasts, contrasts), 0.5) + 0.5 * np.eye(contrasts)
     return dunnett_quantile(alpha, correlation, df)
@@ -107,11 +112,11 @@ def equivalence_power(
     se = _scale(n, cells) * sigma
     if se == 0:
         return float(abs(effect) < margin)
-    t = float(stats.t.isf(alpha, df))
+    t = t_quantile(alpha, df)
     # Average over equally likely values of the estimated standard error.
     s = np.sqrt(_chi2_grid(df) / df)
     room = np.maximum(margin - t * se * s, 0.0)
-    inside = stats.norm.cdf((room - effect) / se) - stats.norm.cdf((-room - effect) / se)
+    inside = special.ndtr((room - effect) / se) - special.ndtr((-room - effect) / se)
     return float(np.mean(inside))
 
 
@@ -173,8 +178,8 @@ def _two_sided_power(shift: float, t: float, df: int) -> float:
 
 @lru_cache(maxsize=256)
 def _chi2_grid(df: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = stats.chi2.ppf(
-        (np.arange(500) + 0.5) / 500, df
+    grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = special.chdtri(
+        df, (np.arange(500) + 0.5) / 500
     )
     return grid
 

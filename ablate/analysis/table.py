@@ -10,7 +10,6 @@ else, so that a study that was interrupted gives the same table as one that was 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,11 @@ from ablate import design, recipes
 from ablate.analysis.results import Result
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord, TrialRecord
-from ablate.study import FullFactorial, Study
+from ablate.study import Study
 from ablate.trial import Outcome, Trial
 
 CURVE_POINTS = 200
 """Points that a curve of step measurements is thinned to: more than a printed panel resolves."""
-
-_MOST_COMBINATIONS = 100_000
 
 Levels = tuple[tuple[str, str], ...]
 
@@ -199,9 +196,11 @@ def read_table(study: Study, record: StudyRecord, *, curves: bool = True) -> Stu
 
     ended = [row.result() for row in rows.values() if row.ended]
     wanted: list[Trial] = []
+    merged: list[design.Merged] = []
     open_ended = ""
     try:
         wanted = design.propose(study, ended)
+        merged = design.merged(study, ended)
     except PlanError as error:
         open_ended = f"the design cannot be listed: {error}"
     for trial in wanted:
@@ -210,7 +209,7 @@ def read_table(study: Study, record: StudyRecord, *, curves: bool = True) -> Stu
     return StudyTable(
         study=study,
         cells=cells,
-        results=tuple(_results(study, cells, rows)),
+        results=tuple(_results(cells, merged)),
         foreign=tuple(_read_foreign(folder) for folder in foreign),
         chance=_chance(study),
         open_ended=open_ended,
@@ -250,28 +249,21 @@ def _cells(
     )
 
 
-def _results(
-    study: Study, cells: Sequence[CellRow], rows: Mapping[str, TrialRow]
-) -> Iterable[Result]:
+def _results(cells: Sequence[CellRow], merged: Iterable[design.Merged]) -> Iterable[Result]:
     for cell in cells:
         for row in cell.trials:
             if row.ended:
                 yield row.result()
-    if not isinstance(study.design, FullFactorial):
-        return
-    # Combinations that resolve to a configuration listed before have no run of their own, but
-    # a place in the crossing.
-    choices = [[(factor.name, level.name) for level in factor.levels] for factor in study.factors]
-    if math.prod(map(len, choices)) > _MOST_COMBINATIONS:
-        return
-    own = {cell.levels for cell in cells}
-    for levels in itertools.product(*choices):
-        if levels in own:
+    # Cells that are provably another one's experiment have no run of their own, but a place in
+    # the design.
+    own = {cell.levels: cell for cell in cells}
+    for twin in merged:
+        home = own.get(twin.home.levels)
+        if home is None or twin.cell.levels in own:
             continue
-        for seed in study.seeds:
-            twin = rows.get(study.trial(study.cell(dict(levels)), seed=seed).id)
-            if twin is not None and twin.ended:
-                yield twin.result(levels)
+        for row in home.trials:
+            if row.ended:
+                yield row.result(twin.cell.levels)
 
 
 def _chance(study: Study) -> float | None:

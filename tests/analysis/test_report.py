@@ -410,8 +410,33 @@ def test_the_executed_path_is_drawn(tmp_path):
 def test_levels_that_are_one_experiment_are_named(report):
     """local_gather scales the gradient, which AdamW undoes: the report calls it a control."""
     text = _Page(report.html.read_text()).text
-    assert re.search(r"contrastive_loss=local_gather\s+is provably the same experiment", text)
-    assert "local_only is provably" not in text
+    assert (
+        "contrastive_loss=local_gather is a control: it is the same experiment as "
+        "contrastive_loss=default (local_slices:" in text
+    )
+    assert "local_only is a control" not in text
+
+
+def test_merged_levels_share_their_runs_and_the_report_says_so(tmp_path):
+    """Without `controls` the level is not run; its verdict stands on the baseline's runs."""
+    study = study_of(tmp_path, QUICK.replace("controls: {contrastive_loss: [local_gather]}\n", ""))
+    record = write_study(tmp_path, study)
+    assert not any(
+        f.trial()["levels"]["contrastive_loss"] == "local_gather" for f in record.records()
+    )
+    paths = write_report(study, record)
+    text = _Page(paths.html.read_text()).text
+    assert (
+        "contrastive_loss=local_gather is not run: it is the same experiment as the baseline "
+        "(local_slices:" in text
+    )
+    assert "local_gather and default are the same experiment and share their runs." in text
+    row = next(
+        c
+        for c in json.loads(paths.verdicts_json.read_text())["questions"]["baseline"]["contrasts"]
+        if c["level"] == "local_gather"
+    )
+    assert (row["estimand"], row["verdict"], row["delta"]) == ("shared", "EQUIVALENT", 0.0)
 
 
 def test_the_best_cell_stands_under_the_answer(quick, report):
