@@ -39,6 +39,10 @@ GRACE_S = 120.0
 LOST_LIMIT = 20
 """Attempts in a row that may vanish with their machine, without progress, before giving up."""
 
+ALIKE_LIMIT = 5
+"""Of these, how many in a row may be lost before their first step and in the same words: a cause
+that stays, e.g. a package that a machine lacks."""
+
 LOOKING_SHARE = 0.1
 """Most of the loop's time that goes into the picture of the study for people."""
 
@@ -312,6 +316,8 @@ class _Controller:
 
     def _start(self, trial: Trial, gang: Gang) -> None:
         folder = self.record.record(trial.id)
+        if self._catch_up(trial, folder):
+            return
         number = self.record.new_attempt(folder)
         self.begun_seeds.add(trial.seed)
         try:
@@ -355,8 +361,10 @@ class _Controller:
         status = result["status"] if result else None
         if status is not None and status != "stopped":
             kind = "ended"  # the last word is on disk, whatever its processes died of afterwards
-        elif event.stopped or (75 in event.exit_codes and set(event.exit_codes) <= {0, 75}):
+        elif event.stopped:
             kind = "stopped"
+        elif 75 in event.exit_codes and set(event.exit_codes) <= {0, 75}:
+            kind = "preempted"  # SIGTERM by someone else: the machine is wanted back
         else:
             kind = "lost" if event.kind == "lost" else "crashed"
         self._end_attempt(
@@ -371,10 +379,23 @@ class _Controller:
         if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
-        elif kind == "stopped":
+        elif kind in ("stopped", "preempted"):
             self.backlog.add(trial)
         else:
             self._retry_or_give_up(trial, folder)
+
+    def _catch_up(self, trial: Trial, folder: TrialRecord) -> bool:
+        """Record an attempt that had its last word when its controller was killed."""
+        number = max(folder.attempts(), default=0)
+        result, end = folder.result(number), folder.end(number)
+        if result is None or result["status"] == "stopped" or (end and end["kind"] != "ended"):
+            return False
+        if end is None:
+            detail = "it ended, and its controller before it could say so"
+            wall_s = result.get("wall_s", 0.0)
+            self._end_attempt(trial, number, kind="ended", detail=detail, wall_s=wall_s)
+        self._conclude(trial, folder, **_outcome_of(self.study, result))
+        return True
 
     def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
         folder = self.record.record(trial.id)
@@ -399,7 +420,12 @@ class _Controller:
                 kinds.append(end["kind"])
             best = max(best, end["step"])
         only_lost = bool(kinds) and set(kinds) == {"lost"}
-        if fruitless < (LOST_LIMIT if only_lost else self.study.budget.attempts):
+        words = [end["detail"] for end in ends[-ALIKE_LIMIT:] if not end["step"]]
+        stays = len(words) == ALIKE_LIMIT and len(set(words)) == 1
+        limit = self.study.budget.attempts
+        if only_lost:
+            limit = ALIKE_LIMIT if stays else LOST_LIMIT
+        if fruitless < limit:
             pause_s = min(2.0 ** (fruitless - 1), 60.0) - 1.0
             self.backlog.add(trial, not_before=self.clock() + pause_s)
             return
