@@ -25,7 +25,7 @@ from ablate.markers.thresholds import Thresholds
 
 _R = TypeVar("_R", bound=Rule)
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a rule may judge the same trace differently."""
 
 

@@ -692,7 +692,9 @@ class _Exchange:
         """
         device, names = self._gang.device, tuple(values)
         vector = torch.stack([value.double().reshape(()) for value in values.values()])
-        vector = torch.cat([vector, torch.tensor(flags, dtype=torch.float64).to(device)])
+        # From memory that is not pinned, a copy would wait for the GPU.
+        told = torch.tensor(flags, dtype=torch.float64, pin_memory=device.type == "cuda")
+        vector = torch.cat([vector, told.to(device, non_blocking=True)])
         if self._gang.world_size > 1:
             sum_over_ranks(vector, self._gang)
             vector[: len(names)] /= self._gang.world_size

@@ -265,7 +265,8 @@ class FeatureCollapse(Rule):
     ``rank_share`` of its own maximum on ``rank_repeats`` measurements, is COLLAPSED (in a
     narrow embedding ``rank`` is at most a quarter of its width). Features
     of a network at initialisation lie in a narrow cone (Liang et al. 2022, "Mind the gap"), so
-    a tower is judged once it has been healthy, or after ``Context.settled``.
+    a tower is judged once it has been healthy, or after ``Context.settled``; but no cone is as
+    narrow as ``point_share`` of the limit, which counts from the first row on.
     """
 
     name: ClassVar[str] = "feature_collapse"
@@ -278,6 +279,7 @@ class FeatureCollapse(Rule):
     needs: ClassVar[tuple[str, ...]] = ("feature_dim",)
 
     std_share: float = 0.25
+    point_share: float = 0.01
     hold: int = 200
     rank: float = 8.0
     rank_share: float = 0.3
@@ -328,6 +330,8 @@ class FeatureCollapse(Rule):
         """Below the limit, at a time when that may be held against the tower."""
         if value > 2.0 * limit:
             self.healthy[name] = True
+        if name.endswith("_std") and value < self.point_share * limit:
+            return True
         return value < limit and (self.healthy.get(name, False) or step > self._settled)
 
     def _count(
