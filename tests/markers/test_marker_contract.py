@@ -431,3 +431,17 @@ def test_a_stale_second_moment_announces_the_spike_that_follows() -> None:
         expected = {"tensor": "conv1", "steps_before": lead} if linked else None
         assert spike.evidence.get("predicted_by") == expected
         assert ("PREDICTED" in judgement.verdict.flags) == linked
+
+
+def test_features_that_are_one_point_are_told_before_those_that_follow() -> None:
+    """Images that are all alike from the first step on, which the text features then follow."""
+    steps = 400
+    rows = rows_of(
+        loss=np.full(steps, 6.0) + 0.1 * noise(np.random.default_rng(0), steps),
+        image_feature_std=np.zeros(steps),
+        text_feature_std=np.where(np.arange(steps) < 12, 0.03, 1e-3),
+    )
+    context = Context(global_batch=1024, warmup=20, steps_total=steps, feature_dim=1024)
+    first, second = told(judged(rows, context=context), "feature_collapse")
+    assert first.evidence["quantity"] == "image_feature_std" and first.first_step == 1
+    assert second.evidence["quantity"] == "text_feature_std"

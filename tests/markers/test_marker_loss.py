@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from marker_traces import LONG, clip_loss, descent, judged, rows_of, told
+from marker_traces import LONG, clip_loss, descent, judged, noise, rows_of, told
 
 from ablate.markers import Context
 
@@ -126,6 +126,37 @@ def test_spike_score_counts_lonely_outliers() -> None:
         assert len({item.first_step for item in told(judgement, "spike_score")}) == 1
         assert "SPIKE_SCORE" in judgement.verdict.flags
         assert judgement.verdict.name == verdict
+
+
+@pytest.mark.parametrize(("outliers", "found"), [(1, 0), (3, 0), (4, 1)])
+def test_a_few_outliers_of_a_short_run_are_no_rate(outliers: int, found: int) -> None:
+    """In 276 steps up to three lonely outliers say nothing, the fourth is told."""
+    rng = np.random.default_rng(6)
+    norm = 3.0 + 0.3 * rng.standard_normal(276)
+    norm[[140, 175, 210, 245][:outliers]] += 4.5
+    rows = rows_of(loss=2.0 + 0.06 * rng.standard_normal(276), grad_norm=norm)
+    assert len(told(judged(rows, context=QUICKSTART), "spike_score")) == found
+
+
+def test_heavy_tails_give_short_runs_no_rate() -> None:
+    """100 healthy runs of 276 steps with heavy-tailed loss and norm: no spike rate in any."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        loss = 0.45 + 4.9 * np.exp(-np.arange(276) / 90.0) + 0.06 * noise(rng, 276, heavy=True)
+        norm = 3.0 + 6.0 * np.exp(-np.arange(276) / 30.0) + 0.4 * noise(rng, 276, heavy=True)
+        judgement = judged(rows_of(loss=loss, grad_norm=norm), context=QUICKSTART)
+        assert told(judgement, "spike_score") == []
+
+
+def test_a_short_window_does_not_hide_the_second_hit() -> None:
+    """In the window of 32 of a short run, a hit of 10 deviations does not hide one of 4.5."""
+    context = Context(global_batch=128, warmup=20, steps_total=160)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        loss = 3.2 + 0.1 * rng.uniform(-1.7, 1.7, 160)
+        loss[[100, 103]] = 4.2, 3.65
+        (spike,) = told(judged(rows_of(loss=loss), context=context), "loss_spike")
+        assert spike.first_step == 101
 
 
 @pytest.mark.parametrize("per_step", [0.0008, 0.0015])

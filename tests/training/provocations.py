@@ -34,6 +34,7 @@ SANE: dict[str, Any] = {
     "fused": True,
     "grad_clip_norm": 1.0,
     "train_data": "train/{00000..00007}.tar",
+    "imagenet_val": None,
     "zeroshot_frequency": 0,
 }
 """A recipe that learns; evaluations only where a provocation needs them."""
