@@ -1070,6 +1070,7 @@ def _evaluations(
         look=_look(config, device, to_input),
         due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
         device=device,
+        arbiter=found[0] if _zero_shot_runs(config) else None,
     )
     return *found, health
 

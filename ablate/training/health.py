@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ablate.markers.rules.evaluation import BatchNorm
 from ablate.training.augment import sample_seeds
 from ablate.training.data import Order, child_seeds
 from ablate.training.distributed import Gang, sum_over_ranks
 
 if TYPE_CHECKING:
-    from ablate.recipes import Samples
+    from ablate.recipes import Evaluation, Samples
 
 PROBE_SAMPLES = 1024
 PROBE_BATCHES = 4
@@ -39,6 +40,10 @@ class Health:
         over layers, of the median over channels of |ln(running variance / fresh variance)|
     ``bn_gap``
         (loss in eval mode - loss in train mode) / max(loss in train mode, 0.5 nat)
+    ``recalibrated_top1``
+        top-1 by `arbiter` with the statistics of the probe in place of the running ones; only
+        where drift or gap are above the marker's limits. Accuracy that comes back says that the
+        statistics are at fault, and not the weights
     ``<name>_feature_rank``
         exp of the entropy of the normalised singular values of the centred features
         (RankMe, arXiv 2210.02885); only with at least 1024 of them
@@ -57,7 +62,9 @@ class Health:
         look: Look,
         due: Callable[[int], bool],
         device: torch.device,
+        arbiter: Evaluation | None = None,
     ) -> None:
+        self._arbiter = arbiter
         self._samples = samples
         self._size = min(PROBE_SAMPLES, num_samples)
         self._seed = seed
@@ -79,23 +86,32 @@ class Health:
             eval_loss, features = self._pass(model, self._batches, gang)
             measured.update(_ranks(features, gang))
             if norms:
-                running = [norm.running_var for norm in norms if norm.running_var is not None]
+                tracked = [
+                    (norm.running_mean, norm.running_var)
+                    for norm in norms
+                    if norm.running_mean is not None and norm.running_var is not None
+                ]
                 measured["bn_non_finite"] = _count_non_finite(
-                    [t for norm in norms for t in (norm.running_mean, norm.running_var)
-                     if t is not None]
-                )  # fmt: skip
-                running = [variance.clone() for variance in running]
+                    [buffer for pair in tracked for buffer in pair]
+                )
+                running = [variance.clone() for _, variance in tracked]
                 with _fresh_statistics(model, norms):
                     train_loss, _ = self._pass(model, self._batches, gang)
-                    fresh = [
-                        sum_over_ranks(norm.running_var.clone(), gang) / gang.world_size
-                        for norm in norms
-                        if norm.running_var is not None
+                    for pair in tracked:
+                        for buffer in pair:
+                            sum_over_ranks(buffer, gang).div_(gang.world_size)
+                    drifts = [
+                        _drift(old, new) for old, (_, new) in zip(running, tracked, strict=True)
                     ]
-                drifts = [_drift(old, new) for old, new in zip(running, fresh, strict=True)]
-                measured["bn_drift_median"] = float(np.median(drifts))
-                measured["bn_drift_max"] = float(np.max(drifts))
-                measured["bn_gap"] = (eval_loss - train_loss) / max(train_loss, LEAST_LOSS)
+                    measured["bn_drift_median"] = float(np.median(drifts))
+                    measured["bn_drift_max"] = float(np.max(drifts))
+                    gap = (eval_loss - train_loss) / max(train_loss, LEAST_LOSS)
+                    measured["bn_gap"] = gap
+                    if self._arbiter is not None and _is_off(measured):
+                        for norm in norms:
+                            norm.training = False
+                        again = self._arbiter.run(model, gang)
+                        measured["recalibrated_top1"] = again["imagenet_top1"]
         return measured
 
     def _share(self, gang: Gang) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -132,6 +148,16 @@ def _count_non_finite(tensors: list[torch.Tensor]) -> float:
     if bool(torch.isfinite(sums).all()):
         return 0.0
     return float(sum(int((~torch.isfinite(t)).sum()) for t in tensors))
+
+
+def _is_off(measured: dict[str, float]) -> bool:
+    """Whether the statistics are so far off that the marker will speak."""
+    limits = {
+        "bn_drift_median": BatchNorm.drift_median,
+        "bn_drift_max": BatchNorm.drift_max,
+        "bn_gap": BatchNorm.gap,
+    }
+    return any(not measured[name] <= limit for name, limit in limits.items())
 
 
 def _drift(running: torch.Tensor, fresh: torch.Tensor) -> float:

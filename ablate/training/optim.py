@@ -141,15 +141,15 @@ class GradientNorms:
         self.parameters = [p for _, p in named]
         self.groups = tuple(dict.fromkeys(module_group(name) for name, _ in named))
         numbers = {group: number for number, group in enumerate(self.groups)}
-        self._group = torch.tensor([numbers[module_group(name)] for name, _ in named])
+        self._group = torch.tensor(
+            [numbers[module_group(name)] for name, _ in named], device=self.parameters[0].device
+        )
         self.each = torch.ones(len(named))
         """Norm of each parameter's gradient at the last measurement; 0 where there was none."""
 
     def measure(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(global norm, norm of each group) as tensors on the device; no gradient counts as 0."""
-        device = self.parameters[0].device
-        if self._group.device != device:
-            self._group = self._group.to(device)
+        device = self._group.device
         present = [p.grad for p in self.parameters if p.grad is not None]
         norms = [norm.float() for norm in torch._foreach_norm(present)]
         if len(present) < len(self.parameters):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import small_trials
 import torch
@@ -21,7 +20,7 @@ import torch
 from ablate.markers import Event
 from ablate.markers.replay import judge_trial
 from ablate.recipes import Task, openclip
-from ablate.records import TrialRecord, read_json
+from ablate.records import TrialRecord
 from ablate.training import worker
 
 SANE: dict[str, Any] = {

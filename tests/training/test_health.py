@@ -70,6 +70,34 @@ def test_wrong_statistics_show(net: Net) -> None:
     assert measured["bn_gap"] < -0.05
 
 
+class Judge:
+    """An evaluation whose accuracy is right where the statistics are the data's own."""
+
+    name = "judge"
+    asked = 0
+
+    def due(self, epoch: int) -> bool:
+        return True
+
+    def run(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+        self.asked += 1
+        assert isinstance(model, Net) and not model.norm.training
+        fits = bool((model.norm.running_var - 1).abs().max() < 0.2)
+        return {"imagenet_top1": 0.5 if fits else 0.0}
+
+
+@pytest.mark.parametrize(("factor", "asked"), [(1.0, 0), (math.e**2, 1), (math.nan, 1)])
+def test_drift_is_judged_again_with_fresh_statistics(net: Net, factor: float, asked: int) -> None:
+    """Wrong or broken statistics are replaced for one more evaluation, and put back after it."""
+    assert net.norm.running_var is not None
+    net.norm.running_var.mul_(factor)
+    before, judge = net.norm.running_var.clone(), Judge()
+    measured = health(arbiter=judge).run(net, ALONE)
+    assert judge.asked == asked
+    assert measured.get("recalibrated_top1") == (0.5 if asked else None)
+    assert torch.equal(net.norm.running_var.nan_to_num(7), before.nan_to_num(7))
+
+
 def test_training_does_not_notice(net: Net) -> None:
     """Buffers, momenta, modes and gradients are as they were."""
     net.norm.running_mean.add_(3)
