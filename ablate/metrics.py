@@ -74,6 +74,10 @@ _TABLE = (
         for way, what in (("i2t", "image-to-text"), ("t2i", "text-to-image"))
         for k in (1, 5, 10)
     ),
+    Metric("gpu_hours", "h", "accelerator-hours (worker-hours on CPU) of all attempts", "minimize"),
+    Metric("mean_step_time_s", "s", "training time over optimizer steps of a trial", "minimize"),
+    Metric("peak_memory_gib", "GiB", "most memory allocated on one accelerator", "minimize"),
+    Metric("num_parameters", "", "trainable and frozen parameters of the model", "minimize"),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
@@ -87,3 +91,12 @@ def describe(name: str) -> Metric | None:
 def objectives() -> tuple[str, ...]:
     """Names by which a study may be judged."""
     return tuple(metric.name for metric in _TABLE if metric.objective)
+
+
+COSTS = ("gpu_hours", "mean_step_time_s", "peak_memory_gib", "num_parameters")
+"""What every trial is measured to cost."""
+
+
+def costs() -> tuple[str, ...]:
+    """Names that an objective may be weighed against: costs, and other objectives."""
+    return (*COSTS, *objectives())

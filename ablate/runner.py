@@ -527,7 +527,10 @@ def _outcome_of(study: Study, result: dict[str, Any]) -> dict[str, Any]:
             "reason": f"the trial ended without {study.objective.metric}; "
             f"it measured: {', '.join(sorted(final)) or 'nothing'}",
         }
-    kept = ("best", "final", "verdict", "flags", "stop", "reason", "step", "num_parameters")
+    kept = (
+        *("best", "final", "verdict", "flags", "stop", "reason", "step"),
+        *("train_s", "num_parameters", "peak_memory_gib"),
+    )
     return {
         "outcome": outcome,
         "value": float(value) if outcome is Outcome.COMPLETED and value is not None else None,

@@ -21,7 +21,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -97,6 +97,8 @@ class CellBook:
         self._score = score
         self._space = _space(study)
         self._cells: dict[Levels, _Entry] = {}
+        self._courses: dict[Levels, dict[int, float]] = {}
+        """Mean score of a cell's seeds so far at each rung, by percent of the schedule."""
         self._experiments: dict[str, Levels] = {}
         """Resolved configuration -> the first cell that has it."""
         self._refused: set[Levels] = set()
@@ -144,81 +146,49 @@ class CellBook:
         that failed or were lost are left out. A cell with a pruned seed has no mean that could be
         compared, and one whose every seed failed has none at all.
         """
-        entry = _Entry(_ended(results, self._score))
+        course = self._courses.get(cell.levels, {})
+        entry = _Entry(_ended(results, self._score), course=dict(course))
         if self._cells.get(cell.levels) == entry:
             return
         self.begin(cell)
         self._enter(cell.levels, entry)
 
-    def add_earlier(self, source: str, scores: Iterable[tuple[Mapping[str, str], float]]) -> int:
-        """Teach the sampler cells of an earlier study, as (levels, mean score); how many fitted.
+    def report(self, cell: Cell, rung: float, score: float) -> None:
+        """A running cell scores this at `rung`, a fraction of its schedule, over its seeds so far.
 
+        Samplers rank pruned cells by it, and the storage shows it as an intermediate value.
+        """
+        if not math.isfinite(score):
+            return
+        course = self._courses.setdefault(cell.levels, {})
+        course[round(100 * rung)] = score
+        entry = self._cells.get(cell.levels)
+        if entry is not None and entry.ended is None:
+            self._enter(cell.levels, _Entry(course=dict(course)))
+
+    def add_earlier(
+        self, source: str, cells: Iterable[tuple[Mapping[str, str], Sequence[float]]]
+    ) -> int:
+        """Teach the sampler cells of an earlier study; how many fitted.
+
+        A cell is its levels and its mean score, followed by its mean cost if the study weighs one.
         They only inform: they are other experiments (another baseline, other data), so none of
         them stands for a cell of this study. A cell fits that names every factor with a level, or
         a value within the range, that this study has.
         """
         count = 0
-        for levels, value in scores:
-            params = self._params(levels) if math.isfinite(value) else None
-            if params is None:
+        for levels, values in cells:
+            params = _params(self._space, levels)
+            if params is None or not all(map(math.isfinite, values)):
                 continue
-            self._sampler.learn(params, value)
-            self._mirror.put(
-                (("earlier study", source), *sorted(levels.items())),
-                _Entry(Ended("completed", value, {}), source=source),
-                params,
-            )
+            if len(values) != len(_directions(self._study)):
+                continue
+            score, cost = values[0], values[1] if len(values) > 1 else None
+            entry = _Entry(Ended("completed", score, cost, {}), source=source)
+            self._sampler.learn(params, entry)
+            self._mirror.put((("earlier study", source), *sorted(levels.items())), entry, params)
             count += 1
         return count
-
-    def importances(self, evaluator: Literal["fanova", "ped_anova"] = "fanova") -> Importances:
-        """Share of each factor in the score (fANOVA) or in reaching the best tenth (PED-ANOVA).
-
-        fANOVA is the default: with the tens of cells that a search here can pay for, it finds the
-        planted factor, while PED-ANOVA, with five or six cells in its best tenth, mostly does not.
-        Exploratory: a search looks where it expects good scores, so the sample is biased, and no
-        interval says how sure this is. Effects from a design answer the same question honestly.
-
-        Raises:
-            AnalysisError: fewer than four cells have ended with a score.
-        """
-        scored = [
-            (params, entry.ended.value)
-            for levels, entry in self._cells.items()
-            if entry.ended is not None
-            and entry.ended.value is not None
-            and (params := self._params(dict(levels))) is not None
-        ]
-        if len(scored) < 4:
-            raise AnalysisError(
-                f"{len(scored)} cells of {self._study.name} have a score; importances need four. "
-                "Let the search go on, or list the cells with design: one_at_a_time."
-            )
-        pruned: dict[str, int] = {factor: 0 for factor in self._space}
-        baseline = self._study.baseline_levels()
-        for levels, entry in self._cells.items():
-            if entry.ended is not None and entry.ended.state == "pruned":
-                for factor, level in levels:
-                    pruned[factor] += level != baseline[factor]
-        memory = optuna.create_study(direction=self._study.objective.direction)
-        for params, value in scored:
-            memory.add_trial(
-                optuna.trial.create_trial(params=params, distributions=self._space, value=value)
-            )
-        method: Any
-        if evaluator == "fanova":
-            method = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        else:
-            # The top tenth, but five cells at least where there are ten, as Optuna advises.
-            method = optuna.importance.PedAnovaImportanceEvaluator(
-                target_quantile=min(max(0.1, 5 / len(scored)), 0.5)
-            )
-        # No explicit target: PED-ANOVA takes lower for better as soon as one is given, whatever
-        # the study's direction is (its docstring says so); without one it follows the direction.
-        shares = optuna.importance.get_param_importances(memory, evaluator=method)
-        return Importances(
-            evaluator, {name: float(share) for name, share in shares.items()}, len(scored), pruned
-        )
 
     def close(self) -> None:
         """Bring the storage up to date if it can be; cells still running stand there as waiting."""
@@ -228,33 +198,10 @@ class CellBook:
 
     def _enter(self, levels: Levels, entry: _Entry) -> None:
         self._cells[levels] = entry
-        params = self._params(dict(levels))
+        params = _params(self._space, dict(levels))
         if params is not None:
             self._sampler.enter(levels, params, entry)
-        self._mirror.put(levels, entry, self._params(dict(levels), strict=False))
-
-    def _params(self, levels: Mapping[str, str], *, strict: bool = True) -> dict[str, Any] | None:
-        """Optuna's parameters of these levels; None if they lie outside the space.
-
-        A baseline may lie outside the range that is searched: not `strict`, it keeps its value.
-        """
-        params: dict[str, Any] = {}
-        for name, distribution in self._space.items():
-            if name not in levels:
-                return None
-            value: Any = levels[name]
-            if not isinstance(distribution, CategoricalDistribution):
-                value = _number(value)
-                if value is None:
-                    return None
-                if isinstance(distribution, FloatDistribution):
-                    value = float(value)
-                if strict and not distribution.low <= value <= distribution.high:
-                    return None
-            elif value not in distribution.choices:
-                return None
-            params[name] = value
-        return params
+        self._mirror.put(levels, entry, _params(self._space, dict(levels), strict=False))
 
     def _experiment(self, levels: Levels) -> str | None:
         """What identifies the configuration of these levels; None if they contradict each other."""
@@ -317,6 +264,8 @@ class Ended:
     state: Literal["completed", "pruned", "failed", "infeasible"]
     value: float | None
     """Mean score; finite. Only completed cells have one."""
+    cost: float | None
+    """Mean cost of completed seeds, where the study weighs one; finite."""
     seeds: Mapping[int, Mapping[str, Any]]
     """Per seed: trial, outcome, score, verdict."""
 
@@ -340,9 +289,74 @@ class Importances:
     shares: Mapping[str, float]
     """Factor -> share; they sum to 1, largest first."""
     num_cells: int
-    num_pruned: Mapping[str, int]
-    """Factor -> pruned cells off its baseline level, which no evaluator sees."""
-    exploratory: bool = True
+    """Cells with a score: those the evaluator saw."""
+    num_pruned: int
+    """Cells that were ended early, which no evaluator sees."""
+    pruned_off_baseline: Mapping[str, int]
+    """Factor -> how many of those stood off its baseline level."""
+
+
+def importances(
+    study: Study,
+    results: Iterable[Result],
+    *,
+    score: Score,
+    evaluator: Literal["fanova", "ped_anova"] = "fanova",
+) -> Importances:
+    """Share of each factor in the score (fANOVA) or in reaching the best tenth (PED-ANOVA).
+
+    fANOVA is the default: with the tens of cells that a search here can pay for, it finds the
+    planted factor, while PED-ANOVA, with five or six cells in its best tenth, mostly does not.
+    Exploratory: a search looks where it expects good scores, so the sample is biased, and no
+    interval says how sure this is. Effects from a design answer the same question honestly.
+
+    Raises:
+        AnalysisError: fewer than four cells have ended with a score.
+    """
+    space = _space(study)
+    by_cell: dict[Levels, list[Result]] = {}
+    for result in results:
+        by_cell.setdefault(result.levels, []).append(result)
+    cells = {levels: _ended(mine, score) for levels, mine in by_cell.items()}
+    scored = [
+        (params, ended.value)
+        for levels, ended in cells.items()
+        if ended.value is not None and (params := _params(space, dict(levels))) is not None
+    ]
+    if len(scored) < 4:
+        raise AnalysisError(
+            f"{len(scored)} cells of {study.name} have a score; importances need four. "
+            "Let the search go on, or list the cells with design: one_at_a_time."
+        )
+    pruned = {factor: 0 for factor in space}
+    baseline = study.baseline_levels()
+    num_pruned = 0
+    for levels, ended in cells.items():
+        if ended.state == "pruned":
+            num_pruned += 1
+            for factor, level in levels:
+                pruned[factor] += level != baseline[factor]
+    memory = optuna.create_study(direction=study.objective.direction)
+    for params, value in scored:
+        memory.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
+    method: Any
+    if evaluator == "fanova":
+        method = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    else:
+        # The top tenth, but five cells at least where there are ten, as Optuna advises.
+        method = optuna.importance.PedAnovaImportanceEvaluator(
+            target_quantile=min(max(0.1, 5 / len(scored)), 0.5)
+        )
+    # No explicit target: PED-ANOVA takes lower for better as soon as one is given, whatever
+    # the study's direction is (its docstring says so); without one it follows the direction.
+    shares = optuna.importance.get_param_importances(memory, evaluator=method)
+    return Importances(
+        evaluator=evaluator,
+        shares={name: float(share) for name, share in shares.items()},
+        num_cells=len(scored),
+        num_pruned=num_pruned,
+        pruned_off_baseline=pruned,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +365,8 @@ class _Entry:
     """None while the cell is running."""
     source: str | None = None
     """The earlier study that a cell was taken over from."""
+    course: Mapping[int, float] = field(default_factory=dict)
+    """Score at each rung passed, by percent of the schedule."""
 
     @property
     def failed(self) -> bool:
@@ -371,11 +387,13 @@ def _ended(results: Sequence[Result], score: Score) -> Ended:
         }
     outcomes = {seed["outcome"] for seed in seeds.values()}
     scores = [seed["score"] for seed in seeds.values() if seed["score"] is not None]
+    costs = [r.cost for r in results if r.cost is not None and math.isfinite(r.cost)]
+    cost = fmean(costs) if costs else None
     if Outcome.PRUNED in outcomes:
-        return Ended("pruned", None, seeds)
+        return Ended("pruned", None, None, seeds)
     if scores:
-        return Ended("completed", fmean(scores), seeds)
-    return Ended("infeasible" if Outcome.INFEASIBLE in outcomes else "failed", None, seeds)
+        return Ended("completed", fmean(scores), cost, seeds)
+    return Ended("infeasible" if Outcome.INFEASIBLE in outcomes else "failed", None, None, seeds)
 
 
 # --------------------------------------------------------------------------- the space
@@ -383,6 +401,32 @@ def _ended(results: Sequence[Result], score: Score) -> Ended:
 
 def _space(study: Study) -> dict[str, BaseDistribution]:
     return {factor.name: _distribution(factor) for factor in study.factors}
+
+
+def _params(
+    space: Mapping[str, BaseDistribution], levels: Mapping[str, str], *, strict: bool = True
+) -> dict[str, Any] | None:
+    """Optuna's parameters of these levels; None if they lie outside the space.
+
+    A baseline may lie outside the range that is searched: not `strict`, it keeps its value.
+    """
+    params: dict[str, Any] = {}
+    for name, distribution in space.items():
+        if name not in levels:
+            return None
+        value: Any = levels[name]
+        if not isinstance(distribution, CategoricalDistribution):
+            value = _number(value)
+            if value is None:
+                return None
+            if isinstance(distribution, FloatDistribution):
+                value = float(value)
+            if strict and not distribution.low <= value <= distribution.high:
+                return None
+        elif value not in distribution.choices:
+            return None
+        params[name] = value
+    return params
 
 
 def _distribution(factor: Factor) -> BaseDistribution:
@@ -447,7 +491,7 @@ def _sampler(
             f"sampler grid needs listed levels, and {ranges[0]} has a range; "
             "list its values, or take sampler: qmc"
         )
-    sampler = _Sampler(name, seed, dict(options), dict(space), study.objective.direction)
+    sampler = _Sampler(name, seed, dict(options), dict(space), _directions(study))
     if name != "grid":
         sampler.make(seed)  # wrong values of options are refused now, not in the middle of a search
     return sampler
@@ -462,15 +506,15 @@ class _Sampler:
         seed: int,
         options: dict[str, Any],
         space: dict[str, BaseDistribution],
-        direction: str,
+        directions: Sequence[str],
     ) -> None:
         self.seed = seed
         self._name = name
         self._options = options
         self._space = space
-        self._direction = direction
+        self._directions = directions
         self._shown: dict[Levels, tuple[dict[str, Any], _Entry]] = {}
-        self._learnt: list[tuple[dict[str, Any], float]] = []
+        self._learnt: list[tuple[dict[str, Any], _Entry]] = []
         self._study: optuna.Study | None = None
         self._numbers: dict[Levels, int] = {}
         self._grid: list[dict[str, Any]] | None = None
@@ -481,17 +525,18 @@ class _Sampler:
         self._shown[levels] = (params, entry)
         if self._study is None:
             return
-        if before is not None and before[1].ended is not None:
-            self._study = None  # a finished trial cannot change: begin anew when next asked
-        elif before is None:
+        if before is None:
             self._add(levels, params, entry)
+        elif before[1].ended is not None or (entry.ended is not None and entry.course):
+            # Neither a finished trial nor a rung's score can be told later: begin anew when asked.
+            self._study = None
         elif entry.ended is not None:
-            state, values = _state(entry.ended)
+            state, values = _state(entry.ended, len(self._directions))
             self._study.tell(self._numbers[levels], values, state)
 
-    def learn(self, params: dict[str, Any], value: float) -> None:
+    def learn(self, params: dict[str, Any], entry: _Entry) -> None:
         """Show a result from elsewhere."""
-        self._learnt.append((params, value))
+        self._learnt.append((params, entry))
         self._study = None
 
     def patience(self, *, known: int) -> int | None:
@@ -554,35 +599,53 @@ class _Sampler:
         yield from (params for params in self._grid)
 
     def _restore(self) -> optuna.Study:
-        self._study = study = optuna.create_study(direction=self._direction)
+        self._study = study = optuna.create_study(directions=list(self._directions))
         self._numbers = {}
-        for params, value in self._learnt:
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=self._space, value=value)
-            )
+        for params, entry in self._learnt:
+            study.add_trial(self._trial(params, entry))
         for levels, (params, entry) in self._shown.items():
             self._add(levels, params, entry)
         return study
 
     def _add(self, levels: Levels, params: dict[str, Any], entry: _Entry) -> None:
         assert self._study is not None
-        state, value = (TrialState.RUNNING, None) if entry.ended is None else _state(entry.ended)
         self._numbers[levels] = len(self._study.get_trials(deepcopy=False))
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state, params=params, distributions=self._space, value=value
-            )
+        self._study.add_trial(self._trial(params, entry))
+
+    def _trial(self, params: dict[str, Any], entry: _Entry) -> optuna.trial.FrozenTrial:
+        state, values = TrialState.RUNNING, None
+        if entry.ended is not None:
+            state, values = _state(entry.ended, len(self._directions))
+        return optuna.trial.create_trial(
+            state=state,
+            params=params,
+            distributions=self._space,
+            values=values,
+            intermediate_values=dict(entry.course) if entry.ended is not None else {},
         )
 
 
-def _state(ended: Ended) -> tuple[TrialState, float | None]:
+def _directions(study: Study) -> tuple[str, ...]:
+    """Of what is optimised: the score, and the cost it is weighed against if there is one."""
+    objective = study.objective
+    if objective.cost is None:
+        return (objective.direction,)
+    return (objective.direction, objective.cost_direction)
+
+
+def _state(ended: Ended, num_objectives: int) -> tuple[TrialState, list[float] | None]:
     """How a sampler sees an ended cell.
 
     An infeasible cell counts as pruned: samplers rank those below every completed one, while a
-    failed one would teach them nothing, and the region would be proposed again and again.
+    failed one would teach them nothing, and the region would be proposed again and again. So does
+    a cell all of whose seeds diverged where a cost is weighed: what stopped early is not cheap.
     """
     if ended.state == "completed":
-        return TrialState.COMPLETE, ended.value
+        assert ended.value is not None
+        if num_objectives == 1:
+            return TrialState.COMPLETE, [ended.value]
+        if ended.cost is not None:
+            return TrialState.COMPLETE, [ended.value, ended.cost]
     return (TrialState.FAIL if ended.state == "failed" else TrialState.PRUNED), None
 
 
@@ -680,7 +743,7 @@ class _Mirror:
     def _open(self) -> None:
         """Connect, and find what the storage holds of this study.
 
-        A study with another space or direction, or with outdated trials, is written anew: Optuna
+        A study with another space or objective, or with outdated trials, is written anew: Optuna
         can change neither the choices of a parameter nor a finished trial.
         """
         if self._file is not None:
@@ -702,7 +765,8 @@ class _Mirror:
         facts = {
             "space": space,
             "metric": objective.metric,
-            "direction": objective.direction,
+            "directions": list(_directions(self._study)),
+            "cost": objective.cost,
             "seeds": list(self._study.seeds),
         }
         name = self._study.name
@@ -710,7 +774,7 @@ class _Mirror:
         if name in known:
             same = all(
                 known[name].user_attrs.get(key) == facts[key]
-                for key in ("space", "metric", "direction")
+                for key in ("space", "metric", "cost", "directions")
             )
             if self._fresh or self._outdated or not same:
                 optuna.delete_study(study_name=name, storage=engine)
@@ -718,13 +782,15 @@ class _Mirror:
         study = optuna.create_study(
             storage=engine,
             study_name=name,
-            direction=objective.direction,
+            directions=list(_directions(self._study)),
             load_if_exists=True,
         )
         if name not in known:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([objective.metric])
+                study.set_metric_names(
+                    [name for name in (objective.metric, objective.cost) if name]
+                )
         for key, value in facts.items():
             if name not in known or known[name].user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
@@ -772,6 +838,8 @@ class _Mirror:
         elif stored.state == TrialState.WAITING:
             engine.set_trial_state_values(stored.trial_id, TrialState.RUNNING)
             stored.state = TrialState.RUNNING
+        for step, score in entry.course.items():
+            engine.set_trial_intermediate_value(stored.trial_id, step, score)
         if ended is None:
             return
         for key, value in {
@@ -782,8 +850,8 @@ class _Mirror:
         }.items():
             if value is not None and value != "":
                 engine.set_trial_user_attr(stored.trial_id, key, value)
-        state, score = _state(ended)
-        engine.set_trial_state_values(stored.trial_id, state, None if score is None else [score])
+        state, values = _state(ended, len(_directions(self._study)))
+        engine.set_trial_state_values(stored.trial_id, state, values)
         stored.state, stored.seeds = state, _plain(ended.seeds)
 
 

@@ -42,6 +42,26 @@ class Objective(_Spec):
     """Which way is better."""
     margin: float = Field(default=0.005, gt=0)
     """Smallest difference that would matter to you, in the metric's unit; fixed before running."""
+    cost: str | None = None
+    """What the metric is weighed against: gpu_hours, mean_step_time_s, peak_memory_gib,
+    num_parameters, or another evaluation measurement. A search then looks for the Pareto front."""
+
+    @property
+    def cost_direction(self) -> metrics.Direction:
+        """Which way the cost is better."""
+        declared = metrics.METRICS[self.cost].direction if self.cost else None
+        return declared or "minimize"
+
+    @model_validator(mode="after")
+    def _known_cost(self) -> Objective:
+        allowed = [name for name in metrics.costs() if name != self.metric]
+        if self.cost is not None and self.cost not in allowed:
+            raise ValueError(
+                f"cost {self.cost!r} is not measured; {suggest(self.cost, allowed)}"
+                if self.cost != self.metric
+                else f"cost {self.cost!r} is the metric itself; {suggest('', allowed)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_metric(self) -> Objective:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ablate import metrics
 from ablate.errors import AnalysisError
 from ablate.trial import Trial
 
@@ -40,6 +41,8 @@ class Result:
     verdict: str = ""
     """The markers' verdict on the run ("STABLE", "SPIKY", ...), for display."""
     flags: tuple[str, ...] = ()
+    cost: float | None = None
+    """What the objective is weighed against, for completed trials of studies that name it."""
 
 
 def result_of(trial: Trial, outcome: Mapping[str, Any]) -> Result:
@@ -52,7 +55,28 @@ def result_of(trial: Trial, outcome: Mapping[str, Any]) -> Result:
         trial_id=trial.id,
         verdict=outcome.get("verdict") or "",
         flags=tuple(outcome.get("flags") or ()),
+        cost=cost_of(trial.objective.get("cost"), outcome, workers=trial.gang["workers"]),
     )
+
+
+def cost_of(name: str | None, outcome: Mapping[str, Any], *, workers: int) -> float | None:
+    """The cost called `name` (``metrics.costs``) of a completed trial, from its outcome.json.
+
+    None for other trials (one that diverged early is not cheap), and where it was not measured.
+    """
+    if name is None or outcome["outcome"] != "completed":
+        return None
+    value: Any
+    if name == "gpu_hours":
+        value = outcome["wall_s"] * workers / 3600
+    elif name == "mean_step_time_s":
+        steps = outcome.get("step")
+        value = outcome["train_s"] / steps if steps and outcome.get("train_s") else None
+    elif name in metrics.COSTS:
+        value = outcome.get(name)
+    else:
+        value = (outcome.get("final") or {}).get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)

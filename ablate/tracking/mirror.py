@@ -358,6 +358,7 @@ class Mirror:
             return
         cell = self._ensure_cell(client, levels, start=milliseconds(time.time()))
         scores: list[float] = []
+        costs: list[float] = []
         metrics: list[entities.Metric] = []
         ended = 0
         for trial in trials:
@@ -368,8 +369,13 @@ class Mirror:
             score = self._ended[trial.id].score
             if score is not None:
                 scores.append(score)
+            cost = self._ended[trial.id].result.cost
+            if cost is not None:
+                costs.append(cost)
             if not scores or ended <= cell.seeds:
                 continue
+            if costs:
+                metrics.append(entities.Metric("cost", fmean(costs), when, ended))
             metrics.append(entities.Metric("score", fmean(scores), when, ended))
             if len(scores) > 1:
                 metrics.append(entities.Metric("score_std", stdev(scores), when, ended))
@@ -545,6 +551,7 @@ class Mirror:
             "wall_s": outcome.get("wall_s"),
             "num_parameters": outcome.get("num_parameters"),
             "peak_memory_gib": outcome.get("peak_memory_gib"),
+            "cost": self._ended[trial.id].result.cost,
         }
         self._log_metrics(
             client,

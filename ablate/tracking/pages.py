@@ -52,7 +52,8 @@ def views_of(study: Study) -> dict[str, str]:
         }
         return dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": dumps(state)})
 
-    ended = ["metrics.`score`", "tags.`outcome`"]
+    weighed = ["metrics.`cost`"] if study.objective.cost else []
+    ended = ["metrics.`score`", *weighed, "tags.`outcome`"]
     spread = ["metrics.`score_std`", "tags.`seeds_ended`"]
     return {
         "ablate-tree": view(
@@ -99,6 +100,12 @@ def views_of(study: Study) -> dict[str, str]:
     }
 
 
+def _cost_note(cost: str | None) -> str:
+    if cost is None:
+        return ""
+    return f"`cost` is `{cost}` of completed trials, which the score is weighed against.\n"
+
+
 def study_note(study: Study) -> str:
     """What a reader of the MLflow page should know, as Markdown."""
     objective = study.objective
@@ -125,7 +132,7 @@ Design `{study.design.name}`, {len(study.seeds)} seeds, margin {objective.margin
 One run for the study, below it one per cell (named by what differs from the baseline), below that
 one per seed. `score` is what a trial counts with: `{objective.metric}` at its last step, chance
 level if it diverged; a cell's `score` is the mean over its seeds, `score_std` their deviation.
-
+{_cost_note(objective.cost)}
 Try in the search box:
 - `tags.kind = 'cell'` — one row per setting; sort by `score`
 - `tags.kind = 'trial' and tags.outcome = 'diverged'`
