@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ablate.analysis import plots, verdict
 from ablate.analysis.page import MOST_SEEDS, Question, verdict_role, verdict_words
+from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import NUM_LEVEL_COLOURS, Picture, level_role
 from ablate.analysis.scale import Scale
 from ablate.analysis.table import CellRow, StudyTable, TrialRow
@@ -413,32 +414,17 @@ def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
 
 
 def trade_picture(table: StudyTable, scale: Scale) -> Picture | None:
-    """Score against what a run costs, with the cells that nothing beats in both."""
+    """Score against cost, with the cells that nothing beats in both; None without a trade."""
     study = table.study
-    sign = 1 if study.objective.direction == "maximize" else -1
-    points = []
-    for cell in table.cells:
-        score = cell.score(table.chance)
-        hours = [row.cost.worker_hours for row in cell.trials if row.value is not None]
-        if score is not None and hours and min(hours) > 0:
-            points.append((cell.name, sum(hours) / len(hours), score))
-    if len(points) < 2 or max(h for _, h, _ in points) < 1.1 * min(h for _, h, _ in points):
-        return None  # nothing to trade
+    trade = weigh(table)
+    if trade is None:
+        return None
     drawn = [
-        (
-            _cut(name, 26),
-            hours,
-            score * scale.factor,
-            not any(
-                other <= hours and sign * value >= sign * score and (other, value) != (hours, score)
-                for _, other, value in points
-            ),
-        )
-        for name, hours, score in points
+        (_cut(point.cell.name, 26), point.cost, point.score * scale.factor, point.on_front)
+        for point in trade.points
     ]
-    unit = "accelerator-hours" if study.gang.gpus_per_worker else "worker-hours"
     return plots.trade_plot(
-        drawn, x_label=f"{unit} a run", y_label=_score_label(study, scale), name="trade"
+        drawn, x_label=trade.label, y_label=_score_label(study, scale), name="trade"
     )
 
 

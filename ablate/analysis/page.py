@@ -16,6 +16,7 @@ from ablate import design
 from ablate.analysis import verdict
 from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.best import choose
+from ablate.analysis.pareto import weigh
 from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
 from ablate.analysis.table import Levels, StudyTable, TrialRow
@@ -470,6 +471,14 @@ class CostView:
     attempts: int
     crashes: int
     rows: tuple[CostRow, ...]
+    trade: str
+    """Label of what the score is weighed against; empty where there is nothing to trade."""
+    front: tuple[tuple[str, str, str], ...]
+    """(cell, cost, score) of the cells that nothing beats in both, cheapest first."""
+    weighed: int
+    """Cells that were weighed."""
+    asked: bool
+    """The study's objective names the cost, so the front is its answer."""
     troubles: tuple[tuple[str, str, str], ...]
     """(trial, cell, what happened) of trials that ended without a score."""
     folder: str
@@ -477,8 +486,9 @@ class CostView:
     path: str
 
 
-def cost_view(table: StudyTable, folder: str) -> CostView:
+def cost_view(table: StudyTable, folder: str, scale: Scale) -> CostView:
     """What the study took, on which machines' account; differs between equal studies."""
+    trade = weigh(table)
     rows = []
     for cell in table.cells:
         costs = [row.cost for row in cell.trials if row.cost.attempts]
@@ -506,6 +516,13 @@ def cost_view(table: StudyTable, folder: str) -> CostView:
         attempts=sum(cost.attempts for cost in everything),
         crashes=sum(cost.crashes for cost in everything),
         rows=tuple(rows),
+        trade=trade.label if trade else "",
+        front=tuple(
+            (point.cell.name, plain_number(point.cost), scale.value(point.score))
+            for point in (trade.front if trade else ())
+        ),
+        weighed=len(trade.points) if trade else 0,
+        asked=study.objective.cost is not None,
         troubles=tuple(
             (row.id, cell.name, row.cost.trouble)
             for cell in table.cells

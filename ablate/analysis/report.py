@@ -27,6 +27,7 @@ from ablate import records
 from ablate.analysis import page as pages
 from ablate.analysis.figures import Figures, figures_of
 from ablate.analysis.page import CostView, Page, Question
+from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import PALETTE
 from ablate.analysis.scale import probability
 from ablate.analysis.table import StudyTable, read_table
@@ -91,7 +92,7 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
     table = read_table(study, record)
     page = pages.read_page(table)
     folder = folder or record.folder
-    cost = pages.cost_view(table, str(record.folder))
+    cost = pages.cost_view(table, str(record.folder), page.scale)
     figures = figures_of(table, page.questions, page.scale)
     drawn = {name: Markup(picture.svg()) for name, picture in figures.core().items()}
     if figures.trade is not None:
@@ -118,6 +119,7 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
         "report.html": _render("report.html.j2", page, cost, name, figures, drawn),
         "report.md": _render("report.md.j2", page, cost, name, figures, {}),
         "cost.csv": cost_csv(table),
+        **pareto_files(table),
     }
     for file, text in files.items():
         _write(folder / file, text.encode())
@@ -398,6 +400,39 @@ def cost_csv(table: StudyTable) -> str:
             for row in cell.trials
         ),
     )
+
+
+def pareto_files(table: StudyTable) -> dict[str, str]:
+    """Score and cost of every cell with its place, as CSV and JSON; none without a trade."""
+    trade = weigh(table)
+    if trade is None:
+        return {}
+    goal = table.study.objective
+    factors = [factor.name for factor in table.study.factors]
+    header = ("cell", *factors, goal.metric, trade.cost, "on_front")
+    rows = [
+        (p.cell.name, *(level for _, level in p.cell.levels), p.score, p.cost, int(p.on_front))
+        for p in trade.points
+    ]
+    content = {
+        "metric": goal.metric,
+        "direction": goal.direction,
+        "cost": trade.cost,
+        "cost_direction": goal.cost_direction,
+        "cells": [
+            {
+                "levels": dict(point.cell.levels),
+                "score": point.score,
+                "cost": point.cost,
+                "on_front": point.on_front,
+            }
+            for point in trade.points
+        ],
+    }
+    return {
+        "pareto.csv": _csv(header, rows),
+        "pareto.json": records.dumps(content, indent=1) + "\n",
+    }
 
 
 def verdicts_of(table: StudyTable, page: Page) -> dict[str, Any]:

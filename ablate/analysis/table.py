@@ -18,7 +18,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from ablate import design, recipes
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, cost_of
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord, TrialRecord
 from ablate.study import Study
@@ -52,6 +52,8 @@ class Cost:
     samples_per_s: float | None = None
     """Median over steps, all ranks together."""
     peak_memory_gib: float | None = None
+    weighed: float | None = None
+    """What the objective is weighed against (`objective.cost`, else gpu_hours), if completed."""
     trouble: str = ""
     """Why a trial without a score ended, with the tail of its log."""
 
@@ -356,6 +358,9 @@ def _cost(
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         samples_per_s=median(speeds) if speeds else None,
         peak_memory_gib=last.get("peak_memory_gib") if last else None,
+        weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=study.gang.workers)
+        if outcome
+        else None,
         trouble=trouble,
     )
 
