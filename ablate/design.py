@@ -324,22 +324,52 @@ def _ablation_path(
 def _after_search(study: Study, design: Search, results: Sequence[Result]) -> list[dict[str, str]]:
     if design.then != "leave_one_out":
         return []
-    space = math.prod(len(f.levels) if f.range is None else design.cells for f in study.factors)
-    best = best_levels(study, results, at_least=min(design.cells, space))
+    best = winner(study, results)
     return [] if best is None else leave_one_out(study.baseline_levels(), best)
 
 
-def best_levels(
-    study: Study, results: Sequence[Result], *, at_least: int = 1
-) -> dict[str, str] | None:
-    """Levels of the best mean over complete seed blocks; None below `at_least` complete cells."""
+def winner(study: Study, results: Sequence[Result]) -> dict[str, str] | None:
+    """The best cell of a search that has had all its cells; None before."""
+    assert isinstance(study.design, Search)
+    wanted = study.design.cells
+    complete = _num_complete(study, results)
+    if complete < wanted and complete < _num_experiments(study, at_most=wanted):
+        return None
+    return best_levels(study, results)
+
+
+def _num_complete(study: Study, results: Sequence[Result]) -> int:
+    seeds: dict[tuple[tuple[str, str], ...], set[int]] = {}
+    for result in results:
+        seeds.setdefault(result.levels, set()).add(result.seed)
+    return sum(set(study.seeds) <= ended for ended in seeds.values())
+
+
+def _num_experiments(study: Study, *, at_most: int) -> int:
+    """Distinct configurations of all combinations, without those that contradict themselves."""
+    if any(factor.range is not None for factor in study.factors):
+        return at_most
+    found: set[str] = set()
+    for combination in itertools.product(*(factor.levels for factor in study.factors)):
+        if len(found) == at_most:
+            break
+        levels = {f.name: level.name for f, level in zip(study.factors, combination, strict=True)}
+        try:
+            found.add(study.trial(study.cell(levels), seed=study.seeds[0]).id)
+        except ValueError:  # pydantic's ValidationError is one
+            continue
+    return len(found)
+
+
+def best_levels(study: Study, results: Sequence[Result]) -> dict[str, str] | None:
+    """Levels of the best mean over complete seed blocks; None while no cell is complete."""
     sign = 1.0 if study.objective.direction == "maximize" else -1.0
     scores = {
         levels: mean_score(study, dict(levels), results)
         for levels in dict.fromkeys(result.levels for result in results)
     }
     known = {levels: score for levels, score in scores.items() if score is not None}
-    if len(known) < at_least:
+    if not known:
         return None
     best = max(known.items(), key=lambda item: sign * item[1])
     return dict(best[0])
@@ -349,14 +379,15 @@ def mean_score(study: Study, levels: Mapping[str, str], results: Sequence[Result
     """Mean objective of a cell over all its seeds; None until every seed has ended.
 
     A diverged seed counts at chance level; seeds that say nothing about the setting (failed,
-    lost, infeasible) are left out, and a cell of nothing but those scores worst.
+    lost, infeasible) are left out. A cell of nothing but those scores worst, and so does one with
+    a pruned seed: it was ended for being worse.
     """
     wanted = {**study.baseline_levels(), **levels}
     mine = {result.seed: result for result in results if dict(result.levels) == wanted}
     if not set(study.seeds) <= set(mine):
         return None
     scores = [score for result in mine.values() if (score := score_of(study, result)) is not None]
-    if not scores:
+    if not scores or any(result.outcome == Outcome.PRUNED for result in mine.values()):
         return -math.inf if study.objective.direction == "maximize" else math.inf
     return fmean(scores)
 

@@ -94,6 +94,8 @@ def write_study(
     missing: Collection[tuple[str, str, int]] = (),
     crash_at: int | None = None,
     results: Sequence[Result] = (),
+    asked: Sequence[Mapping[str, str]] = (),
+    memory: Mapping[tuple[str, str], float] = {},
     noise: float = 0.006,
     speed: float = 900.0,
 ) -> StudyRecord:
@@ -101,6 +103,7 @@ def write_study(
 
     `crash_at`: every trial's first attempt dies at that step and is resumed half-way to it.
     `results`: what is known so far, for designs that ask for more as results come in.
+    `asked`: levels of the cells that a search asked. `memory`: GiB that a level adds to 4.
     """
     record = StudyRecord(folder / "runs" / study.name)
     record.write_study(
@@ -114,7 +117,12 @@ def write_study(
         }
     )
     usual = study.baseline_levels()
-    for trial in design.propose(study, results):
+    trials = {trial.id: trial for trial in design.propose(study, results)}
+    for levels in asked:
+        for seed in study.seeds:
+            trial = study.trial(study.cell(levels), seed=seed)
+            trials.setdefault(trial.id, trial)
+    for trial in trials.values():
         changed = [pair for pair in trial.cell.levels if pair[1] != usual[pair[0]]]
         changed = changed or [("baseline", "")]
         tags = {(*pair, trial.seed) for pair in changed}
@@ -156,7 +164,13 @@ def write_study(
             record.write_end(home, number, {"kind": kind, "wall_s": wall_s, "step": last or STEPS})
         record.write_outcome(
             home,
-            {**run.outcome(), "attempt": number, "time": 1.7e9 + number, "wall_s": 67.0 * number},
+            {
+                **run.outcome(),
+                "peak_memory_gib": 4.0 + sum(memory.get(pair, 0.0) for pair in changed),
+                "attempt": number,
+                "time": 1.7e9 + number,
+                "wall_s": 67.0 * number,
+            },
         )
     return record
 

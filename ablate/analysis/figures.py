@@ -419,12 +419,13 @@ def trade_picture(table: StudyTable, scale: Scale) -> Picture | None:
     trade = weigh(table)
     if trade is None:
         return None
-    drawn = [
-        (_cut(point.cell.name, 26), point.cost, point.score * scale.factor, point.on_front)
-        for point in trade.points
-    ]
+    place = {id(point): number for number, point in enumerate(trade.front, start=1)}
     return plots.trade_plot(
-        drawn, x_label=trade.label, y_label=_score_label(study, scale), name="trade"
+        [(p.cost, p.score * scale.factor, place.get(id(p))) for p in trade.points],
+        x_label=trade.label,
+        y_label=_score_label(study, scale),
+        less_is_better=study.objective.cost_direction == "minimize",
+        name="trade",
     )
 
 

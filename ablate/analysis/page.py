@@ -19,6 +19,7 @@ from ablate.analysis.best import choose
 from ablate.analysis.pareto import weigh
 from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
+from ablate.analysis.sweep import Sweep, sweep_of
 from ablate.analysis.table import Levels, StudyTable, TrialRow
 from ablate.errors import AnalysisError
 from ablate.study import (
@@ -66,29 +67,43 @@ def questions(table: StudyTable) -> tuple[Question, ...]:
     """The study's comparisons, judged; none while nothing has ended."""
     study = table.study
     base = study.baseline_levels()
-    if not isinstance(study.design, LeaveOneOut):
-        note = ""
-        if isinstance(study.design, Search):
-            note = (
-                "The cells were chosen by a search, so this is exploratory: read it as a ranking "
-                "to be confirmed, not as a test."
-            )
-        listed = isinstance(study.design, (Search, FractionalFactorial, PlackettBurman))
-        estimand = "additive" if listed else "auto"
-        found = _judge(table, table.results, base, estimand)
-        if found is None:
-            return ()
-        return (Question("baseline", "Against the baseline", note, "the baseline", found),)
-    target = {**base, **study.design.target}
+    if isinstance(study.design, LeaveOneOut):
+        return _leave_one_out(table, study.design.target)
+    listed = isinstance(study.design, (Search, FractionalFactorial, PlackettBurman))
+    found = _judge(table, table.results, base, "additive" if listed else "auto")
+    if found is None:
+        return ()
+    if not isinstance(study.design, Search):
+        return (Question("baseline", "Against the baseline", "", "the baseline", found),)
+    note = (
+        "The cells were chosen by a search, so this is exploratory: read it as a ranking "
+        "to be confirmed, not as a test."
+    )
+    over_all = Question("baseline", "Against the baseline", note, "the baseline", found)
+    target = design.winner(study, table.results)
+    if study.design.then != "leave_one_out" or target is None:
+        return (over_all,)
+    picked = (
+        f"The target, {study.change_name(target)}, is the best cell that the search found on these "
+        "same seeds, so part of its lead is luck. "
+    )
+    return (*_leave_one_out(table, target, note=picked), over_all)
+
+
+def _leave_one_out(
+    table: StudyTable, target: Mapping[str, str], *, note: str = ""
+) -> tuple[Question, ...]:
+    base = table.study.baseline_levels()
+    target = {**base, **target}
     changed = [name for name in base if base[name] != target[name]]
     reverted = [target, *({**target, name: base[name]} for name in changed)]
     added = [base, *({**base, name: target[name]} for name in changed)]
     asked = []
-    for key, title, note, cells, reference, words in (
+    for key, title, words, cells, reference, against in (
         (
             "reverted",
             "Each change taken out of the target",
-            "A change that can be reverted without loss is not needed, unless another one "
+            f"{note}A change that can be reverted without loss is not needed, unless another one "
             "stands in for it: compare with the changes made alone.",
             reverted,
             target,
@@ -100,7 +115,7 @@ def questions(table: StudyTable) -> tuple[Question, ...]:
         mine = [result for result in table.results if result.levels in wanted]
         found = _judge(table, mine, reference, "simple")
         if found is not None:
-            asked.append(Question(key, title, note, words, found))
+            asked.append(Question(key, title, words, against, found))
     return tuple(asked)
 
 
@@ -554,6 +569,8 @@ class Page:
     unasked: tuple[str, ...]
     """Factors of the study without any result yet."""
     instability: Instability
+    sweep: Sweep | None
+    """Of a search."""
     open: tuple[str, ...]
     next: tuple[Step, ...]
     cells: tuple[CellView, ...]
@@ -603,6 +620,7 @@ def read_page(table: StudyTable) -> Page:
         },
         unasked=_unasked(study, asked),
         instability=instability(table),
+        sweep=sweep_of(table),
         open=open_questions(asked),
         next=next_steps(table, asked, scale),
         cells=cell_views(table, scale),

@@ -486,31 +486,56 @@ def step_plot(
 
 
 def trade_plot(
-    points: Sequence[tuple[str, float, float, bool]], *, x_label: str, y_label: str, name: str
+    points: Sequence[tuple[float, float, int | None]],
+    *,
+    x_label: str,
+    y_label: str,
+    less_is_better: bool,
+    name: str,
 ) -> Picture:
-    """(label, cost, score, on the front) of each cell: what a better score costs."""
+    """(cost, score, number on the front or None) of each cell: what a better score costs.
+
+    `less_is_better`: of the cost. The front is a staircase: nothing is known between its cells.
+    """
 
     def draw(figure: Figure, paint: Mapping[str, str]) -> None:
-        axes = figure.add_axes((0.085, 0.165, 0.75, 0.735))
+        axes = figure.add_axes((0.085, 0.165, 0.86, 0.735))
         _frame(axes, paint)
         axes.locator_params(axis="x", nbins=6, integer=False)
         axes.set_title(y_label, loc="left", color=paint["muted"], fontsize=9)
         axes.set_xlabel(x_label)
-        front = sorted((x, y) for _, x, y, on in points if on)
+        axes.margins(x=0.07, y=0.12)
+        rest = [(x, y) for x, y, number in points if number is None]
         axes.plot(
-            [x for x, _ in front], [y for _, y in front], color=paint["level1"], linewidth=1.2
+            [x for x, _ in rest],
+            [y for _, y in rest],
+            marker="o",
+            markersize=4,
+            linestyle="none",
+            color=paint["level0"],
+            alpha=0.55,
+            markeredgewidth=0,
         )
-        for text, x, y, on in points:
-            colour = paint["level1" if on else "level0"]
-            axes.plot([x], [y], marker="o", markersize=5, color=colour)
-            if on:
+        front = sorted((x, y) for x, y, number in points if number is not None)
+        axes.plot(
+            [x for x, _ in front],
+            [y for _, y in front],
+            color=paint["level1"],
+            linewidth=1.2,
+            marker="o",
+            markersize=5.5,
+            drawstyle="steps-post" if less_is_better else "steps-pre",
+        )
+        for x, y, number in points:
+            if number is not None:
                 axes.annotate(
-                    text,
+                    str(number),
                     (x, y),
-                    xytext=(7, 0),
+                    xytext=(-6 if less_is_better else 6, 5),
                     textcoords="offset points",
-                    va="center",
+                    ha="right" if less_is_better else "left",
                     color=paint["ink"],
+                    weight="bold",
                     annotation_clip=False,
                 )
 

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -450,6 +450,7 @@ def verdicts_of(table: StudyTable, page: Page) -> dict[str, Any]:
             }
             for question in page.questions
         },
+        "search": asdict(page.sweep) if page.sweep else None,
         "open": list(page.open),
         "next": [{"text": step.text, "code": step.code} for step in page.next],
         "not_of_this_study": [row.id for row in table.foreign],
