@@ -49,18 +49,19 @@ class Objective(_Spec):
     @property
     def cost_direction(self) -> metrics.Direction:
         """Which way the cost is better."""
-        declared = metrics.METRICS[self.cost].direction if self.cost else None
-        return declared or "minimize"
+        entry = metrics.describe(self.cost) if self.cost else None
+        return (entry.direction if entry else None) or "minimize"
 
     @model_validator(mode="after")
     def _known_cost(self) -> Objective:
+        if self.cost is None:
+            return self
         allowed = [name for name in metrics.costs() if name != self.metric]
-        if self.cost is not None and self.cost not in allowed:
-            raise ValueError(
-                f"cost {self.cost!r} is not measured; {suggest(self.cost, allowed)}"
-                if self.cost != self.metric
-                else f"cost {self.cost!r} is the metric itself; {suggest('', allowed)}"
-            )
+        entry = metrics.describe(self.cost)  # also of knn_top1/NAME
+        if entry is None or entry.name not in metrics.costs():
+            raise ValueError(f"cost {self.cost!r} is not measured; {suggest(self.cost, allowed)}")
+        if self.cost == self.metric:
+            raise ValueError(f"cost {self.cost!r} is the metric itself; {suggest('', allowed)}")
         return self
 
     @model_validator(mode="after")

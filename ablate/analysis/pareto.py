@@ -82,5 +82,5 @@ def _label(table: StudyTable, name: str) -> str:
     if name == "gpu_hours":
         gpus = table.study.gang.gpus_per_worker
         return f"{'accelerator' if gpus else 'worker'}-hours a run"
-    unit = metrics.METRICS[name].unit
-    return f"{name}, {unit}" if unit else name
+    entry = metrics.describe(name)
+    return f"{name}, {entry.unit}" if entry and entry.unit else name
