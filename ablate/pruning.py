@@ -95,27 +95,40 @@ class Gate:
         return self.num_runs >= _COMPLETE_RUNS and self.tau >= _TAU and self.low > _TAU_LOW
 
 
-def gate(early: Sequence[float], final: Sequence[float], *, rng: np.random.Generator) -> Gate:
-    """Judge a rung by complete runs: their scores there, and at the end (same order)."""
+def gate(
+    early: Sequence[float],
+    final: Sequence[float],
+    *,
+    rng: np.random.Generator,
+    strata: Sequence[Stratum] | None = None,
+) -> Gate:
+    """Judge a rung by complete runs: their scores there, and at the end (same order).
+
+    With `strata` only runs of the same stratum are compared, as the rule itself does.
+    """
     pairs = np.array([(a, b) for a, b in zip(early, final, strict=True)], dtype=float)
     pairs = pairs.reshape(-1, 2)
-    pairs = pairs[np.isfinite(pairs).all(axis=1)]
+    known = np.isfinite(pairs).all(axis=1)
+    pairs = pairs[known]
+    numbers = np.unique([str(s) for s in strata], return_inverse=True)[1] if strata else known * 0
+    same = np.equal.outer(numbers[known], numbers[known])
     if len(pairs) < _COMPLETE_RUNS:
         return Gate(len(pairs), math.nan, math.nan)
     counts = rng.multinomial(
         len(pairs), np.full(len(pairs), 1 / len(pairs)), size=_BOOTSTRAPS
     ).astype(float)
-    draws = _taus(pairs, counts)
-    tau = float(_taus(pairs, np.ones((1, len(pairs))))[0])
+    draws = _taus(pairs, counts, same)
+    tau = float(_taus(pairs, np.ones((1, len(pairs))), same)[0])
     return Gate(len(pairs), tau, float(np.quantile(draws, 0.025)))
 
 
-def _taus(pairs: FloatArray, counts: FloatArray) -> FloatArray:
+def _taus(pairs: FloatArray, counts: FloatArray, same: npt.NDArray[np.bool_]) -> FloatArray:
     """Kendall's tau-b of samples [sample, run] that hold each run `counts` times; 0 if constant.
 
-    The pairs of runs are compared once, and every sample only weighs them.
+    The pairs of runs that are in the `same` stratum are compared once, and every sample only
+    weighs them.
     """
-    early, final = (np.sign(np.subtract.outer(column, column)) for column in pairs.T)
+    early, final = (np.sign(np.subtract.outer(column, column)) * same for column in pairs.T)
 
     def weigh(compared: FloatArray) -> FloatArray:
         weighed: FloatArray = ((counts @ compared) * counts).sum(axis=1)
@@ -152,6 +165,7 @@ def false_prunes(num_false: int, num_canaries: int) -> FalsePrunes:
 @dataclass(slots=True)
 class _Course:
     stratum: Stratum
+    cell: str
     scores: dict[float, float] = field(default_factory=dict)
     final: float | None = None
     canary: bool = False
@@ -183,15 +197,33 @@ class Rungs:
         self._keep = keep
         self._seed = seed
         self._courses: dict[str, _Course] = {}
+        self._gates: dict[tuple[float, int], Gate] = {}
+        """By rung and number of complete runs: they only ever grow."""
 
-    def report(self, trial: str, stratum: Stratum, rung: float, score: float) -> Decision:
-        """A trial has reached a rung with this score."""
-        course = self._courses.setdefault(trial, _Course(stratum))
+    def report(
+        self,
+        trial: str,
+        stratum: Stratum,
+        rung: float,
+        score: float,
+        *,
+        cell: str = "",
+        may_end: bool = True,
+    ) -> Decision:
+        """A trial has reached a rung with this score.
+
+        Seeds of one `cell` are canaries together: ending one would leave the others without a
+        mean. A trial that may not be ended counts among those that others are compared with.
+        """
+        course = self._courses.setdefault(trial, _Course(stratum, cell or trial))
         if not math.isfinite(score):
-            return Decision.PRUNE  # never compared: it is no number, and enters no threshold
+            # Never compared: it is no number, and enters no threshold.
+            return Decision.PRUNE if may_end else Decision.GO_ON
         course.scores[rung] = score
         if course.canary:
             return Decision.CANARY
+        if not may_end:
+            return Decision.GO_ON
         peers = [
             other.scores[rung]
             for other in self._courses.values()
@@ -201,8 +233,24 @@ class Rungs:
             return Decision.GO_ON
         if not self.gate(rung).open or not self.false_prunes().tolerable:
             return Decision.GO_ON
-        course.canary = self._drawn_as_canary(trial)
+        course.canary = self._drawn_as_canary(course.cell)
         return Decision.CANARY if course.canary else Decision.PRUNE
+
+    def recall(
+        self,
+        trial: str,
+        stratum: Stratum,
+        rung: float,
+        score: float,
+        decision: Decision,
+        *,
+        cell: str,
+    ) -> None:
+        """Take up what was reported and decided before; nothing is decided anew."""
+        course = self._courses.setdefault(trial, _Course(stratum, cell))
+        if math.isfinite(score):
+            course.scores[rung] = score
+        course.canary = course.canary or decision == Decision.CANARY
 
     def finish(self, trial: str, score: float) -> None:
         """A trial has run to its end."""
@@ -212,15 +260,18 @@ class Rungs:
     def gate(self, rung: float) -> Gate:
         """Whether this rung may be used, by the trials that ended so far."""
         ended = [
-            (course.scores[rung], course.final)
+            (course.scores[rung], course.final, course.stratum)
             for course in self._courses.values()
             if course.final is not None and rung in course.scores
         ]
-        return gate(
-            [early for early, _ in ended],
-            [final for _, final in ended],
-            rng=np.random.default_rng([self._seed, len(ended)]),
-        )
+        if (rung, len(ended)) not in self._gates:
+            self._gates[rung, len(ended)] = gate(
+                [early for early, _, _ in ended],
+                [final for _, final, _ in ended],
+                rng=np.random.default_rng([self._seed, len(ended)]),
+                strata=[stratum for _, _, stratum in ended],
+            )
+        return self._gates[rung, len(ended)]
 
     def false_prunes(self) -> FalsePrunes:
         """Canaries that ended among the best `keep` of their stratum's complete runs."""
@@ -233,7 +284,7 @@ class Rungs:
             winners += course.final >= float(np.quantile(np.array(finals), 1 - self._keep))
         return false_prunes(winners, len(canaries))
 
-    def _drawn_as_canary(self, trial: str) -> bool:
-        """One in ten, drawn from the trial's id, so that a restart draws the same."""
-        digest = hashlib.sha256(f"{self._seed}/{trial}".encode()).digest()
+    def _drawn_as_canary(self, cell: str) -> bool:
+        """One in ten, drawn from the cell's name, so that its seeds and a restart draw the same."""
+        digest = hashlib.sha256(f"{self._seed}/{cell}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < _CANARY_SHARE
