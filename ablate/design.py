@@ -13,7 +13,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,8 +51,19 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     cell (:func:`merged`).
     """
     wanted = cells(study, results)
+    blocks: list[tuple[int, Sequence[Cell]]] = []
+    if study.candidates:
+        tuned = {cell.levels: tune(study, cell, results) for cell in wanted}
+        tried = [cell for tuning in tuned.values() for cell in tuning.candidates]
+        blocks += [(seed, tried) for seed in study.tuning_seeds]
+        if study.sequential is None or all(tuning.best for tuning in tuned.values()):
+            for seed, block in _blocks(study, wanted, settled(study, results)):
+                best = [tuned[cell.levels].best for cell in block]
+                blocks.append((seed, [cell for cell in best if cell is not None]))
+    else:
+        blocks += _blocks(study, wanted, results)
     trials: dict[str, Trial] = {}
-    for seed, block in _blocks(study, wanted, results):
+    for seed, block in blocks:
         shuffled = list(block)
         _generator(study.name, seed).shuffle(shuffled)
         for cell in shuffled:
@@ -61,11 +72,74 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     return list(trials.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The choice of the nuisance settings inside one cell."""
+
+    cell: Cell
+    """With the nuisance settings at the baseline."""
+    candidates: tuple[Cell, ...]
+    scores: tuple[float | None, ...]
+    """Mean of each over the tuning seeds, a diverged run at chance; None until all have ended."""
+    best: Cell | None
+    """None until every candidate has ended on every tuning seed."""
+
+
+def tune(study: Study, cell: Cell, results: Sequence[Result]) -> Tuning:
+    """What is known about the nuisance settings of a cell, on the tuning seeds alone."""
+    candidates = tuple(study.cell({**dict(cell.levels), **levels}) for levels in study.candidates)
+    known = {(r.levels, r.seed): r for r in results if r.seed in study.tuning_seeds}
+    scores = []
+    for candidate in candidates:
+        mine = [known.get((candidate.levels, seed)) for seed in study.tuning_seeds]
+        ended = [result for result in mine if result is not None]
+        scores.append(_mean_score(study, ended) if len(ended) == len(mine) else None)
+    best = None
+    if all(score is not None for score in scores):
+        sign = 1.0 if study.objective.direction == "maximize" else -1.0
+        best = candidates[max(range(len(scores)), key=lambda i: sign * (scores[i] or 0.0))]
+    return Tuning(cell, candidates, tuple(scores), best)
+
+
+def settled(study: Study, results: Sequence[Result]) -> list[Result]:
+    """The results that are compared: of each cell those at its best nuisance settings, on the
+    study's own seeds, under the cell's name with the nuisance settings at the baseline.
+
+    Runs of the tuning seeds are never among them: the best of several noisy scores is too good.
+    """
+    if not study.candidates:
+        return list(results)
+    usual = {factor.name: factor.baseline for factor in study.nuisance}
+    cells = {
+        tuple((name, usual.get(name, level)) for name, level in result.levels): None
+        for result in results
+    }
+    known = {(result.levels, result.seed): result for result in results}
+    found = []
+    for levels in cells:
+        best = tune(study, study.cell(dict(levels)), results).best
+        for seed in study.seeds if best is not None else ():
+            result = known.get((best.levels, seed)) if best is not None else None
+            if result is not None:
+                found.append(replace(result, levels=levels))
+    return found
+
+
+def pending(study: Study, results: Sequence[Result] = ()) -> list[tuple[Cell, int]]:
+    """(cell, seed) of trials that wait for the cell's nuisance settings to be chosen."""
+    if not study.candidates:
+        return []
+    count = len(study.seeds) if study.sequential is None else study.sequential.min
+    waiting = [c for c in cells(study, results) if tune(study, c, results).best is None]
+    return [(cell, seed) for seed in study.seeds[:count] for cell in waiting]
+
+
 def grows(study: Study) -> bool:
     """Whether results can bring trials that :func:`propose` did not list before them."""
     design = study.design
     return (
         study.sequential is not None
+        or bool(study.candidates)
         or isinstance(design, AblationPath)
         or (isinstance(design, Search) and design.then != "nothing")
     )
@@ -193,11 +267,12 @@ def _experiment(study: Study, cell: Cell) -> dict[str, Any]:
 def _listed(study: Study, results: Sequence[Result]) -> list[Cell]:
     """All cells of the design, each once, the baseline first."""
     design = study.design
+    results = settled(study, results)
     baseline = study.baseline_levels()
     if isinstance(design, OneAtATime):
         chosen = _one_at_a_time(study)
     elif isinstance(design, FullFactorial):
-        chosen = _combinations(study, [factor.name for factor in study.factors])
+        chosen = _combinations(study, [factor.name for factor in study.compared])
     elif isinstance(design, (FractionalFactorial, PlackettBurman)):
         chosen = _fraction(study)
     elif isinstance(design, LeaveOneOut):
@@ -225,7 +300,7 @@ def leave_one_out(baseline: Mapping[str, str], target: Mapping[str, str]) -> lis
 def _one_at_a_time(study: Study) -> list[dict[str, str]]:
     return [
         {factor.name: level.name}
-        for factor in study.factors
+        for factor in study.compared
         for level in factor.levels
         if level.name != factor.baseline
     ]
@@ -262,7 +337,7 @@ def fraction(study: Study) -> Fraction | None:
     design = study.design
     if not isinstance(design, (FractionalFactorial, PlackettBurman)):
         return None
-    varied = [factor for factor in study.factors if len(factor.distinct()) > 1]
+    varied = [factor for factor in study.compared if len(factor.distinct()) > 1]
     counts = [len(factor.distinct()) for factor in varied]
     names = tuple(factor.name for factor in varied)
     if not varied:
@@ -285,10 +360,10 @@ def _fraction(study: Study) -> list[dict[str, str]]:
     for row in found.array.level_numbers():
         numbers = dict(zip(found.factors, row, strict=True))
         levels = {
-            factor.name: factor.distinct()[numbers.get(factor.name, 0)] for factor in study.factors
+            factor.name: factor.distinct()[numbers.get(factor.name, 0)] for factor in study.compared
         }
         rows.append(levels)
-        for factor in study.factors:
+        for factor in study.compared:
             rows += [
                 {**levels, factor.name: twin}
                 for twin, (home, _) in factor.twins.items()
@@ -386,8 +461,14 @@ def mean_score(study: Study, levels: Mapping[str, str], results: Sequence[Result
     mine = {result.seed: result for result in results if dict(result.levels) == wanted}
     if not set(study.seeds) <= set(mine):
         return None
-    scores = [score for result in mine.values() if (score := score_of(study, result)) is not None]
-    if not scores or any(result.outcome == Outcome.PRUNED for result in mine.values()):
+    return _mean_score(study, list(mine.values()))
+
+
+def _mean_score(study: Study, results: Sequence[Result]) -> float:
+    """Mean of what the results count with; the worst there is if none of them says anything, or
+    one was pruned."""
+    scores = [score for result in results if (score := score_of(study, result)) is not None]
+    if not scores or any(result.outcome == Outcome.PRUNED for result in results):
         return -math.inf if study.objective.direction == "maximize" else math.inf
     return fmean(scores)
 
@@ -408,6 +489,8 @@ def _blocks(
     """(seed, cells to run with it) in order; with sequential seeds, as far as is decided."""
     if study.sequential is None:
         return [(seed, wanted) for seed in study.seeds]
+    if not wanted:
+        return []
     blocks: list[tuple[int, Sequence[Cell]]] = []
     for index, seed in enumerate(study.seeds):
         if index < study.sequential.min:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ablate import design, recipes
 from ablate.analysis import power
+from ablate.analysis.results import result_of
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
 from ablate.runner import planned
@@ -25,6 +26,7 @@ class PlannedTrial:
     """One line of the plan."""
 
     trial_id: str
+    """Empty while the trial's nuisance settings are still to be chosen."""
     name: str
     """What differs from the baseline."""
     seed: int
@@ -95,7 +97,8 @@ def plan(
     """
     recipe = recipes.load(study.recipe)
     trials = planned(study, record)
-    places = {cell.levels: place for place, cell in enumerate(design.cells(study))}
+    cells = design.cells(study)
+    places = {cell.levels: place for place, cell in enumerate(cells)}
     notes = _check(study, recipe, trials)
     num_samples, data_note = _count_samples(study, recipe, trials[0])
     lines, remaining_s, durations_s = [], [], []
@@ -116,10 +119,26 @@ def plan(
             )
         name = study.change_name(dict(trial.cell.levels))
         lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
-    listed = sorted(trials, key=lambda trial: places.get(trial.cell.levels, len(places)))
+    listed = sorted(trials, key=lambda trial: places.get(_compared(study, trial), len(places)))
     names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
-    num_cells = len({trial.cell.levels for trial in trials})
+    num_cells = len(cells)
+    ended = [result_of(trial, o) for trial in trials if (o := record.record(trial.id).outcome())]
+    for cell, seed in design.pending(study, ended):
+        best = " and ".join(factor.name for factor in study.nuisance)
+        name = f"{study.change_name(dict(cell.levels))}, at its best {best}"
+        steps = next((line.steps for line in lines), None)
+        lines.append(PlannedTrial("", name, seed, "to run", steps))
+        names[name] = None
+        remaining_s.append(remaining_s[0] if remaining_s else None)
+    if study.candidates:
+        names_tuned = ", ".join(factor.name for factor in study.nuisance)
+        notes.append(
+            f"{len(study.candidates)} candidates of {names_tuned} are "
+            f"tried in each of {num_cells} cells on {len(study.tuning_seeds)} tuning seed(s); the "
+            "best of each is then run on the study's own seeds, and only these are compared"
+        )
     if isinstance(study.design, Search):
+        num_cells = len({trial.cell.levels for trial in trials})
         notes.append(
             f"{study.design.sampler} chooses up to {study.design.cells} cells while the study "
             f"runs; {num_cells} are known so far"
@@ -143,6 +162,12 @@ def plan(
         detectable_in=unit,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _compared(study: Study, trial: Trial) -> tuple[tuple[str, str], ...]:
+    """The trial's cell with the nuisance settings at the baseline."""
+    usual = {factor.name: factor.baseline for factor in study.nuisance}
+    return tuple((name, usual.get(name, level)) for name, level in trial.cell.levels)
 
 
 def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:

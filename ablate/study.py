@@ -217,6 +217,23 @@ class Range(_Spec):
         return self
 
 
+class Nuisance(_Spec):
+    """Settings that are tuned anew inside every cell, with the same small budget.
+
+    A level may look bad only because it needs another learning rate. Every cell, the baseline's
+    too, is run with the same candidates on `seeds`; the best of them is then run on the study's
+    own seeds, which take no part in the choice, and only these are compared.
+    """
+
+    settings: dict[str, list[Any] | Range] = Field(min_length=1)
+    """Field of the recipe -> values to try, or a numeric range to take `points` from."""
+    points: int | None = Field(default=None, ge=2)
+    """Candidates in all, for ranges: one range is cut evenly, ends included; several settings
+    are filled by a low-discrepancy sequence. Lists alone are tried in all combinations."""
+    seeds: list[int] = Field(default=[1000], min_length=1)
+    """Seeds of the tuning; none of the study's."""
+
+
 class StudyFile(_Spec):
     """A study as it is written by hand."""
 
@@ -228,6 +245,8 @@ class StudyFile(_Spec):
     """The complete configuration that everything is compared with; fields of the recipe."""
     factors: dict[str, Any] = Field(min_length=1)
     """What is varied: a field with a list of values, or named levels that set several fields."""
+    nuisance: Nuisance | None = None
+    """What is tuned anew inside every cell, so that each level is judged at its own best."""
     controls: dict[str, list[str]] = {}
     """Factor -> levels that are run although they are provably the same experiment as another
     one; all others of that kind share that one's runs."""
@@ -282,6 +301,8 @@ class Factor:
     """Name of the level that leaves the baseline unchanged."""
     range: Range | None = None
 
+    is_nuisance: bool = False
+    """Tuned inside every cell; never compared."""
     twins: Mapping[str, tuple[str, Sameness]] = field(default_factory=dict)
     """Level -> the earlier level that is provably the same experiment whatever the other factors
     are, and why; controls have none."""
@@ -305,6 +326,11 @@ class Study:
     baseline: Mapping[str, Any]
     """Fields as written; `config` resolves them."""
     factors: tuple[Factor, ...]
+    """What is compared, then the nuisance settings."""
+    candidates: tuple[Mapping[str, str], ...]
+    """Levels of the nuisance settings that are tried inside every cell; empty without any."""
+    tuning_seeds: tuple[int, ...]
+    """Seeds on which the candidates are tried."""
     controls: frozenset[tuple[str, str]]
     """(factor, level) of levels that are run although they are the same as another one."""
     design: Design
@@ -321,6 +347,16 @@ class Study:
 
     def factor(self, name: str) -> Factor:
         return next(factor for factor in self.factors if factor.name == name)
+
+    @property
+    def compared(self) -> tuple[Factor, ...]:
+        """The factors that the study is about: all but the nuisance settings."""
+        return tuple(factor for factor in self.factors if not factor.is_nuisance)
+
+    @property
+    def nuisance(self) -> tuple[Factor, ...]:
+        """The settings that are tuned inside every cell."""
+        return tuple(factor for factor in self.factors if factor.is_nuisance)
 
     def baseline_levels(self) -> dict[str, str]:
         return {factor.name: factor.baseline for factor in self.factors}
@@ -389,7 +425,7 @@ class Study:
             if factor.range is None and level not in {item.name for item in factor.levels}:
                 return None
             levels[factor.name] = level
-        if content["seed"] not in self.seeds:
+        if content["seed"] not in (*self.seeds, *self.tuning_seeds):
             return None
         trial = self.trial(self.cell(levels), seed=content["seed"])
         return trial if trial.id == content["id"] else None
@@ -445,6 +481,7 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
     assert resolved is not None
 
     factors = _parse_factors(file, recipe, resolved, problems)
+    nuisance, candidates = _parse_nuisance(file, recipe, resolved, factors, seeds, problems)
     _check_controls(file, factors, problems)
     problems.raise_if_any()
     factors = tuple(
@@ -459,7 +496,9 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
         path=path,
         recipe=file.recipe,
         baseline=file.baseline,
-        factors=factors,
+        factors=(*factors, *nuisance),
+        candidates=candidates,
+        tuning_seeds=tuple(file.nuisance.seeds) if file.nuisance else (),
         controls=frozenset(
             (name, level) for name in file.controls for level in file.controls[name]
         ),
@@ -634,8 +673,119 @@ def _parse_range(
     return Factor(name, (), _level_name(value), span)
 
 
+def _parse_nuisance(
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    factors: Sequence[Factor],
+    seeds: Sequence[int],
+    problems: Problems,
+) -> tuple[tuple[Factor, ...], tuple[dict[str, str], ...]]:
+    """The nuisance settings as factors, and the candidates as levels of them."""
+    spec = file.nuisance
+    if spec is None:
+        return (), ()
+    place = ("nuisance",)
+    known = [field for field in recipe.Config.model_fields if field != "seed"]
+    taken = {key: factor.name for factor in factors for lv in factor.levels for key, _ in lv.fields}
+    taken |= {factor.name: factor.name for factor in factors}
+    for name, span in spec.settings.items():
+        here = (*place, "settings", name)
+        if name not in known:
+            problems.add(here, f"{name!r} is no field of the recipe; {suggest(name, known)}")
+        elif name in taken:
+            problems.add(
+                here, f"factor {taken[name]!r} sets {name}, too; compare it or tune it, not both"
+            )
+        elif isinstance(span, Range) and not isinstance(resolved[name], (int, float)):
+            problems.add(here, f"{name} is not a number; list the values to try")
+        elif isinstance(span, list) and len(span) < 2:
+            problems.add(here, "list at least two values to choose from")
+    ranges = [name for name, span in spec.settings.items() if isinstance(span, Range)]
+    if ranges and spec.points is None:
+        problems.add(place, f"{ranges[0]} is a range: say how many points to try, e.g. points: 3")
+    if not ranges and spec.points is not None:
+        problems.add(
+            (*place, "points"),
+            "points is for ranges; listed values are tried in all combinations",
+        )
+    both = sorted(set(spec.seeds) & set(seeds))
+    if both:
+        problems.add(
+            (*place, "seeds"),
+            f"seed {both[0]} is one of the study's seeds, so the choice would be judged by the "
+            "runs that made it; give other seeds, e.g. seeds: [1000]",
+        )
+    if len(set(spec.seeds)) < len(spec.seeds) or min(spec.seeds) < 0:
+        problems.add((*place, "seeds"), "seeds are different numbers, 0 or more")
+    if isinstance(file.design, Search):
+        problems.add(
+            place,
+            "a search chooses among all settings by itself: make the nuisance a factor of the "
+            "search, or set another design",
+        )
+    if problems.at(place):
+        return (), ()
+    candidates: list[dict[str, str]] = []
+    levels: dict[str, dict[str, Level]] = {
+        name: {_level_name(resolved[name]): Level(_level_name(resolved[name]), ())}
+        for name in spec.settings
+    }
+    for point in _points(spec, resolved):
+        if _resolve(recipe, file.baseline, point, problems, (*place, "settings")) is None:
+            return (), ()
+        names = {name: _level_name(value) for name, value in point.items()}
+        for name, value in point.items():
+            levels[name].setdefault(names[name], Level(names[name], ((name, value),)))
+        if names not in candidates:
+            candidates.append(names)
+    made = tuple(
+        Factor(name, tuple(found.values()), _level_name(resolved[name]), is_nuisance=True)
+        for name, found in levels.items()
+    )
+    return made, tuple(candidates)
+
+
+def _points(spec: Nuisance, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The values of the nuisance settings to try, in order."""
+    names = list(spec.settings)
+    if spec.points is None:
+        lists = [span for span in spec.settings.values() if isinstance(span, list)]
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
+    if len(names) == 1:
+        places = [[i / (spec.points - 1)] for i in range(spec.points)]
+    else:
+        from scipy.stats import qmc
+
+        places = qmc.Halton(len(names), scramble=True, rng=0).random(spec.points).tolist()
+    return [
+        {
+            name: _value_at(span, share, whole=isinstance(resolved[name], int))
+            for (name, span), share in zip(spec.settings.items(), place, strict=True)
+        }
+        for place in places
+    ]
+
+
+def _value_at(span: list[Any] | Range, share: float, *, whole: bool) -> Any:
+    """The value at a share in [0, 1] of a range (three digits are kept) or of a list."""
+    if isinstance(span, list):
+        return span[min(int(share * len(span)), len(span) - 1)]
+    if span.log:
+        value = span.low * (span.high / span.low) ** share
+    else:
+        value = span.low + (span.high - span.low) * share
+    return round(value) if whole else float(f"{value:.3g}")
+
+
 def _check_design(file: StudyFile, factors: Sequence[Factor], problems: Problems) -> None:
     design = file.design
+    if isinstance(design, (AblationPath, Search)) and isinstance(file.seeds, SequentialSeeds):
+        problems.add(
+            ("seeds",),
+            f"{design.name} compares cells over all their seeds before it goes on, so seeds "
+            "cannot be added later; list them, e.g. seeds: [0, 1, 2]",
+        )
     by_name = {factor.name: factor for factor in factors}
     if not isinstance(design, Search):
         for factor in factors:

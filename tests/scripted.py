@@ -2,7 +2,8 @@
 
 It keeps the process border of the real worker (environment in; attempt folder and exit code out)
 and trains nothing. The script is `script.json` in the study's root: a list of rules, the first
-whose `match` is a part of the trial's configuration applies.
+whose `match` is a part of the trial's configuration applies. Rules with `adds` plant effects: all
+that match are summed into the value.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main() -> None:
     folder = Path(os.environ["ABLATE_TRIAL"])
     attempt = int(os.environ["ABLATE_ATTEMPT"])
     trial = read_json(folder / "trial.json")
-    rule = choose(json.loads((Path(trial["root"]) / "script.json").read_text()), trial["config"])
+    rules = json.loads((Path(trial["root"]) / "script.json").read_text())
+    rule = choose(rules, trial["config"])
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     if int(os.environ["RANK"]) != 0:
@@ -43,7 +45,7 @@ def main() -> None:
                 writer.result({"status": "stopped", "step": step})
                 sys.exit(75)
             time.sleep(0.01)
-    value = rule.get("value", 0.5) + 0.01 * trial["seed"]
+    value = rule.get("value", 0.5) + 0.01 * trial["seed"] + effects(rules, trial["config"])
     status = rule.get("status", "completed")
     writer.evaluation({"step": rule.get("steps", 2), "imagenet_top1": value})
     writer.result(
@@ -60,6 +62,13 @@ def main() -> None:
 
 def choose(rules: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     for rule in rules:
-        if rule.get("match", {}).items() <= config.items():
+        if "adds" not in rule and rule.get("match", {}).items() <= config.items():
             return rule
     return {}
+
+
+def effects(rules: list[dict[str, Any]], config: dict[str, Any]) -> float:
+    """The sum over all rules of the form {match, adds} that apply: a planted response."""
+    return sum(
+        rule["adds"] for rule in rules if "adds" in rule and rule["match"].items() <= config.items()
+    )

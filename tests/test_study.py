@@ -196,3 +196,61 @@ def test_the_schema_knows_every_field_of_every_recipe() -> None:
     for name in recipes.names():
         fields = set(schema["$defs"][f"baseline-{name}"]["properties"])
         assert fields == set(recipes.load(name).Config.model_fields) - {"seed"}
+
+
+NUISANCE = """\
+nuisance:
+  settings: {lr: {low: 1.0e-4, high: 1.0e-2, log: true}}
+  points: 3
+"""
+
+
+def test_a_nuisance_range_is_cut_evenly_and_lists_are_crossed() -> None:
+    """Three points of a logarithmic range include its ends; two lists give all combinations; a
+    range beside another setting gives a fixed number of different points."""
+    study = parse(GOOD + NUISANCE)
+    assert [levels["lr"] for levels in study.candidates] == ["0.0001", "0.001", "0.01"]
+    assert study.tuning_seeds == (1000,)
+    assert [factor.name for factor in study.nuisance] == ["lr"]
+    assert "lr" not in [factor.name for factor in study.compared]
+    lists = "nuisance: {settings: {lr: [1.0e-3, 2.0e-3], wd: [0.1, 0.2, 0.3]}}\n"
+    assert len(parse(GOOD + lists).candidates) == 6
+    both = NUISANCE.replace("log: true}", "log: true}, wd: [0.1, 0.2]").replace("3", "5")
+    points = parse(GOOD + both).candidates
+    assert len(points) == 5 and {levels["wd"] for levels in points} == {"0.1", "0.2"}
+    assert points == parse(GOOD + both).candidates, "the same for every cell and every launch"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (NUISANCE.replace("lr:", "lrr:"), "'lrr' is no field of the recipe; did you mean 'lr'?"),
+        (NUISANCE.replace("lr:", "beta2:"), "factor 'beta2' sets beta2, too; compare it or tune"),
+        (NUISANCE.replace("  points: 3\n", ""), "lr is a range: say how many points to try"),
+        ("nuisance: {settings: {lr: [1.0e-3]}}\n", "list at least two values"),
+        ("nuisance: {settings: {lr: [1.0e-3, 2.0e-3]}, points: 4}\n", "points is for ranges"),
+        (NUISANCE + "  seeds: [0]\n", "seed 0 is one of the study's seeds"),
+        (NUISANCE.replace("lr:", "model:"), "model is not a number; list the values to try"),
+    ],
+)
+def test_a_wrong_nuisance_is_refused(text: str, expected: str) -> None:
+    """What is wrong with it, and what to write."""
+    assert expected in refusal(GOOD + text)
+
+
+def test_a_search_takes_no_nuisance_and_no_added_seeds() -> None:
+    """A search tunes by itself, and compares cells over all their seeds."""
+    text = GOOD.replace("design: one_at_a_time", "design: search")
+    assert "a search chooses among all settings by itself" in refusal(text + NUISANCE)
+    text = text.replace("seeds: [0, 1]", "seeds: {min: 2, max: 4}")
+    assert "search compares cells over all their seeds" in refusal(text)
+
+
+def test_controls_name_levels_that_there_are() -> None:
+    """A control must be a level of a factor; the nearest name is given."""
+    assert "did you mean 'contrastive_loss'?" in refusal(
+        GOOD + "controls: {contrastive_los: [default]}\n"
+    )
+    assert "did you mean 'local_gather'?" in refusal(
+        GOOD + "controls: {contrastive_loss: [local_gathr]}\n"
+    )

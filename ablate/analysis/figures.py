@@ -143,13 +143,13 @@ def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
     study = table.study
     groups: list[tuple[str, list[tuple[str, list[CellRow]]]]] = []
     if _is_crossed(study):
-        for factor in study.factors:
+        for factor in study.compared:
             names = _names(study, factor.name)
             groups.append(
                 (factor.name, [(name, _cells_at(table, factor.name, name)) for name in names])
             )
     elif isinstance(study.design, OneAtATime):
-        for factor in study.factors:
+        for factor in study.compared:
             names = _names(study, factor.name)
             found = [(name, table.cell({factor.name: name})) for name in names]
             groups.append((factor.name, [(name, [cell]) for name, cell in found if cell]))
@@ -295,7 +295,7 @@ def events_picture(table: StudyTable) -> Picture | None:
                 for e in row.events
             ),
         )
-        for cell in table.cells
+        for cell in table.everything
         for row in cell.trials
         if row.events
     ]
@@ -383,7 +383,7 @@ def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
     if not isinstance(study.design, AblationPath):
         return None
     sign = 1 if study.objective.direction == "maximize" else -1
-    current = study.baseline_levels()
+    current = {factor.name: factor.baseline for factor in study.compared}
     left = {name: level for name, level in study.design.target.items() if current[name] != level}
     walked = [("baseline", table.baseline)]
     while left:

@@ -6,6 +6,7 @@ The templates only lay these values out, so each format says the same.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,15 +67,16 @@ class Question:
 def questions(table: StudyTable) -> tuple[Question, ...]:
     """The study's comparisons, judged; none while nothing has ended."""
     study = table.study
-    base = study.baseline_levels()
+    base = {factor.name: factor.baseline for factor in study.compared}
+    tuned = _tuning_note(study)
     if isinstance(study.design, LeaveOneOut):
-        return _leave_one_out(table, study.design.target)
+        return _leave_one_out(table, study.design.target, note=tuned and f"{tuned} ")
     listed = isinstance(study.design, (Search, FractionalFactorial, PlackettBurman))
     found = _judge(table, table.results, base, "additive" if listed else "auto")
     if found is None:
         return ()
     if not isinstance(study.design, Search):
-        return (Question("baseline", "Against the baseline", "", "the baseline", found),)
+        return (Question("baseline", "Against the baseline", tuned, "the baseline", found),)
     note = (
         "The cells were chosen by a search, so this is exploratory: read it as a ranking "
         "to be confirmed, not as a test."
@@ -93,7 +95,7 @@ def questions(table: StudyTable) -> tuple[Question, ...]:
 def _leave_one_out(
     table: StudyTable, target: Mapping[str, str], *, note: str = ""
 ) -> tuple[Question, ...]:
-    base = table.study.baseline_levels()
+    base = {factor.name: factor.baseline for factor in table.study.compared}
     target = {**base, **target}
     changed = [name for name in base if base[name] != target[name]]
     reverted = [target, *({**target, name: base[name]} for name in changed)]
@@ -138,6 +140,23 @@ def _judge(
         if results:
             raise
         return None
+
+
+def _tuning_note(study: Study) -> str:
+    if not study.candidates:
+        return ""
+    names = " and ".join(factor.name for factor in study.nuisance)
+    tuned, own = study.tuning_seeds, study.seeds
+    return (
+        f"Each level stands at its own best {names}, the best of the same "
+        f"{len(study.candidates)} candidates on {_seed_words(tuned)}. The choice is not judged by "
+        f"the runs that made it: what is compared are new runs on {_seed_words(own)}. The "
+        f"intervals speak of these settings; a finer choice of {names} could still move a level."
+    )
+
+
+def _seed_words(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +257,7 @@ def instability(table: StudyTable) -> Instability:
     """Where training was not calm."""
     markers = sorted({str(event["marker"]) for row in table.rows for event in row.events})
     rows, calm = [], 0
-    for cell in table.cells:
+    for cell in table.everything:
         ran = [row for row in cell.trials if row.ended]
         events = [(event, row) for row in ran for event in row.events]
         flags = sorted({flag for row in ran for flag in row.flags})
@@ -315,9 +334,27 @@ def next_steps(table: StudyTable, asked: Sequence[Question], scale: Scale) -> tu
                 + ". They say nothing about their setting; the reasons are under Cost."
             )
         )
+    steps += _wider(table)
     steps += _more_seeds(study, asked)
     steps += _combine(study, asked)
     return tuple(steps)
+
+
+def _wider(table: StudyTable) -> list[Step]:
+    """Where the best candidate of a nuisance setting is the last one of those tried."""
+    found = [(row.name, edge) for row in table.tuning for edge in row.edges(table.study)]
+    if not found:
+        return []
+    listed = "; ".join(
+        f"{name}: {setting}={value} is the {end}" for name, (setting, value, end) in found[:6]
+    )
+    more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
+    return [
+        Step(
+            f"The best candidate lies at the edge of those tried ({listed}{more}). A level may be "
+            "better still beyond it: widen nuisance.settings. Finished trials are kept."
+        )
+    ]
 
 
 def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
@@ -505,7 +542,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale) -> CostView:
     """What the study took, on which machines' account; differs between equal studies."""
     trade = weigh(table)
     rows = []
-    for cell in table.cells:
+    for cell in table.everything:
         costs = [row.cost for row in cell.trials if row.cost.attempts]
         if not costs:
             continue
@@ -540,7 +577,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale) -> CostView:
         asked=study.objective.cost is not None,
         troubles=tuple(
             (row.id, cell.name, row.cost.trouble)
-            for cell in table.cells
+            for cell in table.everything
             for row in cell.trials
             if row.cost.trouble
         ),
@@ -548,6 +585,42 @@ def cost_view(table: StudyTable, folder: str, scale: Scale) -> CostView:
         root=study.root,
         path=study.path,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TuningView:
+    """The choice of the nuisance settings of one compared cell, ready to print."""
+
+    name: str
+    candidates: tuple[tuple[str, str, bool], ...]
+    """(settings, score or what is missing, whether it was chosen)."""
+    chosen: str
+
+
+def tuning_views(table: StudyTable, scale: Scale) -> tuple[TuningView, ...]:
+    views = []
+    names = [factor.name for factor in table.study.nuisance]
+    for row in table.tuning:
+        settings = [
+            ", ".join(f"{name}={dict(cell.levels)[name]}" for name in names)
+            for cell in row.candidates
+        ]
+        words = [
+            scale.value(score) if score is not None and math.isfinite(score) else
+            ("no score" if score is not None else "not ended")
+            for score in row.scores
+        ]  # fmt: skip
+        views.append(
+            TuningView(
+                row.name,
+                tuple(
+                    (setting, word, i == row.best)
+                    for i, (setting, word) in enumerate(zip(settings, words, strict=True))
+                ),
+                NONE if row.best is None else settings[row.best],
+            )
+        )
+    return tuple(views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,6 +657,7 @@ class Page:
     """Signs of each cell of a fraction, a factor a column; empty for other designs."""
     aliases: tuple[tuple[str, tuple[str, ...]], ...]
     """(effect, effects it cannot be told from)."""
+    tuning: tuple[TuningView, ...]
     same: tuple[str, ...]
     """Which levels are provably one experiment, and what was done about it, in sentences."""
     best: tuple[str, tuple[str, ...]]
@@ -638,6 +712,7 @@ def read_page(table: StudyTable) -> Page:
         ),
         design_rows=_design_rows(table),
         aliases=_alias_table(study),
+        tuning=tuning_views(table, scale),
         same=tuple(design.repeats(study)),
         best=_best(table),
         fingerprints=_fingerprints(table.rows),
@@ -684,9 +759,20 @@ def _facts(table: StudyTable, scale: Scale) -> tuple[tuple[str, str], ...]:
         ("Design", _DESIGN_WORDS[study.design.name]),
         ("Cells", str(len(table.cells))),
         ("Seeds", seeds),
+        *_tuning_fact(study),
         ("Trained on", gang),
         ("Recipe", study.recipe),
     )
+
+
+def _tuning_fact(study: Study) -> tuple[tuple[str, str], ...]:
+    if not study.candidates:
+        return ()
+    tried = "; ".join(
+        ", ".join(f"{name}={level}" for name, level in levels.items())
+        for levels in study.candidates
+    )
+    return (("Tuned inside every cell", f"{tried}, on {_seed_words(study.tuning_seeds)}"),)
 
 
 def _sequential_words(seeds: SequentialSeeds) -> str:
@@ -737,7 +823,7 @@ def _best(table: StudyTable) -> tuple[str, tuple[str, ...]]:
 
 def _unasked(study: Study, asked: Sequence[Question]) -> tuple[str, ...]:
     known = {contrast.factor for question in asked for contrast in question.analysis.contrasts}
-    return tuple(factor.name for factor in study.factors if asked and factor.name not in known)
+    return tuple(factor.name for factor in study.compared if asked and factor.name not in known)
 
 
 def _confounded(study: Study) -> dict[str, dict[str, float]]:
@@ -774,7 +860,7 @@ def _main_aliases(study: Study) -> dict[str, list[str]]:
 def _design_rows(table: StudyTable) -> tuple[tuple[str, ...], ...]:
     if not isinstance(table.study.design, (FractionalFactorial, PlackettBurman)):
         return ()
-    usual = table.study.baseline_levels()
+    usual = {factor.name: factor.baseline for factor in table.study.compared}
     return tuple(
         tuple("\N{MINUS SIGN}" if level == usual[name] else "+" for name, level in cell.levels)
         for cell in table.cells

@@ -260,7 +260,8 @@ def _draw_line(
 
 
 def mean_curve(runs: Sequence[Curve]) -> Curve:
-    """Mean over runs, on the points of the first, as far as all of them go."""
+    """Mean over the runs that have points, on those of the first, as far as all of them go."""
+    runs = [run for run in runs if run.x]
     if not runs:
         return Curve()
     start = max(run.x[0] for run in runs)

@@ -30,7 +30,7 @@ from ablate.analysis.page import CostView, Page, Question
 from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import PALETTE
 from ablate.analysis.scale import probability
-from ablate.analysis.table import StudyTable, read_table
+from ablate.analysis.table import CellRow, StudyTable, read_table
 from ablate.records import StudyRecord
 from ablate.study import Study
 
@@ -396,7 +396,7 @@ def cost_csv(table: StudyTable) -> str:
                 row.cost.samples_per_s,
                 row.cost.peak_memory_gib,
             )
-            for cell in table.cells
+            for cell in table.everything
             for row in cell.trials
         ),
     )
@@ -451,10 +451,26 @@ def verdicts_of(table: StudyTable, page: Page) -> dict[str, Any]:
             for question in page.questions
         },
         "search": asdict(page.sweep) if page.sweep else None,
+        "tuning": [
+            {
+                "cell": row.name,
+                "candidates": [
+                    {"settings": _settings(table, cell), "score": score, "chosen": i == row.best}
+                    for i, (cell, score) in enumerate(zip(row.candidates, row.scores, strict=True))
+                ],
+            }
+            for row in table.tuning
+        ],
         "open": list(page.open),
         "next": [{"text": step.text, "code": step.code} for step in page.next],
         "not_of_this_study": [row.id for row in table.foreign],
     }
+
+
+def _settings(table: StudyTable, cell: CellRow) -> dict[str, str]:
+    """The nuisance settings of a cell."""
+    names = {factor.name for factor in table.study.nuisance}
+    return {name: level for name, level in cell.levels if name in names}
 
 
 _LATEX = {

@@ -152,11 +152,48 @@ class CellRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TuningRow:
+    """How the nuisance settings of one compared cell were chosen."""
+
+    name: str
+    """What differs from the baseline in what is compared."""
+    candidates: tuple[CellRow, ...]
+    """The cell with each candidate, on the tuning seeds alone."""
+    scores: tuple[float | None, ...]
+    best: int | None
+    """Place of the chosen candidate; None while one is still to end."""
+
+    def edges(self, study: Study) -> tuple[tuple[str, str, str], ...]:
+        """(setting, chosen value, largest or smallest) where the best is the last that was tried.
+
+        The true best may lie beyond it.
+        """
+        if self.best is None:
+            return ()
+        found = []
+        chosen = dict(self.candidates[self.best].levels)
+        for factor in study.nuisance:
+            try:
+                tried = sorted({float(levels[factor.name]) for levels in study.candidates})
+                value = float(chosen[factor.name])
+            except ValueError:
+                continue  # no order among names
+            if len(tried) > 1 and value in (tried[0], tried[-1]):
+                end = "smallest" if value == tried[0] else "largest"
+                found.append((factor.name, chosen[factor.name], end))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class StudyTable:
     """Every trial of a study, cell by cell, in the order of the design."""
 
     study: Study
     cells: tuple[CellRow, ...]
+    """What is compared. With nuisance settings: each cell at its own best, on the study's seeds,
+    under the levels of the compared factors alone."""
+    tuning: tuple[TuningRow, ...]
+    """How these were chosen; empty without nuisance settings."""
     results: tuple[Result, ...]
     """Ended trials as the statistics read them; one run may stand in several cells."""
     foreign: tuple[TrialRow, ...]
@@ -167,17 +204,22 @@ class StudyTable:
     """Why more trials may follow those listed (a search or a path under way)."""
 
     @property
+    def everything(self) -> tuple[CellRow, ...]:
+        """The cells, and those that were only tried in tuning."""
+        return (*self.cells, *(cell for row in self.tuning for cell in row.candidates))
+
+    @property
     def rows(self) -> tuple[TrialRow, ...]:
-        return tuple(row for cell in self.cells for row in cell.trials)
+        return tuple(row for cell in self.everything for row in cell.trials)
 
     @property
     def baseline(self) -> CellRow:
-        wanted = tuple(self.study.baseline_levels().items())
+        wanted = tuple(_usual(self.study).items())
         return next(cell for cell in self.cells if cell.levels == wanted)
 
     def cell(self, levels: Mapping[str, str]) -> CellRow | None:
         """The cell of these levels; factors that are not named stand at the baseline."""
-        wanted = {**self.study.baseline_levels(), **levels}
+        wanted = {**_usual(self.study), **levels}
         return next((cell for cell in self.cells if dict(cell.levels) == wanted), None)
 
     def count(self, state: str) -> int:
@@ -208,10 +250,14 @@ def read_table(study: Study, record: StudyRecord, *, curves: bool = True) -> Stu
     for trial in wanted:
         rows.setdefault(trial.id, TrialRow(trial.id, trial.cell.levels, trial.seed, "waiting"))
     cells = _cells(study, wanted, rows)
+    tuning: tuple[TuningRow, ...] = ()
+    if study.candidates:
+        cells, tuning = _tuned_cells(study, cells, ended)
     return StudyTable(
         study=study,
         cells=cells,
-        results=tuple(_results(cells, merged)),
+        tuning=tuning,
+        results=tuple(_results(study, cells, merged)),
         foreign=tuple(_read_foreign(folder) for folder in foreign),
         chance=_chance(study),
         open_ended=open_ended,
@@ -251,21 +297,80 @@ def _cells(
     )
 
 
-def _results(cells: Sequence[CellRow], merged: Iterable[design.Merged]) -> Iterable[Result]:
+def _usual(study: Study) -> dict[str, str]:
+    """The baseline's level of every factor that is compared."""
+    return {factor.name: factor.baseline for factor in study.compared}
+
+
+def _compared(study: Study, levels: Levels) -> Levels:
+    """Without the nuisance settings."""
+    names = {factor.name for factor in study.nuisance}
+    return tuple((name, level) for name, level in levels if name not in names)
+
+
+def _tuned_cells(
+    study: Study, cells: Sequence[CellRow], ended: Sequence[Result]
+) -> tuple[tuple[CellRow, ...], tuple[TuningRow, ...]]:
+    """The cells that are compared, and how the nuisance settings of each were chosen."""
+    by_levels = {cell.levels: cell for cell in cells}
+    compared, tuning = [], []
+    for levels in dict.fromkeys(_compared(study, cell.levels) for cell in cells):
+        found = design.tune(study, study.cell(dict(levels)), ended)
+        tried = [
+            by_levels.get(cell.levels, CellRow(cell.levels, "", ())) for cell in found.candidates
+        ]
+        name = study.change_name(dict(levels))
+        best = None if found.best is None else found.candidates.index(found.best)
+        tuning.append(
+            TuningRow(
+                name,
+                tuple(
+                    CellRow(
+                        cell.levels,
+                        f"{name}, {_settings(study, cell.levels)} (tuning)",
+                        tuple(row for row in cell.trials if row.seed in study.tuning_seeds),
+                    )
+                    for cell in tried
+                ),
+                found.scores,
+                best,
+            )
+        )
+        trials = () if best is None else tried[best].trials
+        compared.append(
+            CellRow(
+                levels,
+                name if best is None else f"{name}, {_settings(study, tried[best].levels)}",
+                tuple(row for row in trials if row.seed in study.seeds),
+            )
+        )
+    return tuple(compared), tuple(tuning)
+
+
+def _settings(study: Study, levels: Levels) -> str:
+    """The nuisance settings of a cell, as ``lr=0.001``."""
+    names = {factor.name for factor in study.nuisance}
+    return ", ".join(f"{name}={level}" for name, level in levels if name in names)
+
+
+def _results(
+    study: Study, cells: Sequence[CellRow], merged: Iterable[design.Merged]
+) -> Iterable[Result]:
     for cell in cells:
         for row in cell.trials:
             if row.ended:
-                yield row.result()
+                yield row.result(cell.levels)
     # Cells that are provably another one's experiment have no run of their own, but a place in
     # the design.
     own = {cell.levels: cell for cell in cells}
     for twin in merged:
-        home = own.get(twin.home.levels)
-        if home is None or twin.cell.levels in own:
+        levels = _compared(study, twin.cell.levels)
+        home = own.get(_compared(study, twin.home.levels))
+        if home is None or levels in own:
             continue
         for row in home.trials:
             if row.ended:
-                yield row.result(twin.cell.levels)
+                yield row.result(levels)
 
 
 def _chance(study: Study) -> float | None:
