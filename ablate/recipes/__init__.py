@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from ablate.training.data import Batch
     from ablate.training.distributed import Gang
 
 
@@ -126,7 +127,16 @@ class Task:
     static_graph: bool = False
     evaluations: tuple[Evaluation, ...] = ()
     seed: int = 0
+    stream: Callable[[int, int], Iterator[Batch]] | None = None
+    """(first, after the last micro-batch of the run) -> this rank's batches.
+
+    Takes the place of the order by position; nothing can repeat it, and records say so.
+    """
     loader_workers: int = 0
+    prefetch: int = 4
+    """Batches that each loading process reads ahead."""
+    pin_memory: bool = True
+    """Whether batches for a GPU wait in page-locked memory."""
     max_fault_share: float = 1.0
     """Share of substituted samples above which the trial fails as a data fault."""
     checkpoint_epochs: int = 1

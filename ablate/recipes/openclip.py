@@ -15,13 +15,16 @@ Three facts that an ablation must know, and ``check`` says:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
     from ablate.datasets.shards import ShardIndex
     from ablate.recipes import Evaluation, Task
-    from ablate.training.data import ImageTextSamples
+    from ablate.training.data import Batch, ImageTextSamples
     from ablate.training.evaluate import Encoder, EvalImages, ImageSource
     from ablate.training.health import Look
 
@@ -259,10 +262,20 @@ class Config(_Frozen):
     """Rule that says which parameters are not decayed."""
     fused: bool = False
     """Fused AdamW: the same formula in one kernel, rounded differently (1e-7 a step)."""
+    channels_last: bool = False
+    """Images and convolutions in channels-last memory: other kernels, so other rounding."""
+    data_order: Literal["indexed", "stream"] = "indexed"
+    """indexed: by seed and position. stream: the peer's own pipeline, which nothing repeats."""
+    fast_jpeg: bool = False
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their side where a crop allows it: other pixels."""
     max_fault_share: Share = 0.01
     """Share of unreadable samples above which the trial fails as a data fault."""
     cache_gib: Annotated[float, Field(ge=0)] = 8.0
     """Largest cache of decoded images a data set may fill, GiB; 0: none."""
+    prefetch: Annotated[int, Field(ge=1)] = 4
+    """Batches that each loading process reads ahead."""
+    pin_memory: bool = True
+    """With a GPU: batches wait in page-locked memory, so that their transfer overlaps the step."""
     checkpoint_frequency: Annotated[int, Field(ge=1)] = 1
     """A checkpoint after every so many epochs."""
     keep_every: Annotated[int, Field(ge=0)] = 0
@@ -352,15 +365,23 @@ OWN_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "param_groups": ("open_clip",),
     "evaluations": (),
     "fused": (),
+    "channels_last": (),
+    "data_order": (),
+    "fast_jpeg": (False,),
     "max_fault_share": (),
     "cache_gib": (),
+    "prefetch": (),
+    "pin_memory": (),
     "checkpoint_frequency": (),
     "keep_every": (),
 }
 """Fields that are no flags of the peer, each with the values under which our run is the peer's;
-none: any value, the field has no influence on a sound run, or (fused) on its rounding only."""
+none: any value, the field has no influence on a sound run, or (fused, channels_last) on its
+rounding only, or (data_order) on which of equally good orders is taken."""
 
-NOT_IDENTITY = frozenset({"workers", "cache_gib", "checkpoint_frequency", "keep_every"})
+NOT_IDENTITY = frozenset(
+    {"workers", "cache_gib", "prefetch", "pin_memory", "checkpoint_frequency", "keep_every"}
+)
 """Fields that change nothing in the result: they do not count in a trial's id."""
 
 PATH_FIELDS = ("train_data", "imagenet_val")
@@ -377,6 +398,7 @@ def check(config: Config, *, workers: int, gpus: int) -> list[str]:
     """
     if config.train_data is None:
         raise ValueError("train_data is missing; give the shards to train on")
+    expand_shards(config.train_data)  # refuses commands and addresses
     if config.use_bn_sync and workers > 1 and gpus == 0:
         raise ValueError(
             "use_bn_sync needs GPUs: torch's SyncBatchNorm has no CPU kernel. "
@@ -399,6 +421,17 @@ def check(config: Config, *, workers: int, gpus: int) -> list[str]:
         warnings.append(
             f"eps {config.eps} is below fp16's smallest number: Adam divides by zero where "
             "weights are fp16. Set eps: 1e-6"
+        )
+    if config.data_order == "stream":
+        if importlib.util.find_spec("webdataset") is None:
+            raise ValueError(
+                "data_order: stream needs the webdataset library: install ablate-runner[stream], "
+                "or set data_order: indexed"
+            )
+        warnings.append(
+            "data_order stream is not reproducible: the peer's pipeline shuffles by process id and "
+            "time, a resumed epoch repeats some samples and misses others, and unreadable ones "
+            "are skipped uncounted"
         )
     if workers == 1:
         for name in ("local_loss", "gather_with_grad"):
@@ -757,6 +790,8 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         )
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
     model.train()
 
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
@@ -767,7 +802,9 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         transform=_train_transform(config, preprocess, train_transform),
         tokenizer=tokenizer,
         tokenizer_name=_tokenizer_name(tokenizer),
-        cache_gib=config.cache_gib,
+        # A stream reads the shards itself; then only the probe of the health is read from here.
+        cache_gib=0.0 if config.data_order == "stream" else config.cache_gib,
+        at_least=_least_size(config, preprocess.size) if config.fast_jpeg else None,
     )
     epoch_samples = config.train_num_samples or index.num_samples
     steps = num_steps(config, workers=world_size, num_samples=epoch_samples)
@@ -778,7 +815,14 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         preprocess.std,
         device=device,
         dtype=open_clip.get_input_dtype(config.precision) or torch.float32,
+        channels_last=config.channels_last,
     )
+    stream = None
+    if config.data_order == "stream":
+        stream = _stream(
+            config, index, epoch_samples, train_transform, tokenizer, world_size=world_size
+        )
+    facts["data_order"] = data.STREAMED if stream else data.BY_POSITION
     global_batch = config.batch_size * world_size * config.accum_freq
     return Task(
         model=model,
@@ -800,7 +844,10 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
             config, model, samples, epoch_samples, eval_transform, tokenizer, device, to_input
         ),
         seed=config.seed,
+        stream=stream,
         loader_workers=config.workers,
+        prefetch=config.prefetch,
+        pin_memory=config.pin_memory,
         max_fault_share=config.max_fault_share,
         checkpoint_epochs=config.checkpoint_frequency,
         keep_every_epochs=config.keep_every,
@@ -860,6 +907,82 @@ def _train_transform(config: Config, preprocess: Any, peer_transform: Any) -> An
     # The peer's list: crop, to RGB (done at decoding), then jitter, grey, to tensor, normalise.
     extra = tuple(peer_transform.transforms[2:-2])
     return augment.SeededCrop(preprocess.size, scale=config.aug_cfg.scale, extra=extra)
+
+
+def _least_size(config: Config, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image needs, so that its smallest crop is no smaller than `size`.
+
+    For crops of the image's own shape; narrower ones may be enlarged a little.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    smallest = math.sqrt(config.aug_cfg.scale[0])
+    return math.ceil(height / smallest), math.ceil(width / smallest)
+
+
+def _stream(
+    config: Config,
+    index: ShardIndex,
+    num_samples: int,
+    transform: Any,
+    tokenizer: Any,
+    *,
+    world_size: int,
+) -> Callable[[int, int], Iterator[Batch]]:
+    """Micro-batches through the peer's own WebDataset pipeline and transform.
+
+    Shards are ordered by seed and epoch; the peer seeds the shuffle of samples with process id and
+    time. What is unreadable it skips, uncounted.
+
+    Raises:
+        DataError: a loading process may get fewer samples than a batch, and would wait for ever.
+    """
+    import numpy as np
+
+    from ablate.training.data import Batch, ignore_stop_signals
+
+    processes = max(1, config.workers) * world_size
+    sizes = np.sort([shard.num_samples for shard in index.shards])
+    fewest = int(sizes[: len(sizes) // processes].sum())
+    if fewest < config.batch_size:
+        raise DataError(
+            f"data_order: stream deals {len(sizes)} shards to {processes} loading processes, so "
+            f"one of them may get {fewest} samples, fewer than batch_size {config.batch_size}. "
+            "Lower workers or batch_size, or set data_order: indexed"
+        )
+    steps = num_steps(config, workers=world_size, num_samples=num_samples)
+    per_epoch = steps // config.epochs * config.accum_freq
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        # Newer versions than 0.2.86 refuse to run commands when they see this.
+        os.environ["WDS_SECURE"] = "1"
+        from open_clip_train.data import get_wds_dataset
+
+        gopen = importlib.import_module("webdataset.gopen")
+        for scheme in gopen.gopen_schemes:  # commands and addresses; plain paths pass by them
+            gopen.gopen_schemes[scheme] = gopen.gopen_error
+        arguments = SimpleNamespace(
+            train_data=[shard.path for shard in index.shards],
+            train_num_samples=num_samples,
+            train_data_upsampling_factors=None,
+            dataset_resampled=False,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            world_size=world_size,
+            seed=config.seed,
+        )
+        source = get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
+        if config.workers:
+            loader = source.dataloader.pipeline[0]
+            loader.multiprocessing_context = "fork"  # its parts cannot be pickled
+            loader.worker_init_fn = ignore_stop_signals
+        while start < stop:
+            epoch, within = divmod(start, per_epoch)
+            source.set_epoch(epoch)
+            for images, texts in islice(source.dataloader, per_epoch - within):
+                yield Batch((images, texts), substitutes=0)
+            start += per_epoch - within
+
+    return batches
 
 
 def _optimizer(config: Config, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:

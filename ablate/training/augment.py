@@ -164,13 +164,15 @@ class ToInput:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.dtype = dtype
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype == torch.uint8:
-            images = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+            images = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.format)
             images = images.div_(255).sub_(self.mean).div_(self.std)
-        return images.to(self.dtype)
+        return images.to(self.dtype, memory_format=self.format)

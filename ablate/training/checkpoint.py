@@ -198,6 +198,7 @@ class Certificate:
     """Names of what came back beside the tensors."""
     changed: Mapping[str, tuple[Any, Any]]
     """Fields that differ (then, now), all on the list of those that cannot change the result."""
+    data_order: str
     torch: tuple[str, str]
     """Version that wrote the checkpoint, version that reads it."""
 
@@ -207,7 +208,8 @@ class Certificate:
             f"resumed at step {self.step} of {self.steps_total} from {self.path}",
             f"  restored: {self.model_tensors} model tensors, {self.optimizer_tensors} optimizer "
             f"tensors, {', '.join(self.state)}",
-            "  data order, learning rate and random numbers follow from the step",
+            f"  data order: {self.data_order}",
+            "  learning rate and random numbers follow from the step",
         ]
         lines += [f"  {name}: {old!r}, now {new!r}" for name, (old, new) in self.changed.items()]
         if then != now:

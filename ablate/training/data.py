@@ -44,6 +44,12 @@ Ids = npt.NDArray[np.int64]
 
 WINDOW = 16
 """Shards that are shuffled together."""
+BY_POSITION = "by seed and position"
+STREAMED = (
+    "streamed, not reproducible: after a resume the rest of the epoch is drawn anew, so some of "
+    "its samples come twice and others not at all"
+)
+"""What a record says about the order of a run's samples."""
 MAX_SUBSTITUTES = 1000
 """Positions that are tried to replace one bad sample before the data count as unusable."""
 
@@ -192,9 +198,12 @@ class Batches(Dataset[Batch]):
 
 
 def load(
-    batches: Batches, *, start: int, stop: int, workers: int, pin_memory: bool
+    batches: Batches, *, start: int, stop: int, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """Micro-batches `start` to `stop`, read ahead by `workers` processes (0: read here)."""
+    """Micro-batches `start` to `stop`; `workers` processes read `prefetch` ahead (0: read here).
+
+    The processes live as long as the run: an epoch's end does not empty what was read ahead.
+    """
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -202,16 +211,16 @@ def load(
         num_workers=workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if workers else None,
         # Forked loaders share the index and the mapped caches, and start at once, whatever the
         # start method of the process that runs us.
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=ignore_stop_signals,
     )
     return iter(loader)
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
     """Some launchers send SIGTERM to every process of a job; the rank still needs its loaders
     until its last step and checkpoint. They end with their rank, also when it is killed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -241,7 +250,8 @@ class ImageTextSamples:
     """Image and caption pairs of WebDataset shards: (images, tokens).
 
     When the decoded images fit into `cache_gib`, they are decoded and the captions tokenised once
-    for all trials of the machine, into files that every process maps; else each time.
+    for all trials of the machine, into files that every process maps; else each time. `at_least`
+    is for :func:`decode`.
     """
 
     def __init__(
@@ -252,13 +262,15 @@ class ImageTextSamples:
         tokenizer: Tokenizer,
         tokenizer_name: str,
         cache_gib: float = 0.0,
+        at_least: tuple[int, int] | None = None,
     ) -> None:
         self._index = index
+        self._at_least = at_least
         self._transform = transform
         self._tokenizer = tokenizer
         self._cached: _Decoded | None = None
-        if cache_gib and _probable_bytes(index) < cache_gib * 2**30:
-            self._cached = _Decoded(index, tokenizer, tokenizer_name)
+        if cache_gib and _probable_bytes(index, at_least) < cache_gib * 2**30:
+            self._cached = _Decoded(index, tokenizer, tokenizer_name, at_least)
 
     @property
     def shard_sizes(self) -> npt.NDArray[np.int64]:
@@ -277,7 +289,7 @@ class ImageTextSamples:
         return (self._transform(images, seeds), tokens), bad
 
     def _read(self, ids: Ids) -> tuple[list[Bytes], torch.Tensor, npt.NDArray[np.bool_]]:
-        pairs = [read_pair(self._index, i) for i in ids.tolist()]
+        pairs = [read_pair(self._index, i, self._at_least) for i in ids.tolist()]
         bad = np.array([pair is None for pair in pairs])
         images = [_BLACK if pair is None else pair[0] for pair in pairs]
         tokens = self._tokenizer(["" if pair is None else pair[1] for pair in pairs])
@@ -287,44 +299,58 @@ class ImageTextSamples:
 _BLACK: Bytes = np.zeros((8, 8, 3), np.uint8)
 
 
-def read_pair(index: ShardIndex, sample: int) -> tuple[Bytes, str] | None:
+def read_pair(
+    index: ShardIndex, sample: int, at_least: tuple[int, int] | None = None
+) -> tuple[Bytes, str] | None:
     """Decoded image and caption; None when the image is unreadable or the caption empty."""
     try:
         data, caption = index.read(sample)
-        return (decode(data), caption) if caption.strip() else None
+        return (decode(data, at_least), caption) if caption.strip() else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         # What Pillow raises for damaged files; DataError is a ValueError too.
         return None
 
 
-def decode(data: bytes) -> Bytes:
+def decode(data: bytes, at_least: tuple[int, int] | None = None) -> Bytes:
     """An image file as H x W x 3 bytes, as the peer's loader decodes it.
+
+    With `at_least` (height, width) a JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 of its
+    side that is no smaller than that: libjpeg then computes only the coefficients it needs.
 
     Raises:
         OSError, ValueError, SyntaxError: it is damaged.
     """
     with Image.open(io.BytesIO(data)) as image:
+        if at_least is not None:
+            image.draft("RGB", (at_least[1], at_least[0]))  # other formats ignore it
         return np.asarray(image.convert("RGB"))
 
 
-def _probable_bytes(index: ShardIndex) -> float:
+def _probable_bytes(index: ShardIndex, at_least: tuple[int, int] | None) -> float:
     """Size of all images decoded, from 32 of them."""
     if not index.num_samples:
         raise DataError("the shards hold no sample with an image and a caption")
     chosen = np.linspace(0, index.num_samples - 1, min(32, index.num_samples)).astype(int).tolist()
-    sizes = [pair[0].size for pair in (read_pair(index, i) for i in chosen) if pair is not None]
+    pairs = (read_pair(index, i, at_least) for i in chosen)
+    sizes = [pair[0].size for pair in pairs if pair is not None]
     return index.num_samples * (float(np.mean(sizes)) if sizes else math.inf)
 
 
 class _Decoded:
     """All images and tokens of an index, mapped from the cache."""
 
-    def __init__(self, index: ShardIndex, tokenizer: Tokenizer, tokenizer_name: str) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        tokenizer: Tokenizer,
+        tokenizer_name: str,
+        at_least: tuple[int, int] | None,
+    ) -> None:
         def build(folder: Path) -> None:
-            _decode_all(index, tokenizer, folder)
+            _decode_all(index, tokenizer, folder, at_least)
 
         # Pillow's version: another one may decode a JPEG with other rounding.
-        name = cache.key("decoded-1", index.fingerprint, tokenizer_name, PIL.__version__)
+        name = cache.key("decoded-1", index.fingerprint, tokenizer_name, PIL.__version__, at_least)
         folder = cache.build_once("decoded", name, build)
         self._pixels = np.memmap(folder / "pixels.bin", np.uint8, "r")
         self._shapes = np.load(folder / "shapes.npy")
@@ -344,13 +370,15 @@ class _Decoded:
         return images, tokens, shapes[:, 0] == 0
 
 
-def _decode_all(index: ShardIndex, tokenizer: Tokenizer, folder: Path) -> None:
+def _decode_all(
+    index: ShardIndex, tokenizer: Tokenizer, folder: Path, at_least: tuple[int, int] | None
+) -> None:
     """Write pixels.bin, shapes.npy (0 x 0: a bad sample) and tokens.npy."""
     shapes = np.zeros((index.num_samples, 2), np.int64)
     rows = []
     with open(folder / "pixels.bin", "wb") as file:
         for sample in range(index.num_samples):
-            pair = read_pair(index, sample)
+            pair = read_pair(index, sample, at_least)
             if pair is not None:
                 shapes[sample] = pair[0].shape[:2]
                 file.write(pair[0].tobytes())

@@ -598,6 +598,7 @@ class _Run:
                 optimizer_tensors=len(snapshot.optimizer),
                 state=tuple(_RESTORED[name] for name in _RESTORED if state[name] is not None),
                 changed=changed,
+                data_order=data.STREAMED if task.stream else data.BY_POSITION,
                 torch=(state["torch"], torch.__version__),
             )
             log.info("%s", certificate)
@@ -644,6 +645,9 @@ class _Run:
 
     def batches(self) -> Iterator[data.Batch]:
         task = self.task
+        first, last = self.progress.step * task.accum_freq, self.total * task.accum_freq
+        if task.stream is not None:
+            return task.stream(first, last)
         source = data.Batches(
             task.samples,
             num_samples=task.num_samples,
@@ -655,10 +659,11 @@ class _Run:
         )
         return data.load(
             source,
-            start=self.progress.step * task.accum_freq,
-            stop=self.total * task.accum_freq,
+            start=first,
+            stop=last,
             workers=task.loader_workers,
-            pin_memory=self.gang.device.type == "cuda",
+            prefetch=task.prefetch,
+            pin_memory=task.pin_memory and self.gang.device.type == "cuda",
         )
 
 

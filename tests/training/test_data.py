@@ -156,7 +156,7 @@ def test_batches_do_not_depend_on_loader_processes_or_caches(
     """Pixels and tokens are bit-equal with 0 and 2 loader processes, cached and read."""
     plain = batches(samples_of(data, cache_gib=0.0), num_samples=96, batch_size=16)
     other = batches(samples_of(data, cache_gib=cache_gib), num_samples=96, batch_size=16)
-    loaded = load(other, start=3, stop=9, workers=workers, pin_memory=False)
+    loaded = load(other, start=3, stop=9, workers=workers, prefetch=2, pin_memory=False)
     for number, batch in zip(range(3, 9), loaded, strict=True):
         expected = plain[number].tensors
         assert batch.substitutes == 0
