@@ -467,6 +467,52 @@ def diagnose(
     out.print(render_suspects(found) if found else "The markers saw nothing that needs a cause.")
 
 
+@app.command("inspect")
+def inspect_checkpoints(
+    a: Annotated[
+        Path,
+        typer.Argument(help="Trial folder (its initial weights), checkpoint, .safetensors or .pt."),
+    ],
+    b: Annotated[
+        Path | None,
+        typer.Argument(help="The later one; a trial folder stands for its newest checkpoint."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled images (class folders, or .tar); the trial's if left out."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip model, for files that belong to no trial.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="Look at this many images at most.")] = 2048,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw both feature spaces by class (PNG, SVG or PDF).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a model learned between two checkpoints: weights, features, verdict.
+
+    Given a trial folder alone, its initial weights are compared with its newest checkpoint.
+    """
+    import logging
+
+    from ablate.display import render_inspection
+    from ablate.training.inspect import inspect_paths
+    from ablate.training.picture import draw_inspection
+
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of weights it did not load
+    found = inspect_paths(a, b, data=data, model=model, images=images)
+    drawn = picture is not None and draw_inspection(found, picture)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    out.print(render_inspection(found.to_dict()))
+    if drawn:
+        out.print(f"picture  {picture}", markup=False, soft_wrap=True)
+    elif picture is not None:
+        out.print("No picture: there are no features to draw.")
+
+
 @app.command()
 def analyze(
     results: Annotated[Path, typer.Argument(help="CSV: factor, level, seed, value, outcome.")],

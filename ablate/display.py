@@ -296,6 +296,68 @@ def render_suspects(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Rendera
     return table
 
 
+_LEARNING_STYLES = {"learning": "green", "not learning": "yellow", "collapsed": "red"}
+_MODULE_ROWS = 12
+
+
+def render_inspection(found: Mapping[str, Any]) -> RenderableType:
+    """What moved by module, what features are worth on either side, and the verdict."""
+    modules = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    modules.add_column("module", no_wrap=True)
+    for name in ("tensors", "moved", "relative change"):
+        modules.add_column(name, justify="right", no_wrap=True)
+    for module in found["modules"][:_MODULE_ROWS]:
+        modules.add_row(
+            Text(module["name"]),
+            str(module["tensors"]),
+            str(module["moved"]),
+            f"{module['relative']:.3g}",
+        )
+    left = len(found["modules"]) - _MODULE_ROWS
+    frozen = f", {found['frozen']} frozen by the configuration" if found["frozen"] else ""
+    parts: list[RenderableType] = [
+        Text(f"A  {found['a']}\nB  {found['b']}"),
+        Text(f"{found['moved']} of {found['parameters']} parameter tensors moved{frozen}"),
+        modules,
+    ]
+    if left > 0:
+        parts.append(Text(f"and {left} modules that moved less (all in --json)", style="dim"))
+    if "features" in found:
+        parts.append(_feature_table(found))
+    parts += [Text(f"!!  {flag}", style="yellow") for flag in found["flags"]]
+    parts += [Text(f"--  not judged: {what}", style="dim") for what in found["not_judged"]]
+    verdict = Text(found["verdict"], style=_LEARNING_STYLES.get(found["verdict"], "bold"))
+    parts.append(Text.assemble("verdict  ", verdict, ": ", "; ".join(found["reasons"])))
+    return Group(*parts)
+
+
+def _feature_table(found: Mapping[str, Any]) -> RenderableType:
+    title = f"{found['images']} images of {found['classes']} classes (chance {found['chance']:.2%})"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), title=title, title_justify="left")
+    table.add_column("features", no_wrap=True)
+    for name in ("A", "B", "gain of B"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def score(value: Mapping[str, float] | None) -> str:
+        if value is None:
+            return "-"
+        low, high = 100 * value["low"], 100 * value["high"]
+        return f"{value['value']:.1%} ({low:.1f}..{high:.1f})"
+
+    sides = found["features"]
+    for name, label in (
+        ("knn", "neighbours"),
+        ("linear", "linear probe"),
+        ("zero_shot", "zero-shot"),
+    ):
+        gain = found["gains"].get(name)
+        table.add_row(label, score(sides["a"][name]), score(sides["b"][name]), score(gain))
+    for name, label in (("rank", "rank"), ("spread", "spread")):
+        table.add_row(label, f"{sides['a'][name]:.3g}", f"{sides['b'][name]:.3g}", "")
+    table.add_row("CKA with A", "", f"{found['cka']:.3f}", "")
+    return table
+
+
 def render_contrasts(contrasts: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A row per contrast of results that were made elsewhere, then a sentence for each."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

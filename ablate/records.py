@@ -11,6 +11,7 @@
                                           events.jsonl   what the markers saw
                                           heartbeat.json the latest numbers, for people
                                           result.json    the attempt's own last word
+                                          learning.json  did it learn: last against first weights
                                           end.json       how the controller saw it end
                                           log-<rank>.txt what each rank printed
 
@@ -188,6 +189,10 @@ class AttemptWriter:
         self.sync()
         write_json(self.folder / "result.json", row)
 
+    def learning(self, row: Mapping[str, Any]) -> None:
+        """Write learning.json, what the weights and features say; after the result is safe."""
+        write_json(self.folder / "learning.json", row)
+
     def close(self) -> None:
         """Close the logs."""
         for log in self._logs.values():
@@ -248,6 +253,14 @@ class TrialRecord:
         """end.json of an attempt, or None when the controller never saw it end."""
         try:
             content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "end.json")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def learning(self, attempt: int) -> dict[str, Any] | None:
+        """learning.json of an attempt, or None when it ended without one."""
+        try:
+            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "learning.json")
         except FileNotFoundError:
             return None
         return content

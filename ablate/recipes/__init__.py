@@ -21,6 +21,8 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     a measurement's value by guessing: what a diverged trial is scored with
 ``build(config, *, rank, world_size, device)``
     a :class:`Task`; torch is imported in here
+``specimen(config, *, data, device)``
+    the model alone, with labelled images to look at it with: a :class:`Specimen`
 ``command(config, *, workers)``
     the peer's command line that trains the same
 ``export_model(config, weights, folder)``
@@ -159,6 +161,27 @@ class Task:
     """More for the record: load reports, device settings."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Specimen:
+    """A model with its initial weights, and the labelled images to look at it with."""
+
+    model: torch.nn.Module
+    """In eval mode, on its device."""
+    frozen: tuple[str, ...]
+    """Parameters that the configuration freezes."""
+    labels: npt.NDArray[np.int64]
+    """Class number of each image; empty without images."""
+    class_names: Sequence[str]
+    features: Callable[[torch.nn.Module, npt.NDArray[np.int64]], torch.Tensor]
+    """(model, rows) -> features of these images, on the CPU."""
+    zero_shot: (
+        Callable[[torch.nn.Module, torch.Tensor, npt.NDArray[np.int64], int | None], torch.Tensor]
+        | None
+    )
+    """(model, features, rows, most prompts) -> whether each image is right among the classes of
+    these rows; None where classes have no names."""
+
+
 class Recipe(Protocol):
     """A recipe module, as a type."""
 
@@ -178,6 +201,8 @@ class Recipe(Protocol):
     def chance(self, config: Any, *, root: Path, metric: str = ...) -> float: ...
 
     def build(self, config: Any, *, rank: int, world_size: int, device: torch.device) -> Task: ...
+
+    def specimen(self, config: Any, *, data: str | None, device: torch.device) -> Specimen: ...
 
     def command(self, config: Any, *, workers: int) -> list[str]: ...
 

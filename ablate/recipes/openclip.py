@@ -35,10 +35,12 @@ from ablate.recipes import _evaluations as specs
 from ablate.recipes import absolute
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from ablate.datasets.shards import ShardIndex
-    from ablate.recipes import Evaluation, Task
+    from ablate.recipes import Evaluation, Specimen, Task
     from ablate.training.data import Batch, ImageTextSamples
     from ablate.training.evaluate import Encoder, EvalImages, ImageSource
     from ablate.training.health import Look
@@ -741,9 +743,6 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
 
     The initial weights are the peer's for the same seed.
     """
-    import warnings
-
-    import numpy as np
     import open_clip
     import torch
     from open_clip.transform import PreprocessCfg
@@ -752,46 +751,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
     from ablate.training import augment, data, optim
 
     assert config.train_data is not None, "check() refuses a configuration without train_data"
-    _register_models()
-    _seed_everything(config.seed)
-    siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
-    with warnings.catch_warnings():
-        # It also comes for colour jitter that is applied; Augmentation refuses what is not.
-        warnings.filterwarnings("ignore", "Unused augmentation cfg items")
-        model, train_transform, eval_transform = open_clip.create_model_and_transforms(
-            config.model,
-            precision=config.precision,
-            device=device,
-            force_quick_gelu=config.force_quick_gelu,
-            force_custom_text=config.force_custom_text,
-            force_patch_dropout=config.force_patch_dropout,
-            force_image_size=config.force_image_size,
-            force_context_length=config.force_context_length,
-            image_mean=config.image_mean,
-            image_std=config.image_std,
-            image_interpolation=config.image_interpolation,
-            image_resize_mode=config.image_resize_mode,
-            aug_cfg=_augmentation(config),
-            output_dict=True,
-            **siglip,
-        )
-    facts: dict[str, Any] = {}
-    if config.init_from is not None:
-        facts["init_from"] = _load_weights(config, model)
-    if config.lock_image:
-        model.lock_image_tower(
-            unlocked_groups=config.lock_image_unlocked_groups,
-            freeze_bn_stats=config.lock_image_freeze_bn_stats,
-        )
-    if config.lock_text:
-        model.lock_text_tower(
-            unlocked_layers=config.lock_text_unlocked_layers,
-            freeze_layer_norm=config.lock_text_freeze_layer_norm,
-        )
-    if config.grad_checkpointing:
-        model.set_grad_checkpointing()
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model, train_transform, eval_transform, facts = _create_model(config, device)
     model.train()
 
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
@@ -863,6 +823,153 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         parameter_groups=optim.describe(groups),
         facts=facts,
     )
+
+
+def _create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The model with its initial weights and frozen parts, both transforms, facts."""
+    import warnings
+
+    import numpy as np
+    import open_clip
+    import torch
+
+    _register_models()
+    _seed_everything(config.seed)
+    siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
+    with warnings.catch_warnings():
+        # It also comes for colour jitter that is applied; Augmentation refuses what is not.
+        warnings.filterwarnings("ignore", "Unused augmentation cfg items")
+        model, train_transform, eval_transform = open_clip.create_model_and_transforms(
+            config.model,
+            precision=config.precision,
+            device=device,
+            force_quick_gelu=config.force_quick_gelu,
+            force_custom_text=config.force_custom_text,
+            force_patch_dropout=config.force_patch_dropout,
+            force_image_size=config.force_image_size,
+            force_context_length=config.force_context_length,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+            image_interpolation=config.image_interpolation,
+            image_resize_mode=config.image_resize_mode,
+            aug_cfg=_augmentation(config),
+            output_dict=True,
+            **siglip,
+        )
+    facts: dict[str, Any] = {}
+    if config.init_from is not None:
+        facts["init_from"] = _load_weights(config, model)
+    if config.lock_image:
+        model.lock_image_tower(
+            unlocked_groups=config.lock_image_unlocked_groups,
+            freeze_bn_stats=config.lock_image_freeze_bn_stats,
+        )
+    if config.lock_text:
+        model.lock_text_tower(
+            unlocked_layers=config.lock_text_unlocked_layers,
+            freeze_layer_norm=config.lock_text_freeze_layer_norm,
+        )
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, train_transform, eval_transform, facts
+
+
+def specimen(config: Config, *, data: str | None, device: torch.device) -> Specimen:
+    """The model with its initial weights in eval mode, and labelled images to look at it with.
+
+    The images are `data` (a folder of class folders, or shards with class numbers), else those
+    of imagenet_val or of the first evaluation that has any.
+
+    Raises:
+        DataError: the images cannot be used.
+    """
+    import numpy as np
+    import open_clip
+    import torch
+    from open_clip.transform import PreprocessCfg
+
+    from ablate.recipes import Specimen
+    from ablate.training import augment
+
+    model, _, transform, _ = _create_model(config, device)
+    model.eval()
+    frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
+    path = data or config.imagenet_val
+    if path is None:
+        labelled = [spec.path for spec in config.evaluations if spec.kind != "retrieval"]
+        path = labelled[0] if labelled else None
+    preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
+    dtype = open_clip.get_input_dtype(config.precision) or torch.float32
+    to_input = augment.ToInput(preprocess.mean, preprocess.std, device=device, dtype=dtype)
+    encoder = _encoder(config, device, to_input)
+    images = _labelled_images(config, path, model, transform) if path is not None else None
+
+    def features(net: torch.nn.Module, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        assert images is not None
+        with torch.inference_mode(), encoder.autocast():
+            parts = [
+                encoder.images(net, pixels).float().cpu()
+                for pixels in images.chosen(rows, encoder.batch_size)
+            ]
+        return torch.cat(parts).clone()
+
+    zero_shot, names = None, list[str]()
+    if path is not None and images is not None:
+        try:
+            names, _ = zero_shot_classes(path)
+            names = names or list(open_clip.IMAGENET_CLASSNAMES)
+            prompts = _prompts(path, images)
+            tokenizer = open_clip.get_tokenizer(
+                config.model, context_length=config.force_context_length
+            )
+            zero_shot = _zero_shot_answers(prompts, images, encoder, tokenizer)
+        except DataError:
+            pass  # without names there is no zero-shot classification, and the rest stands
+    return Specimen(
+        model=model,
+        frozen=frozen,
+        labels=images.labels if images is not None else np.zeros(0, np.int64),
+        class_names=names,
+        features=features,
+        zero_shot=zero_shot,
+    )
+
+
+def _zero_shot_answers(
+    prompts: Sequence[Sequence[str]], images: EvalImages, encoder: Encoder, tokenizer: Any
+) -> Any:
+    """Specimen.zero_shot of these images."""
+    import numpy as np
+    import torch
+
+    from ablate.training.distributed import Gang
+    from ablate.training.evaluate import ZeroShot
+
+    def answers(
+        net: torch.nn.Module,
+        features: torch.Tensor,
+        rows: npt.NDArray[np.int64],
+        most_prompts: int | None,
+    ) -> torch.Tensor:
+        classes, labels = np.unique(images.labels[rows], return_inverse=True)
+        count = len(prompts[0])
+        if most_prompts is not None:
+            count = max(1, min(count, most_prompts // len(classes)))
+        picked = np.linspace(0, len(prompts[0]) - 1, count).round().astype(int)
+        classifier = ZeroShot(
+            images,
+            [[prompts[number][place] for place in picked] for number in classes],
+            tokenizer=tokenizer,
+            tokenizer_name=_tokenizer_name(tokenizer),
+            encoder=encoder,
+            due=lambda epoch: True,
+        ).classifier(net, Gang(0, 1, 0, 1, encoder.device))
+        logits = features @ classifier.float().cpu()
+        return logits.argmax(dim=1) == torch.from_numpy(labels)
+
+    return answers
 
 
 def _seed_everything(seed: int) -> None:

@@ -2,35 +2,60 @@
 
 A falling loss does not show that a model learns, nor a flat one that it does not: weights may be
 loaded in part, a tower may be frozen by mistake, an optimizer may hold a stale copy of the
-parameters, features may have collapsed. These functions look at the weights and the features
-themselves. Features are arrays of shape (samples, dimensions), labels of shape (samples,).
+parameters, features may have collapsed. So the weights and the features themselves are looked at:
+:func:`compare_weights` needs two sets of tensors, :func:`inspect` also labelled images.
+
+The verdict is ``learning`` when nearest neighbours, a linear probe or zero-shot classification
+became better on the same images, by a paired bootstrap interval over images that leaves out zero
+(Bonferroni over the three); ``collapsed`` when features no longer tell images apart or weights
+are not finite; ``not learning`` otherwise; ``undecided`` when there are no images to look at.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
+from scipy import stats
 
-from ablate.errors import CheckpointError
-from ablate.training import checkpoint
-from ablate.training.health import effective_rank
-from ablate.training.optim import module_group
+from ablate import recipes
+from ablate.errors import AblateError, CheckpointError, LoadError
+from ablate.recipes import Specimen
+from ablate.training import checkpoint, scores
+from ablate.training.optim import module_group, named_state
+from ablate.training.scores import Score
+from ablate.training.weights import read_weights
 
-Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
-Verdict = Literal["learning", "not learning", "collapsed"]
+Verdict = Literal["learning", "not learning", "collapsed", "undecided"]
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+IMAGES = 2048
+"""Images that features are judged on, unless told otherwise."""
+RECORD_IMAGES = 1024
+RECORD_PROMPTS = 2048
+"""Bounds of the summary that each trial's record gets; a text costs about as much as an image."""
+PROBE_ITERATIONS = 50
+LEAST_RANK = 2.0
+LEAST_SPREAD = 0.25
+"""Below these effective dimensions, or this share of an even spread (the markers' threshold) when
+it fell there or neighbours became worse, features count as collapsed."""
+
+_KS_SAMPLE = 20_000
+_KS_LEVEL = 0.01
+_WHOLE_PARTS = 0.25
+"""Share of a part's tensors that must be unrelated to A before it is said: training alone
+turns single small tensors, such as positional embeddings, by a right angle."""
+_LEAST_NUMBERS = 256
+"""Tensors of fewer numbers say nothing about their distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +68,10 @@ class Change:
     buffer: bool
     """Whether it is a running statistic and no parameter."""
     numbers: int
-    relative: float
-    """|B - A| / |A|, Euclidean; infinite when A is zero and B is not."""
+    norm: float
+    """|A|, Euclidean."""
+    distance: float
+    """|B - A|."""
     cosine: float
     largest: float
     """Largest absolute difference of a number."""
@@ -52,8 +79,28 @@ class Change:
     """Share of numbers that changed their sign."""
 
     @property
+    def relative(self) -> float:
+        """|B - A| / |A|; infinite when A is zero and B is not."""
+        return _ratio(self.distance, self.norm)
+
+    @property
     def moved(self) -> bool:
         return self.largest > 0 or math.isnan(self.largest)
+
+
+def _ratio(distance: float, norm: float) -> float:
+    return distance / norm if norm else (math.inf if distance else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """How the parameters of one part of the model moved."""
+
+    name: str
+    tensors: int
+    moved: int
+    relative: float
+    """|B - A| / |A| over all its numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +114,29 @@ class Comparison:
     flags: tuple[str, ...]
     """What is wrong, as sentences; empty when nothing is."""
 
-    def by_group(self) -> dict[str, float]:
-        """Median relative change of each part of the model's parameters."""
-        groups: dict[str, list[float]] = {}
-        for change in self.changes:
-            if not change.buffer:
-                groups.setdefault(change.group, []).append(change.relative)
-        return {name: float(np.median(values)) for name, values in groups.items()}
+    @property
+    def parameters(self) -> list[Change]:
+        """Changes of parameters, without running statistics."""
+        return [change for change in self.changes if not change.buffer]
 
-
-def read_model(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint folder or of a .safetensors file.
-
-    Raises:
-        CheckpointError: it is damaged or not there.
-    """
-    if path.is_dir():
-        problem = checkpoint.fault(path)
-        if problem is not None:
-            raise CheckpointError(f"{path} is no whole checkpoint: {problem}")
-        path = path / "model.safetensors"
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    def modules(self) -> list[Module]:
+        """Parts of the model, the one that moved most first."""
+        parts: dict[str, list[Change]] = {}
+        for change in self.parameters:
+            parts.setdefault(change.group, []).append(change)
+        found = [
+            Module(
+                name,
+                len(changes),
+                sum(change.moved for change in changes),
+                _ratio(
+                    math.hypot(*(change.distance for change in changes)),
+                    math.hypot(*(change.norm for change in changes)),
+                ),
+            )
+            for name, changes in parts.items()
+        ]
+        return sorted(found, key=lambda part: -np.nan_to_num(part.relative, nan=np.inf))
 
 
 def compare_weights(
@@ -99,17 +145,19 @@ def compare_weights(
     *,
     frozen: Sequence[str] = (),
     moments: Mapping[str, torch.Tensor] | None = None,
+    zero_gradients: Mapping[str, int] | None = None,
 ) -> Comparison:
     """Compare the tensors of two checkpoints, A the earlier.
 
-    `frozen` are globs of parameters that must not move. `moments` is B's optimizer state by
-    name (``parameter/exp_avg``): with it, parameters that the optimizer updates elsewhere are
-    told from parameters without gradient.
+    `frozen` are globs of parameters that must not move. `moments` is B's optimizer state by name
+    (``parameter/exp_avg``) and `zero_gradients` for how many steps in a row before B a parameter
+    had no gradient: with either, parameters that the optimizer updates elsewhere are told from
+    parameters without gradient.
     """
     changes = [_change(name, a[name], b[name]) for name in a if name in b]
     changes.sort(key=lambda change: -np.nan_to_num(change.relative, nan=np.inf))
     only_a, only_b = tuple(sorted(set(a) - set(b))), tuple(sorted(set(b) - set(a)))
-    flags = list(_flags(changes, frozen, moments or {}))
+    flags = _flags(changes, frozen, moments or {}, zero_gradients or {})
     if only_a or only_b:
         flags.append(f"not the same model: {len(only_a)} tensors only in A, {len(only_b)} in B")
     return Comparison(tuple(changes), only_a, only_b, tuple(flags))
@@ -118,16 +166,17 @@ def compare_weights(
 def _change(name: str, a: torch.Tensor, b: torch.Tensor) -> Change:
     if a.shape != b.shape:
         nan = float("nan")
-        return Change(name, module_group(name), False, b.numel(), nan, nan, nan, nan)
+        return Change(name, module_group(name), False, b.numel(), nan, nan, nan, nan, nan)
     old, new = a.double().flatten(), b.double().flatten()
-    moved, norm = float((new - old).norm()), float(old.norm())
+    norm = float(old.norm())
     both = norm * float(new.norm())
     return Change(
         name=name,
         group=module_group(name),
         buffer=name.endswith(BUFFERS),
         numbers=b.numel(),
-        relative=moved / norm if norm else (math.inf if moved else 0.0),
+        norm=norm,
+        distance=float((new - old).norm()),
         cosine=float(old @ new) / both if both else float("nan"),
         largest=float((new - old).abs().max()) if len(old) else 0.0,
         sign_flips=float((old.sign() * new.sign() < 0).double().mean()) if len(old) else 0.0,
@@ -135,12 +184,16 @@ def _change(name: str, a: torch.Tensor, b: torch.Tensor) -> Change:
 
 
 def _flags(
-    changes: Sequence[Change], frozen: Sequence[str], moments: Mapping[str, torch.Tensor]
+    changes: Sequence[Change],
+    frozen: Sequence[str],
+    moments: Mapping[str, torch.Tensor],
+    zero_gradients: Mapping[str, int],
 ) -> list[str]:
     flags = []
     parameters = [change for change in changes if not change.buffer]
     must_not = [c for c in parameters if any(fnmatchcase(c.name, glob) for glob in frozen)]
-    trained = [c for c in parameters if c not in must_not]
+    kept = {c.name for c in must_not}
+    trained = [c for c in parameters if c.name not in kept]
     static = [c for c in trained if not c.moved]
     if any(c.moved for c in must_not):
         moved = [c.name for c in must_not if c.moved]
@@ -152,20 +205,49 @@ def _flags(
         )
     elif static:
         flags.append(f"trainable but static: {_some([c.name for c in static])}")
-    stale = [
-        c.name
-        for c in static
-        if f"{c.name}/exp_avg" in moments and bool(moments[f"{c.name}/exp_avg"].any())
-    ]
+    stale = [c.name for c in static if _has_gradient(c.name, moments, zero_gradients)]
     if stale:
         flags.append(
-            f"the optimizer has gradients for parameters that do not move: {_some(stale)}; "
-            "it holds another copy of them"
+            f"gradients arrive at parameters that do not move: {_some(stale)}; the optimizer "
+            "holds another copy of them (was it built before the model was copied or moved?), "
+            "or the learning rate is 0"
         )
     broken = [c.name for c in changes if math.isnan(c.largest)]
     if broken:
         flags.append(f"not finite, or of another shape: {_some(broken)}")
-    return flags
+    return flags + _unrelated(parameters)
+
+
+def _has_gradient(
+    name: str, moments: Mapping[str, torch.Tensor], zero_gradients: Mapping[str, int]
+) -> bool:
+    average = moments.get(f"{name}/exp_avg")
+    return zero_gradients.get(name) == 0 or (average is not None and bool(average.any()))
+
+
+def _unrelated(parameters: Sequence[Change]) -> list[str]:
+    """Whole parts whose direction has nothing of A's: replaced, and not trained from it."""
+    parts: dict[str, list[Change]] = {}
+    for change in parameters:
+        if change.numbers >= _LEAST_NUMBERS and math.isfinite(change.cosine):
+            parts.setdefault(change.name.partition(".")[0], []).append(change)
+    # Two independent directions in n dimensions have a cosine of deviation 1 / sqrt(n).
+    lost = {
+        part: [c.name for c in changes if abs(c.cosine) < 4 / math.sqrt(c.numbers)]
+        for part, changes in parts.items()
+    }
+    found = [
+        name
+        for part, names in lost.items()
+        if len(names) >= max(2, _WHOLE_PARTS * len(parts[part]))
+        for name in names
+    ]
+    if not found:
+        return []
+    return [
+        f"nothing in common with A: {_some(found)}; re-initialised, loaded in part, or of another "
+        "run"
+    ]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -193,131 +275,445 @@ def at_initialisation(
     )
 
 
-# --------------------------------------------------------------------------- features
+def like_initialisation(
+    model: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor]
+) -> tuple[tuple[str, ...], int]:
+    """Parameters distributed as in a fresh initialisation of any seed, and of how many judged.
 
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A share of correct answers, with a 95 % interval from resampled images."""
-
-    value: float
-    low: float
-    high: float
-    samples: int
-
-
-def bootstrap(correct: npt.NDArray[np.bool_], *, seed: int = 0, rounds: int = 1000) -> Score:
-    """Mean of `correct` with its percentile interval over images."""
-    rng = np.random.default_rng(seed)
-    size = len(correct)
-    means = rng.binomial(size, correct.mean(), rounds) / size  # resampling a binary outcome
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Score(float(correct.mean()), float(low), float(high), size)
-
-
-def knn_top1(
-    features: Features, labels: Labels, *, neighbours: int = 200, temperature: float = 0.1
-) -> Score:
-    """Weighted nearest-neighbour accuracy, each sample against all others.
-
-    Votes are exp(cosine / temperature), as in Wu et al. 2018 (arXiv 1805.01978) and lightly.
+    A two-sample Kolmogorov-Smirnov test of each tensor of at least 256 numbers that are not all
+    one number, on at most 20,000 of them.
     """
-    x = torch.nn.functional.normalize(torch.from_numpy(features).float(), dim=1)
-    classes = int(labels.max()) + 1
-    target = torch.from_numpy(labels)
-    k = min(neighbours, len(x) - 1)
-    correct = []
-    for start in range(0, len(x), 1024):
-        cosines = x[start : start + 1024] @ x.T
-        rows = torch.arange(len(cosines))
-        cosines[rows, start + rows] = -torch.inf
-        near, index = cosines.topk(k, dim=1)
-        votes = torch.zeros(len(near), classes)
-        votes.scatter_add_(1, target[index], (near / temperature).exp())
-        correct.append(votes.argmax(dim=1) == target[start : start + 1024])
-    return bootstrap(torch.cat(correct).numpy())
+    judged, found = 0, []
+    for name, value in fresh.items():
+        if name not in model or value.numel() < _LEAST_NUMBERS or name.endswith(BUFFERS):
+            continue
+        if bool((value == value.flatten()[0]).all()):
+            continue
+        judged += 1
+        mine, theirs = (_thin(tensor) for tensor in (model[name], value))
+        if stats.ks_2samp(mine, theirs, method="asymp").pvalue > _KS_LEVEL:
+            found.append(name)
+    return tuple(found), judged
 
 
-def linear_top1(
-    features: Features, labels: Labels, *, seed: int = 0, penalty: float = 1e-3
-) -> Score:
-    """Accuracy of a logistic regression on half of the samples of each class, on the other half."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    train = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        mine = order[labels[order] == label]
-        train[mine[: max(1, len(mine) // 2)]] = True
-    x = torch.from_numpy(features).float()
-    x = (x - x[train].mean(dim=0)) / x[train].std(dim=0).clamp_min(1e-6)
-    y = torch.from_numpy(labels)
-    weight = torch.zeros(x.shape[1], int(labels.max()) + 1, requires_grad=True)
-    bias = torch.zeros(weight.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        fit = torch.nn.functional.cross_entropy(x[train] @ weight + bias, y[train])
-        value = fit + penalty * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        found = (x[~train] @ weight + bias).argmax(dim=1)
-    return bootstrap((found == y[~train]).numpy())
+def _thin(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+    flat = tensor.detach().flatten()
+    thinned: npt.NDArray[np.float64] = flat[:: -(-len(flat) // _KS_SAMPLE)].double().cpu().numpy()
+    return thinned
 
 
-def linear_cka(a: Features, b: Features) -> float:
-    """Similarity of two representations of the same samples, 0 to 1, whatever the rotation.
-
-    Linear centred kernel alignment, Kornblith et al. 2019 (arXiv 1905.00414).
-    """
-    x = a.astype(np.float64) - a.mean(axis=0)
-    y = b.astype(np.float64) - b.mean(axis=0)
-    cross = np.linalg.norm(y.T @ x) ** 2
-    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(cross / own) if own else float("nan")
+# --------------------------------------------------------------------------- what is compared
 
 
-def judge_features(
-    before: Score, after: Score, *, rank: float, chance: float
-) -> tuple[Verdict, str]:
-    """Whether features became better between two checkpoints, with the reason.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One side of a comparison."""
 
-    `rank` is the effective rank of the later ones. The loss is not asked: it may be flat while
-    neighbours become neighbours.
-    """
-    if not math.isfinite(rank) or rank < 2:
-        return "collapsed", f"the features span {rank:.1f} dimensions"
-    if after.low > before.value:
-        return "learning", f"nearest neighbours {before.value:.3f} -> {after.value:.3f}"
-    if after.low <= chance:
-        return "not learning", f"nearest neighbours {after.value:.3f}, chance is {chance:.3f}"
-    return "not learning", f"nearest neighbours stay at {before.value:.3f} -> {after.value:.3f}"
+    title: str
+    tensors: Mapping[str, torch.Tensor] | None
+    """None: the initial weights of the configuration."""
+    moments: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    zero_gradients: Mapping[str, int] = field(default_factory=dict)
+    known_seed: bool = False
+    """Whether it comes from the configuration's own initial weights."""
+    trial: Path | None = None
+    """Folder of the trial it belongs to."""
 
 
-def rank_of(features: Features) -> float:
-    """Effective rank of features."""
-    return effective_rank(torch.from_numpy(features))
+def open_weights(path: Path, *, first: bool) -> Weights:
+    """A trial folder, one of its checkpoints, a .safetensors file or a torch file of tensors.
 
-
-def plane(features: Features) -> npt.NDArray[np.float64]:
-    """The features' first two principal components, for a picture; shape (samples, 2)."""
-    centred = features.astype(np.float64) - features.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    flat: npt.NDArray[np.float64] = centred @ axes[:2].T
-    return flat
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """trial.json of the trial that a checkpoint folder belongs to.
+    A trial folder stands for its initial weights when it comes `first`, else for its newest
+    checkpoint. Torch files are read with ``weights_only``, which runs no code.
 
     Raises:
-        CheckpointError: the folder is not part of a trial.
+        CheckpointError: there is nothing, or it is damaged.
     """
-    trial = path.resolve().parent.parent / "trial.json"
-    if not trial.is_file():
-        raise CheckpointError(f"{path} is not TRIAL/checkpoints/step-...: no {trial}")
-    content: dict[str, Any] = json.loads(trial.read_text(encoding="utf-8"))
-    return content
+    if (path / "trial.json").is_file():
+        if first:
+            return Weights(title=f"{path.name}, initial weights", tensors=None, trial=path)
+        there = [checkpoint.path_of(path / "checkpoints", step)
+                 for step in reversed(checkpoint.steps(path / "checkpoints"))]  # fmt: skip
+        whole = next((each for each in there if checkpoint.fault(each) is None), None)
+        if whole is None:
+            raise CheckpointError(f"{path} has no whole checkpoint yet")
+        path = whole
+    if path.is_dir():
+        problem = checkpoint.fault(path)
+        if problem is not None:
+            raise CheckpointError(
+                f"{path} is no whole checkpoint: {problem}. Give a trial folder, "
+                "TRIAL/checkpoints/step-..., or a .safetensors or .pt file"
+            )
+        found = checkpoint.load(path)
+        trial = path.resolve().parent.parent
+        return Weights(
+            title=f"{trial.name}, step {found.step}",
+            tensors=found.model,
+            moments=found.optimizer,
+            zero_gradients=found.state.get("zero_gradients", {}),
+            known_seed=(trial / "trial.json").is_file(),
+            trial=trial if (trial / "trial.json").is_file() else None,
+        )
+    try:
+        tensors, _ = read_weights(path)
+    except LoadError as error:
+        raise CheckpointError(str(error)) from error
+    return Weights(title=path.name, tensors=_without_wrapper(tensors))
+
+
+def _without_wrapper(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names as the model has them, without what DDP and torch.compile put before them."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return dict(tensors)
+
+
+# --------------------------------------------------------------------------- the inspection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What one side's features are worth on the images that were looked at."""
+
+    knn: Score
+    linear: Score | None
+    """None: no class has two images."""
+    zero_shot: Score | None
+    """None: the images have no class names."""
+    rank: float
+    spread: float
+    values: torch.Tensor
+    """Samples x dimensions; not part of the record."""
+    answers: Mapping[str, torch.Tensor]
+    """Of each measure, whether each image was right; not part of the record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found between A and B."""
+
+    a: str
+    b: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    flags: tuple[str, ...]
+    not_judged: tuple[str, ...]
+    """What could not be looked at, each with the reason."""
+    modules: tuple[Module, ...]
+    parameters: int
+    """Tensors of parameters that both have."""
+    moved: int
+    frozen: int
+    """Tensors that the configuration freezes."""
+    features: tuple[Features, Features] | None
+    gains: Mapping[str, Score]
+    """Of each measure, by how much B is better, on the same images."""
+    cka: float | None
+    images: int
+    classes: int
+    chance: float | None
+    labels: torch.Tensor | None
+    class_names: Sequence[str]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the features themselves."""
+        content: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                "verdict", "reasons", "flags", "not_judged", "a", "b", "parameters", "moved",
+                "frozen", "images", "classes", "chance", "cka",
+            )
+        }  # fmt: skip
+        if self.features is not None:
+            content["features"] = {
+                side: {
+                    "knn": asdict(found.knn),
+                    "linear": asdict(found.linear) if found.linear else None,
+                    "zero_shot": asdict(found.zero_shot) if found.zero_shot else None,
+                    "rank": found.rank,
+                    "spread": found.spread,
+                }
+                for side, found in zip("ab", self.features, strict=True)
+            }
+        content["gains"] = {name: asdict(score) for name, score in self.gains.items()}
+        content["modules"] = [asdict(module) for module in self.modules]
+        content["seconds"] = round(self.seconds, 3)
+        return content
+
+
+def inspect_paths(
+    a: Path,
+    b: Path | None = None,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    images: int = IMAGES,
+) -> Inspection:
+    """Compare two checkpoints, or the initial weights and the newest checkpoint of a trial.
+
+    The model and the images come from the trial that either belongs to; `model` names one for
+    files from elsewhere, `data` other labelled images (a folder of class folders, or shards).
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read.
+        DataError: `data` cannot be used.
+    """
+    first = open_weights(a, first=True)
+    if b is None and first.tensors is not None:
+        raise CheckpointError(f"{a} is one checkpoint: give a second one to compare it with")
+    second = open_weights(a if b is None else b, first=False)
+    recipe, config = recipes.load("openclip"), None
+    owner = second.trial or first.trial
+    if model is not None:
+        config = recipe.Config(model=model, precision="fp32")
+    elif owner is not None:
+        trial = json.loads((owner / "trial.json").read_text(encoding="utf-8"))
+        recipe = recipes.load(trial["recipe"])
+        config = recipes.absolute(
+            recipe.Config(**trial["config"]), recipe.PATH_FIELDS, root=Path(trial["root"])
+        )
+    if config is None:
+        missing = "no model is known: give --model, or a checkpoint of a trial"
+        return inspect(first, second, None, missing=(f"features: {missing}",))
+    specimen = recipe.specimen(config, data=data, device=torch.device("cpu"))
+    return inspect(first, second, specimen, images=images)
+
+
+def inspect(
+    a: Weights,
+    b: Weights,
+    specimen: Specimen | None,
+    *,
+    images: int = IMAGES,
+    prompts: int | None = None,
+    missing: Sequence[str] = (),
+) -> Inspection:
+    """What changed from A to B, what their features are worth, and the verdict.
+
+    `images` bounds the images, `prompts` the texts of zero-shot classification. The specimen's
+    model holds B afterwards.
+    """
+    began = time.perf_counter()
+    fresh = None
+    if specimen is not None:
+        fresh = {n: t.detach().cpu().clone() for n, t in specimen.model.state_dict().items()}
+    old = a.tensors if a.tensors is not None else fresh
+    assert old is not None and b.tensors is not None, "initial weights come with a specimen"
+    frozen = specimen.frozen if specimen is not None else ()
+    compared = compare_weights(
+        old, b.tensors, frozen=frozen, moments=b.moments, zero_gradients=b.zero_gradients
+    )
+    flags, not_judged = list(compared.flags), list(missing)
+    if fresh is None:
+        not_judged.append("random initialisation: it takes the model")
+    elif a.tensors is not None:  # else every such tensor is static already
+        flags += _initial(b, {n: t for n, t in fresh.items() if n not in frozen})
+    looked = None
+    if specimen is not None:
+        looked = _look(specimen, old, b.tensors, images, prompts, not_judged)
+    pair, labels, names = looked if looked is not None else (None, None, ())
+    gains = _gains(pair) if pair is not None else {}
+    classes = len(torch.unique(labels)) if labels is not None else 0
+    verdict, reasons = _judge(compared, pair, gains, not_judged)
+    return Inspection(
+        a=a.title,
+        b=b.title,
+        verdict=verdict,
+        reasons=tuple(reasons),
+        flags=tuple(flags),
+        not_judged=tuple(not_judged),
+        modules=tuple(compared.modules()),
+        parameters=len(compared.parameters),
+        moved=sum(change.moved for change in compared.parameters),
+        frozen=len(frozen),
+        features=pair,
+        gains=gains,
+        cka=scores.linear_cka(pair[0].values, pair[1].values) if pair is not None else None,
+        images=0 if labels is None else len(labels),
+        classes=classes,
+        chance=1 / classes if classes else None,
+        labels=labels,
+        class_names=names,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _initial(b: Weights, fresh: Mapping[str, torch.Tensor]) -> list[str]:
+    """Whether B is at its random initialisation, in whole or in part."""
+    assert b.tensors is not None
+    if b.known_seed:
+        varied = at_initialisation(fresh, fresh)
+        same, what = at_initialisation(b.tensors, fresh), "at"
+        total = len(varied)
+    else:
+        same, total = like_initialisation(b.tensors, fresh)
+        what = "distributed as at"
+    if not total or not same:
+        return []
+    if len(same) > 0.9 * total:
+        return [f"B is {what} random initialisation: {len(same)} of {total} tensors"]
+    if len(same) < 0.1 * total and not b.known_seed:
+        return []  # one test in a hundred says so by chance, and small tensors move little
+    return [f"{what} random initialisation: {_some(same)}; loaded, or trained, in part"]
+
+
+def _look(
+    specimen: Specimen,
+    old: Mapping[str, torch.Tensor],
+    new: Mapping[str, torch.Tensor],
+    images: int,
+    prompts: int | None,
+    not_judged: list[str],
+) -> tuple[tuple[Features, Features], torch.Tensor, Sequence[str]] | None:
+    """Features of both sides on the same images; None, with the reason noted, without any."""
+    if not len(specimen.labels):
+        not_judged.append("features: no labelled images (--data, or the trial's imagenet_val)")
+        return None
+    rows = choose(specimen.labels, images)
+    labels = torch.from_numpy(specimen.labels[rows])
+    if len(rows) < 2 or len(torch.unique(labels)) < 2:
+        not_judged.append("features: fewer than two classes of images")
+        return None
+    if specimen.zero_shot is None:
+        not_judged.append("zero-shot: the images have no class names and templates")
+    sides = []
+    for tensors in (old, new):
+        try:
+            specimen.model.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            not_judged.append(f"features: the weights do not fit the model ({_first(error)})")
+            return None
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+            not_judged.append("features: the weights are not finite")
+            return None
+        sides.append(_measure(specimen, labels, rows, prompts))
+    return (sides[0], sides[1]), labels, specimen.class_names
+
+
+def _first(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200]
+
+
+def _measure(
+    specimen: Specimen, labels: torch.Tensor, rows: npt.NDArray[np.int64], prompts: int | None
+) -> Features:
+    values = specimen.features(specimen.model, rows)
+    answers = {"knn": scores.knn_correct(values, labels)}
+    if int(torch.bincount(labels).max()) > 1:
+        answers["linear"] = scores.linear_correct(values, labels, iterations=PROBE_ITERATIONS)
+    if specimen.zero_shot is not None:
+        answers["zero_shot"] = specimen.zero_shot(specimen.model, values, rows, prompts)
+    measured = {name: scores.bootstrap(correct) for name, correct in answers.items()}
+    return Features(
+        knn=measured["knn"],
+        linear=measured.get("linear"),
+        zero_shot=measured.get("zero_shot"),
+        rank=scores.rank_of(values),
+        spread=scores.spread_of(values),
+        values=values,
+        answers=answers,
+    )
+
+
+def choose(
+    labels: npt.NDArray[np.int64], limit: int, *, per_class: int = 16
+) -> npt.NDArray[np.int64]:
+    """Rows of at most `limit` images: all, or the first of each of evenly spaced classes.
+
+    Neighbours need classes with several images, so classes are left out rather than thinned to
+    single images.
+    """
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    order = np.argsort(labels, kind="stable")
+    names, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    each = min(per_class, int(np.median(counts)))
+    wanted = max(2, min(len(names), limit // each))
+    picked = np.unique(np.linspace(0, len(names) - 1, wanted).round().astype(int))
+    rows = [order[starts[i] : starts[i] + min(each, counts[i])] for i in picked]
+    return np.sort(np.concatenate(rows))
+
+
+def _gains(pair: tuple[Features, Features]) -> dict[str, Score]:
+    before, after = (side.answers for side in pair)
+    level = 1 - 0.05 / max(1, len(before))  # Bonferroni: any one of them may say "learning"
+    return {name: scores.gain(before[name], after[name], confidence=level) for name in before}
+
+
+_WORDS = {"knn": "nearest neighbours", "linear": "linear probe", "zero_shot": "zero-shot"}
+
+
+def _judge(
+    compared: Comparison,
+    pair: tuple[Features, Features] | None,
+    gains: Mapping[str, Score],
+    not_judged: Sequence[str],
+) -> tuple[Verdict, list[str]]:
+    """The verdict and its reasons. The loss is not asked: it may be flat while these rise."""
+    if any(math.isnan(change.largest) for change in compared.changes):
+        return "collapsed", ["weights are not finite"]
+    if not any(change.moved for change in compared.parameters):
+        return "not learning", ["no parameter moved"]
+    if pair is None:
+        return "undecided", [f"only the weights were compared; {'; '.join(not_judged)}"]
+    before, after = pair
+    told = [
+        f"{_WORDS[name]} {float(before.answers[name].double().mean()):.3f} -> "
+        f"{float(after.answers[name].double().mean()):.3f} "
+        f"({gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
+        for name, gain in gains.items()
+    ]
+    if not math.isfinite(after.rank) or after.rank < LEAST_RANK:
+        return "collapsed", [f"the features span {after.rank:.1f} dimensions", *told]
+    better = any(gain.low > 0 for gain in gains.values())
+    if better:
+        return "learning", told
+    # Features begin in a narrow cone, so a narrow one alone is no collapse: it fell, or costs.
+    narrowed = after.spread < before.spread / 2 or gains["knn"].high < 0
+    if after.spread < LEAST_SPREAD and narrowed:
+        share = f"the features fill {after.spread:.3f} of an even spread (A's: {before.spread:.3f})"
+        return "collapsed", [share, *told]
+    return "not learning", ["nothing rose by more than its noise", *told]
+
+
+def trial_record(
+    recipe: recipes.Recipe,
+    config: Any,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The summary of a trial that ended with this model, against its initial weights.
+
+    The last step's gradients are still there. The cost is bounded: at most 1024 images and 2048
+    texts, twice.
+    """
+    moments, _ = named_state(model, optimizer)
+    without = {
+        name: int(p.grad is None or not bool(p.grad.any())) for name, p in model.named_parameters()
+    }
+    last = Weights(
+        title=f"step {step}",
+        tensors=checkpoint.copy_to_host(model.state_dict()),
+        moments=moments,
+        zero_gradients=without,
+        known_seed=True,
+    )
+    try:
+        specimen = recipe.specimen(config, data=None, device=device)
+        found = inspect(
+            Weights(title="initial weights", tensors=None),
+            last,
+            specimen,
+            images=RECORD_IMAGES,
+            prompts=RECORD_PROMPTS,
+        )
+    except (AblateError, OSError, torch.OutOfMemoryError) as error:
+        return {"verdict": "undecided", "reasons": [f"not inspected: {error}"]}
+    return found.to_dict()

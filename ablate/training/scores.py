@@ -79,13 +79,17 @@ def knn_correct(
     """Whether the nearest neighbours name the class of each of `rows`.
 
     Votes are exp(cosine / temperature). Neighbours are the samples of `reference` (features,
-    labels), or without it all samples but the one that is asked.
+    labels), or without it all samples but the one that is asked; then no more vote than a class
+    has others at the median, because the asked one's class has one less than all the others.
     """
     x = torch.nn.functional.normalize(features.float(), dim=1)
     bank, target = (x, labels) if reference is None else reference
     bank = torch.nn.functional.normalize(bank.float(), dim=1)
     classes = int(max(labels.max(), target.max())) + 1
-    k = min(neighbours, len(bank) - (reference is None))
+    k = min(neighbours, len(bank))
+    if reference is None:
+        counts = torch.bincount(labels)
+        k = max(1, min(k, int(counts[counts > 0].median()) - 1))
     places = torch.arange(len(x), device=x.device)[rows]
     found = []
     for asked in torch.split(places, _ROWS):

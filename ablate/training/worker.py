@@ -49,6 +49,7 @@ PRELOAD = (
     "ablate.training.distributed",
     "ablate.training.evaluate",
     "ablate.training.health",
+    "ablate.training.inspect",
     "ablate.training.loop",
     "ablate.training.optim",
 )
@@ -102,6 +103,7 @@ def _trial_folder(arguments: list[str]) -> Path:
 
 def _run(folder: Path, stop: _StopFlag) -> int:
     from ablate.training import distributed, loop
+    from ablate.training.inspect import trial_record
 
     began = time.perf_counter()
     trial = records.read_json(folder / "trial.json")
@@ -176,6 +178,13 @@ def _run(folder: Path, stop: _StopFlag) -> int:
         wall_s = time.perf_counter() - began
         writer.result(_result(ending, monitor, task, gang, wall_s=wall_s))
         writer.close()
+        if ending.status in ("completed", "diverged"):
+            step = ending.progress.step
+            learned = trial_record(
+                recipe, placed, task.model, task.optimizer, step=step, device=gang.device
+            )
+            writer.learning(learned)
+            log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))
         log.info("%s: %s", ending.status, ending.reason)
     return 0
 

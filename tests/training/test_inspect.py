@@ -1,18 +1,34 @@
-"""Telling learning from not learning, by weights and by features."""
+"""Telling learning from not learning, by weights and by features, on real runs."""
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import safetensors.torch
 import torch
 from scipy.stats import ortho_group
-from small_trials import run, write_trial
+from small_trials import config, run, write_trial
+from typer.testing import CliRunner
 
+from ablate import recipes
+from ablate.cli import app
+from ablate.datasets.emoji import prepare_emoji
 from ablate.errors import CheckpointError
-from ablate.recipes import openclip
-from ablate.training import checkpoint, inspect
+from ablate.recipes import Task, openclip
+from ablate.records import AttemptWriter
+from ablate.training import checkpoint, inspect, scores
+from ablate.training.distributed import Gang
+from ablate.training.loop import Objective, train
+
+ALONE = Gang(0, 1, 0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -27,113 +43,344 @@ def step(folder: Path, number: int) -> Path:
     return checkpoint.path_of(folder / "checkpoints", number)
 
 
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    found = inspect.open_weights(path, first=False).tensors
+    assert found is not None
+    return dict(found)
+
+
+def fresh_model(seed: int) -> Any:
+    openclip._register_models()
+    torch.manual_seed(seed)
+    return open_clip.create_model("tiny-rn-a")
+
+
+def run_changed(
+    folder: Path, data: Path, change: Callable[[Task], Task], **fields: Any
+) -> inspect.Inspection:
+    """Train a trial in which something is wrong (or odd) by the real loop; what is then found."""
+    record = write_trial(folder, data, **fields)
+    chosen = recipes.absolute(config(**fields), openclip.PATH_FIELDS, root=data)
+    task = change(openclip.build(chosen, rank=0, world_size=1, device=torch.device("cpu")))
+    writer = AttemptWriter(record.folder, 1)
+    train(
+        task, ALONE, trial_id="t", checkpoints=record.folder / "checkpoints",
+        objective=Objective("imagenet_top1"), stop_asked=lambda: False, writer=writer,
+    )  # fmt: skip
+    writer.close()
+    return inspect.inspect_paths(record.folder)
+
+
+# --------------------------------------------------------------------------- weights
+
+
 def test_a_checkpoint_does_not_differ_from_itself(trial: Path) -> None:
     """The self-difference is exactly zero, and that is what the flag says."""
-    a = inspect.read_model(step(trial, 6))
+    a = tensors(step(trial, 6))
     found = inspect.compare_weights(a, a)
-    assert all(change.relative == 0 and change.largest == 0 for change in found.changes)
+    assert all(change.distance == 0 and change.largest == 0 for change in found.changes)
     assert found.flags == ("no change",)
+    assert all(module.moved == 0 and module.relative == 0 for module in found.modules())
 
 
 def test_a_sound_run_has_no_flags(trial: Path) -> None:
     """Every parameter moved, none by more than Adam can in six steps."""
-    a, b = inspect.read_model(step(trial, 6)), inspect.read_model(step(trial, 12))
-    found = inspect.compare_weights(a, b, moments=checkpoint.load(step(trial, 12)).optimizer)
+    later = inspect.open_weights(step(trial, 12), first=False)
+    assert later.tensors is not None
+    found = inspect.compare_weights(
+        tensors(step(trial, 6)),
+        later.tensors,
+        moments=later.moments,
+        zero_gradients=later.zero_gradients,
+    )
     assert found.flags == ()
-    assert {"visual.layer1.0", "transformer.resblocks.0"} <= set(found.by_group())
-    weights = [c for c in found.changes if not c.buffer]
-    assert all(0 < c.largest < 6 * 1e-3 * 3 for c in weights)
+    assert {"visual.layer1.0", "transformer.resblocks.0"} <= {m.name for m in found.modules()}
+    assert all(0 < c.largest < 6 * 1e-3 * 3 for c in found.parameters)
+    assert inspect.inspect_paths(trial).flags == ()
 
 
-def test_a_frozen_tower_is_noticed(trial: Path) -> None:
-    """The image tower's parameters stand still while the others move."""
-    a, b = inspect.read_model(step(trial, 6)), inspect.read_model(step(trial, 12))
-    b.update({name: a[name] for name in a if name.startswith("visual.")})
-    (flag,) = inspect.compare_weights(a, b).flags
-    assert flag.startswith("trainable but static") and "visual.conv1" in flag
+def test_first_step_of_adamw_is_bounded_by_its_learning_rate(tmp_path: Path, data: Path) -> None:
+    """After one step no number is further away than lr (1 + wd |w|)."""
+    record = write_trial(tmp_path / "t", data, batch_size=96, epochs=1, warmup=0)
+    assert run(record.folder) == [0]
+    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
+    before = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
+    after = tensors(step(record.folder, 1))
+    for change in inspect.compare_weights(before, after).parameters:
+        largest = float(before[change.name].abs().max())
+        assert change.largest <= 1e-3 * (1 + 0.2 * largest) * 1.01, change.name
+        # bn3's gains begin at zero (a ModifiedResNet's blocks begin as identities), so what lies
+        # before them in a block has no gradient in the first step.
+        assert change.moved or ".bn" in change.name or ".conv" in change.name, change.name
 
 
 def test_what_must_not_move_is_noticed(trial: Path) -> None:
     """A tower that was to be frozen and moved."""
-    a, b = inspect.read_model(step(trial, 6)), inspect.read_model(step(trial, 12))
+    a, b = tensors(step(trial, 6)), tensors(step(trial, 12))
     (flag,) = inspect.compare_weights(a, b, frozen=["transformer.*"]).flags
     assert flag.startswith("frozen but moved") and "transformer.resblocks" in flag
 
 
-def test_a_stale_copy_in_the_optimizer_is_noticed(trial: Path) -> None:
-    """Gradients arrive (Adam's moments are there), and the model's parameters never move."""
-    a = inspect.read_model(step(trial, 6))
-    moments = checkpoint.load(step(trial, 12)).optimizer
-    b = {n: t + 1 if n.endswith("running_mean") else t for n, t in a.items()}
-    flags = inspect.compare_weights(a, b, moments=moments).flags
-    assert flags[0].startswith("only BatchNorm statistics changed")
-    assert "holds another copy" in flags[1]
+def test_a_tower_frozen_by_mistake_is_noticed(tmp_path: Path, data: Path) -> None:
+    """In a real run whose image tower takes no gradient; a tower that the configuration freezes
+    is counted and no flag."""
+
+    def freeze(task: Task) -> Task:
+        for parameter in task.model.visual.parameters():  # type: ignore[union-attr]
+            parameter.requires_grad_(False)
+        return task
+
+    found = run_changed(tmp_path / "mistake", data, freeze, epochs=1)
+    (flag,) = found.flags
+    assert flag.startswith("trainable but static") and "visual.conv1" in flag
+    assert {m.name.split(".")[0] for m in found.modules if not m.moved} == {"visual"}
+    meant = run_changed(tmp_path / "meant", data, lambda task: task, epochs=1, lock_image=True)
+    assert meant.flags == () and meant.frozen > 50
 
 
-def test_random_and_half_loaded_weights_are_noticed(trial: Path) -> None:
-    """Parameters that are a fresh initialisation to the bit, all of them or some."""
-    import open_clip
+def test_an_optimizer_with_a_stale_copy_is_noticed(tmp_path: Path, data: Path) -> None:
+    """In a real run whose optimizer was built on a copy of the model: gradients arrive, the loss
+    is finite, BatchNorm's statistics move, and no parameter does."""
 
-    openclip._register_models()
-    torch.manual_seed(0)  # the trial's seed: its own initial weights
-    fresh = dict(open_clip.create_model("tiny-rn-a").state_dict())
-    trained = inspect.read_model(step(trial, 12))
-    everything = inspect.at_initialisation(fresh, fresh)
+    def stale(task: Task) -> Task:
+        other = copy.deepcopy(task.model)
+        return replace(task, optimizer=torch.optim.AdamW(other.parameters(), lr=1e-3))
+
+    found = run_changed(tmp_path / "t", data, stale, epochs=1)
+    assert found.verdict == "not learning" and found.moved == 0
+    assert found.flags[0].startswith("only BatchNorm statistics changed")
+    assert "holds another copy" in found.flags[1]
+
+
+def test_moments_without_movement_are_noticed_too(trial: Path) -> None:
+    """A checkpoint whose optimizer has state for parameters that stand still."""
+    a = tensors(step(trial, 6))
+    later = inspect.open_weights(step(trial, 12), first=False)
+    flags = inspect.compare_weights(a, a, moments=later.moments).flags
+    assert flags[0] == "no change" and "holds another copy" in flags[1]
+
+
+def test_random_initialisation_is_noticed(tmp_path: Path, trial: Path, data: Path) -> None:
+    """Of the trial's own seed to the bit, of any other seed by its distribution."""
+    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
+    own = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
+    everything = inspect.at_initialisation(own, own)
     assert "visual.conv1.weight" in everything and "visual.bn1.weight" not in everything
-    assert inspect.at_initialisation(trained, fresh) == ()
-    half = {n: fresh[n] if n.startswith("visual.") else t for n, t in trained.items()}
-    found = inspect.at_initialisation(half, fresh)
-    assert 0 < len(found) < len(everything) and all(n.startswith("visual.") for n in found)
+    assert inspect.at_initialisation(tensors(step(trial, 12)), own) == ()
+    same, judged = inspect.like_initialisation(fresh_model(77).state_dict(), own)
+    assert judged > 30 and len(same) > 0.9 * judged
+    path = tmp_path / "random.safetensors"
+    safetensors.torch.save_file(fresh_model(77).state_dict(), path)
+    found = inspect.inspect_paths(trial, path)
+    assert any(flag.startswith("B is distributed as at random init") for flag in found.flags)
+    assert any(flag.startswith("nothing in common with A") for flag in found.flags)
+    assert found.verdict != "learning"
+
+
+def test_a_half_loaded_state_dict_is_noticed(tmp_path: Path, trial: Path) -> None:
+    """Trained weights of which one tower was left at another random initialisation, in a file as
+    open_clip's distributed training writes it."""
+    trained, other = tensors(step(trial, 12)), fresh_model(78).state_dict()
+    half = {n: other[n] if n.startswith("visual.") else t for n, t in trained.items()}
+    path = tmp_path / "epoch_1.pt"
+    named = {f"module.{name}": value for name, value in half.items()}
+    torch.save({"epoch": 1, "name": "x", "state_dict": named, "optimizer": {"state": {}}}, path)
+    found = inspect.inspect_paths(step(trial, 12), path)
+    lost = [flag for flag in found.flags if flag.startswith("nothing in common with A")]
+    assert len(lost) == 1 and "visual.layer1" in lost[0] and "transformer" not in lost[0]
+    own = {n: t.clone() for n, t in trained.items()}
+    chosen = json.loads((trial / "trial.json").read_text())["config"]
+    fresh = openclip.specimen(
+        openclip.Config(**{**chosen, "imagenet_val": None}), data=None, device=torch.device("cpu")
+    ).model.state_dict()
+    own.update({n: fresh[n] for n in own if n.startswith("visual.")})
+    (flag,) = inspect._initial(inspect.Weights(title="b", tensors=own, known_seed=True), fresh)
+    assert flag.startswith("at random initialisation") and "visual.conv1" in flag
+
+
+def test_only_weights_can_be_compared_without_data(tmp_path: Path, trial: Path) -> None:
+    """Two files of no trial: what moved is said, what could not be judged too; with the model and
+    images given, features are judged."""
+    files = []
+    for number in (6, 12):
+        files.append(tmp_path / f"{number}.safetensors")
+        files[-1].write_bytes((step(trial, number) / "model.safetensors").read_bytes())
+    found = inspect.inspect_paths(*files)
+    assert found.verdict == "undecided" and found.features is None
+    assert found.moved == found.parameters == 96 and found.flags == ()
+    assert "--model" in found.not_judged[0] and "random initialisation" in found.not_judged[1]
+    val = json.loads((trial / "trial.json").read_text())["root"] + "/val"
+    found = inspect.inspect_paths(*files, model="tiny-rn-a", data=val)
+    assert found.verdict != "undecided" and found.features is not None and found.images == 12
+    assert inspect.inspect_paths(*files, model="tiny-rn-a").not_judged[0].startswith("features: no")
+    other = inspect.inspect_paths(*files, model="ViT-S-32-alt", data=val)
+    assert "do not fit the model" in other.not_judged[0]
 
 
 def test_damaged_and_missing_checkpoints_are_errors(tmp_path: Path, trial: Path) -> None:
-    """What is compared must be whole."""
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        inspect.read_model(tmp_path)
+    """What is compared must be whole, and one checkpoint alone is no comparison."""
+    with pytest.raises(CheckpointError, match="no whole checkpoint.*Give a trial folder"):
+        inspect.inspect_paths(tmp_path, tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        inspect.read_model(tmp_path / "x.safetensors")
-    assert inspect.read_config(step(trial, 6))["recipe"] == "openclip"
+        inspect.inspect_paths(trial, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="give a second one"):
+        inspect.inspect_paths(step(trial, 6))
+    (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
+        inspect.inspect_paths(trial, tmp_path / "evil.pt")
 
 
-def clusters(spread: float, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """600 points around 6 centres in 24 dimensions."""
+# --------------------------------------------------------------------------- features
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The small real data set."""
+    folder = tmp_path_factory.mktemp("emoji")
+    prepare_emoji(folder)
+    return folder
+
+
+EMOJI = {
+    "train_data": "train/{00000..00007}.tar", "train_num_samples": 1536, "batch_size": 64,
+    "epochs": 1, "zeroshot_frequency": 0, "warmup": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> tuple[Path, inspect.Inspection]:
+    """24 steps on emoji under a loss that is 1 at every step: its gradient is the real one's."""
+
+    def flatten(task: Task) -> Task:
+        def forward_backward(model: Any, batches: Any, backward: Any) -> Any:
+            values = task.forward_backward(
+                model, batches, lambda loss: backward(loss / loss.detach())
+            )
+            return {**values, "loss": values["loss"] / values["loss"]}
+
+        return replace(task, forward_backward=forward_backward)
+
+    folder = tmp_path_factory.mktemp("flat") / "t"
+    return folder, run_changed(folder, emoji, flatten, **EMOJI)
+
+
+def test_a_flat_loss_with_rising_neighbours_is_learning(
+    flat: tuple[Path, inspect.Inspection],
+) -> None:
+    """The loss is one at every step, nearest neighbours on unseen styles rise: learning."""
+    folder, found = flat
+    rows = inspect_rows(folder)
+    assert len(rows) == 24 and {row["loss"] for row in rows} == {1.0}
+    assert found.verdict == "learning" and found.flags == ()
+    assert found.gains["knn"].low > 0.05 and found.images == 1234 and found.classes == 617
+    assert found.cka is not None and 0 < found.cka < 0.95
+    assert found.features is not None and found.features[1].zero_shot is not None
+
+
+def inspect_rows(folder: Path) -> list[dict[str, Any]]:
+    from ablate.records import TrialRecord
+
+    return TrialRecord(folder).trace()
+
+
+def test_collapsed_features_are_noticed(
+    tmp_path: Path, flat: tuple[Path, inspect.Inspection]
+) -> None:
+    """A projection to one direction, or weights that are no numbers."""
+    folder, _ = flat
+    for name, content in (("line", 0.0), ("nan", float("nan"))):
+        broken = tensors(step(folder, 24))
+        broken["visual.attnpool.c_proj.weight"][1:] = content
+        broken["visual.attnpool.c_proj.bias"][1:] = content
+        safetensors.torch.save_file(broken, tmp_path / f"{name}.safetensors")
+        found = inspect.inspect_paths(folder, tmp_path / f"{name}.safetensors", images=200)
+        assert found.verdict == "collapsed", name
+
+
+def test_a_run_that_collapses_is_noticed(tmp_path: Path, emoji: Path) -> None:
+    """A learning rate thirty times too large without warmup ends in one direction."""
+    fields = {**EMOJI, "lr": 3e-2, "warmup": 1, "beta2": 0.999, "wd": 0.0}
+    found = run_changed(tmp_path / "t", emoji, lambda task: task, **fields)
+    assert found.verdict == "collapsed", (found.reasons, found.features)
+
+
+def test_no_progress_is_not_learning(flat: tuple[Path, inspect.Inspection]) -> None:
+    """Weights that moved a little and in no direction."""
+    folder, _ = flat
+    specimen = openclip.specimen(
+        recipes.absolute(config(**EMOJI), openclip.PATH_FIELDS, root=Path(root_of(folder))),
+        data=None,
+        device=torch.device("cpu"),
+    )
+    before = tensors(step(folder, 24))
+    rng = torch.Generator().manual_seed(0)
+    after = {
+        n: t + 1e-3 * t.std() * torch.randn(t.shape, generator=rng) if t.ndim > 1 else t
+        for n, t in before.items()
+    }
+    found = inspect.inspect(
+        inspect.Weights(title="a", tensors=before), inspect.Weights(title="b", tensors=after),
+        specimen, prompts=617,
+    )  # fmt: skip
+    assert found.verdict == "not learning" and "nothing rose" in found.reasons[0]
+
+
+def root_of(folder: Path) -> str:
+    root: str = json.loads((folder / "trial.json").read_text())["root"]
+    return root
+
+
+def test_the_command_shows_and_draws(tmp_path: Path, flat: tuple[Path, inspect.Inspection]) -> None:
+    """`ablate inspect` prints the verdict, gives JSON, and draws both feature spaces."""
+    folder, found = flat
+    shown = CliRunner().invoke(app, ["inspect", str(folder), "--images", "300"])
+    assert shown.exit_code == 0, shown.output
+    assert "verdict  learning" in shown.output and "96 of 96 parameter tensors" in shown.output
+    picture = tmp_path / "p.png"
+    told = CliRunner().invoke(
+        app, ["inspect", str(folder), str(folder), "--json", "--picture", str(picture)]
+    )
+    content = json.loads(told.output)
+    assert content["verdict"] == "learning" and len(content["modules"]) > 10
+    for side, features in zip("ab", found.features or (), strict=True):
+        assert content["features"][side]["knn"]["value"] == features.knn.value
+        interval = content["features"][side]["knn"]
+        assert interval["low"] < interval["value"] < interval["high"]
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert image.size[0] > 1500 and np.unique(np.asarray(image)).size > 100
+
+
+def clusters(spread: float, *, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    labels = rng.integers(6, size=600)
-    centres = 3 * rng.normal(size=(6, 24)) / np.sqrt(24)
-    return (centres[labels] + spread * rng.normal(size=(600, 24))).astype(np.float32), labels
-
-
-def test_neighbours_and_probes_find_classes() -> None:
-    """Separated classes score one, features without classes chance; intervals hold the value."""
-    for score in (inspect.knn_top1, inspect.linear_top1):
-        good = score(*clusters(0.05))
-        assert good.value > 0.99 and good.low <= good.value <= good.high
-        none = score(*clusters(50.0))
-        assert none.low < 1 / 6 + 0.05 and none.value < 0.3
+    centres = 3 * np.random.default_rng(9).normal(size=(6, 24)) / np.sqrt(24)
+    points = centres[rng.integers(6, size=600)] + spread * rng.normal(size=(600, 24))
+    return torch.from_numpy(points.astype(np.float32))
 
 
 def test_similarity_ignores_rotations_and_nothing_else() -> None:
     """CKA is 1 for a rotated copy and low for other features of the same samples."""
-    features, _ = clusters(0.5)
-    turned = (features @ ortho_group.rvs(24, random_state=0)).astype(np.float32)
-    assert inspect.linear_cka(features, 3 * turned + 1) == pytest.approx(1, abs=1e-5)
-    other = np.random.default_rng(1).normal(size=(600, 24)).astype(np.float32)
-    assert inspect.linear_cka(features, other) < 0.2
+    features = clusters(0.5)
+    turned = features.numpy() @ ortho_group.rvs(24, random_state=0).astype(np.float32)
+    assert scores.linear_cka(features, 3 * torch.from_numpy(turned) + 1) == pytest.approx(
+        1, abs=1e-5
+    )
+    assert scores.linear_cka(features, torch.randn(600, 24)) < 0.2
 
 
-def test_the_verdict_asks_the_features() -> None:
-    """Rising neighbours are learning, whatever the loss does; one dimension is a collapse."""
-    weak, strong = inspect.knn_top1(*clusters(1.0)), inspect.knn_top1(*clusters(0.4))
-    rank = inspect.rank_of(clusters(0.4)[0])
-    assert inspect.judge_features(weak, strong, rank=rank, chance=1 / 6)[0] == "learning"
-    assert inspect.judge_features(strong, strong, rank=rank, chance=1 / 6)[0] == "not learning"
-    flat = np.outer(np.arange(600), np.ones(24)).astype(np.float32)
-    collapsed = inspect.judge_features(weak, strong, rank=inspect.rank_of(flat), chance=1 / 6)
-    assert collapsed[0] == "collapsed"
+def test_the_plane_has_two_axes() -> None:
+    """It is centred, its first axis the longer."""
+    flat_points = scores.plane(clusters(0.5))
+    assert flat_points.shape == (600, 2) and np.allclose(flat_points.mean(axis=0), 0, atol=1e-6)
+    assert flat_points[:, 0].var() >= flat_points[:, 1].var()
 
 
-def test_the_picture_has_two_axes() -> None:
-    """The plane is centred, its first axis the longer."""
-    flat = inspect.plane(clusters(0.5)[0])
-    assert flat.shape == (600, 2) and np.allclose(flat.mean(axis=0), 0, atol=1e-6)
-    assert flat[:, 0].var() >= flat[:, 1].var()
+def test_few_images_keep_whole_classes() -> None:
+    """Within the bound, evenly spaced classes with several images each; all of a small set."""
+    labels = np.repeat(np.arange(1000), 50)
+    rows = inspect.choose(labels, 1024)
+    names, counts = np.unique(labels[rows], return_counts=True)
+    assert len(rows) <= 1024 and set(counts) == {16} and len(names) == 64
+    assert names[0] == 0 and names[-1] == 999
+    assert len(inspect.choose(labels[:900], 1024)) == 900
