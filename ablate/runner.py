@@ -23,6 +23,7 @@ from ablate.cluster import Attempt, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records import StudyRecord, TrialRecord, read_json
 from ablate.status import Ledger, StudyStatus, picture, write_controller
+from ablate.stores import CHECKPOINTS
 from ablate.study import Search, Study
 from ablate.trial import Cell, Outcome, Trial
 from ablate.versions import fingerprint
@@ -320,9 +321,11 @@ class _Controller:
             return
         number = self.record.new_attempt(folder)
         self.begun_seeds.add(trial.seed)
+        copies = self.study.checkpoints_of(trial.id)
+        env = {CHECKPOINTS: copies} if copies else {}
         try:
             self.cluster.start(
-                Attempt(trial.id, number, folder.folder.absolute(), gang, entry=self.entry)
+                Attempt(trial.id, number, folder.folder.absolute(), gang, self.entry, env)
             )
         except PlacementError:
             raise

@@ -22,6 +22,7 @@ from ablate.errors import StudyError, suggest
 from ablate.factors import FIELDS, Sameness, same_experiment
 from ablate.markers import thresholds as markers
 from ablate.source import Problems, parse_yaml
+from ablate.stores import check_url
 from ablate.trial import Cell, Trial, identify
 
 _MAX_BYTES = 1_000_000
@@ -259,6 +260,13 @@ class StudyFile(_Spec):
     budget: Budget = Budget()
     markers: dict[str, Any] = {}
     """Thresholds of instability markers that differ from the defaults."""
+    checkpoints: str | None = None
+    """Where checkpoints are copied to, e.g. s3://bucket/prefix; on disk alone if left out."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _object_store(cls, value: str | None) -> str | None:
+        return None if value is None else check_url(value)
 
     @field_validator("design", mode="before")
     @classmethod
@@ -342,8 +350,14 @@ class Study:
     budget: Budget
     markers: Mapping[str, Any]
     root: str
+    checkpoints: str | None
+    """Place in an object store that checkpoints are copied to."""
     text: str
     """The file itself, kept with the results."""
+
+    def checkpoints_of(self, trial_id: str) -> str | None:
+        """Where a trial's checkpoints are copied to; None when nowhere."""
+        return self.checkpoints and f"{self.checkpoints}/{self.name}/{trial_id}"
 
     def factor(self, name: str) -> Factor:
         return next(factor for factor in self.factors if factor.name == name)
@@ -510,6 +524,7 @@ def parse_study(text: str, *, path: str, root: Path | str | None = None) -> Stud
         budget=file.budget,
         markers=file.markers,
         root=str(Path(root or ".").resolve()),
+        checkpoints=file.checkpoints,
         text=text,
     )
 

@@ -23,9 +23,10 @@ from mlflow import MlflowClient
 from ablate import design
 from ablate.analysis.results import Result
 from ablate.errors import TrackingError
+from ablate.masking import artifact_path
 from ablate.records import AttemptWriter, StudyRecord
 from ablate.study import Study, parse_study
-from ablate.tracking import Tracker, artifact_path, default_uri, serve
+from ablate.tracking import Tracker, default_uri, serve
 from ablate.trial import Trial
 
 CHANCE = 0.0016

@@ -34,6 +34,7 @@ from ablate import __version__, recipes, records
 from ablate.analysis.best import Choice, choose, choose_cell, with_seed
 from ablate.analysis.table import TrialRow, read_table
 from ablate.errors import CheckpointError
+from ablate.masking import masked_url
 from ablate.records import StudyRecord
 from ablate.study import Study
 from ablate.versions import fingerprint
@@ -110,7 +111,9 @@ def _write(
     workers = study.gang.workers
     warnings: list[str] = []
 
-    model, checkpoint, problem = _export_model(recipe, config, record, row, folder)
+    model, checkpoint, problem = _export_model(
+        recipe, config, record, row, folder, copies=study.checkpoints_of(row.id)
+    )
     if problem:
         warnings.append(problem)
     command: list[str] = []
@@ -163,11 +166,24 @@ def _write(
 
 
 def _export_model(
-    recipe: recipes.Recipe, config: Any, record: StudyRecord, row: TrialRow, folder: Path
+    recipe: recipes.Recipe,
+    config: Any,
+    record: StudyRecord,
+    row: TrialRow,
+    folder: Path,
+    *,
+    copies: str | None,
 ) -> tuple[bool, dict[str, Any] | None, str]:
-    """Write model/ and architecture/; (done, checkpoint, what stood in the way)."""
+    """Write model/ and architecture/; (done, checkpoint, what stood in the way).
+
+    A checkpoint that is not on disk is brought there from `copies`, its place in an object store.
+    """
     home = record.record(row.id).folder / "checkpoints"
     path = home / f"step-{row.step:06d}"
+    if not path.is_dir() and copies is not None and row.step:
+        problem = _fetch(copies, row.step, home)
+        if problem:
+            return False, None, f"no model: {path} is not here, and {copies}: {problem}"
     if not path.is_dir():
         return False, None, f"no model: {path} is not here"
     manifest = records.read_json(path / "manifest.json")
@@ -189,6 +205,19 @@ def _export_model(
         (folder / "architecture").mkdir()
         shutil.copyfile(architecture, folder / "architecture" / architecture.name)
     return True, {"step": row.step, "sha256": checksum}, ""
+
+
+def _fetch(url: str, step: int, home: Path) -> str | None:
+    """Bring a checkpoint from an object store into `home`; what stood in the way, if anything."""
+    from ablate.training.remote import Remote  # imports torch
+
+    try:
+        remote = Remote(url)
+        if step not in remote.steps():
+            return f"there is no checkpoint of step {step}"
+        return remote.get(step, home)
+    except Exception as error:  # every store has exceptions of its own
+        return f"{type(error).__name__}: {masked_url(str(error))}"
 
 
 def _with_architecture(command: Sequence[str], folder: Path) -> list[str]:

@@ -13,9 +13,8 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 
-from ablate.tracking.masking import artifact_path  # noqa: E402
 from ablate.tracking.server import Server, serve  # noqa: E402
 from ablate.tracking.store import default_uri  # noqa: E402
 from ablate.tracking.tracker import Tracker  # noqa: E402
 
-__all__ = ["Server", "Tracker", "artifact_path", "default_uri", "serve"]
+__all__ = ["Server", "Tracker", "default_uri", "serve"]

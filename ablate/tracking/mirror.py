@@ -30,9 +30,9 @@ from ablate import __version__, recipes
 from ablate.analysis.results import Result, result_of
 from ablate.errors import RecordError
 from ablate.markers.replay import draw_record
+from ablate.masking import artifact_path, flat, masked, masked_url, reason_of
 from ablate.records import StudyRecord, TrialRecord, dumps
 from ablate.study import Study
-from ablate.tracking.masking import artifact_path, flat, masked, masked_url, reason_of
 from ablate.tracking.pages import study_note, trial_note, views_of
 from ablate.tracking.rows import (
     TrialRun,

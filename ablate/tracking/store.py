@@ -14,7 +14,7 @@ import sqlalchemy.orm
 from filelock import FileLock
 
 from ablate.errors import TrackingError
-from ablate.tracking.masking import masked_url
+from ablate.masking import masked_url
 
 
 def default_uri(runs: Path) -> str:

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from ablate.masking import masked_url, reason_of
 from ablate.records import StudyRecord
 from ablate.study import Study
-from ablate.tracking.masking import masked_url, reason_of
 from ablate.tracking.mirror import Abandoned, Mirror, Score
 from ablate.tracking.store import checked, default_uri, load_tables
 from ablate.trial import Trial

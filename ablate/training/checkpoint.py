@@ -24,13 +24,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 
 from ablate.errors import CheckpointError
 from ablate.records import read_json, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from ablate.training.remote import Uploader
 
 FORMAT = 2
 KEEP_LAST = 2
@@ -138,6 +141,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def step_of(path: Path) -> int:
+    """The inverse of :func:`path_of`."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest(folder: Path, *, report: Callable[[str], None]) -> Path | None:
     """The valid checkpoint of the highest step; damaged ones are moved to quarantine and reported.
 
@@ -229,11 +237,13 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 class Writer:
     """Writes checkpoints beside the training: it waits only for a copy to the host's memory.
 
-    At most one is being written; the next waits for it.
+    At most one is being written; the next waits for it. With `uploader`, each is copied from disk
+    to a second home, for which nobody waits before the end.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, uploader: Uploader | None = None) -> None:
         self.folder = folder
+        self._uploader = uploader
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -244,7 +254,12 @@ class Writer:
 
         def write() -> None:
             save(self.folder, snapshot)
-            prune(self.folder, keep=kept)
+            if self._uploader is None:
+                prune(self.folder, keep=kept)
+                return
+            self._uploader.wake(keep=kept)
+            busy = self._uploader.busy
+            prune(self.folder, keep=kept if busy is None else kept | {busy})
 
         self._pending = self._pool.submit(write)
 
@@ -255,8 +270,10 @@ class Writer:
             pending.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait, and end the threads."""
         try:
             self.wait()
         finally:
             self._pool.shutdown()
+            if self._uploader is not None:
+                self._uploader.close()

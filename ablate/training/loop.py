@@ -48,6 +48,7 @@ from ablate.training.optim import (
     named_state,
 )
 from ablate.training.pulse import Pulse
+from ablate.training.remote import Remote, Uploader
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +137,14 @@ def train(
     may_differ: Collection[str] = (),
     writer: AttemptWriter | None = None,
     monitor: Monitor | None = None,
+    remote: Remote | None = None,
 ) -> Ending:
     """Train `task` from its newest checkpoint to its end, on every rank of `gang` at once.
 
-    `writer` and `monitor` are rank 0's. `stop_asked` tells whether this process was asked to stop
-    (SIGTERM); one rank is enough. `config` is saved with each checkpoint, and a run resumes only
-    under the same one, but for its fields in `may_differ`.
+    `writer`, `monitor` and `remote` (where checkpoints are copied to) are rank 0's. `stop_asked`
+    tells whether this process was asked to stop (SIGTERM); one rank is enough. `config` is saved
+    with each checkpoint, and a run resumes only under the same one, but for its fields in
+    `may_differ`.
 
     Raises:
         CheckpointError: the newest checkpoint belongs to another run, or cannot be written.
@@ -157,6 +160,7 @@ def train(
         may_differ,
         writer,
         monitor,
+        remote,
     ).train()
 
 
@@ -175,6 +179,7 @@ class _Run:
         may_differ: Collection[str],
         writer: AttemptWriter | None,
         monitor: Monitor | None,
+        remote: Remote | None,
     ) -> None:
         self.task = task
         self.gang = gang
@@ -186,7 +191,9 @@ class _Run:
         self.writer = writer
         self.monitor = monitor
         self.folder = checkpoints
-        self.checkpoints = checkpoint.Writer(checkpoints) if gang.first else None
+        self.remote = remote
+        uploader = Uploader(checkpoints, remote) if remote is not None else None
+        self.checkpoints = checkpoint.Writer(checkpoints, uploader) if gang.first else None
         self.per_epoch = data.steps_per_epoch(
             task.num_samples,
             batch_size=task.batch_size,
@@ -562,6 +569,8 @@ class _Run:
         found = None
         if self.gang.first:
             found = checkpoint.newest(self.folder, report=log.warning)
+            if self.remote is not None:
+                found = self.remote.newest(self.folder, local=found, report=log.warning)
         path = broadcast(str(found) if found else None, self.gang)
         if path is None:
             return

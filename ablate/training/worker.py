@@ -2,8 +2,9 @@
 
 It reads trial.json and the environment (see ``distributed``), trains, and leaves its records in
 the trial's folder. ABLATE_TRIAL may name the folder instead of the argument; ABLATE_ATTEMPT the
-number of the attempt, else the next free one is taken. The same entry runs under our clusters,
-``torchrun`` and ``srun``, or alone.
+number of the attempt, else the next free one is taken; ABLATE_CHECKPOINTS a place in an object
+store (s3://bucket/prefix) that checkpoints are copied to, and found in. The same entry runs under
+our clusters, ``torchrun`` and ``srun``, or alone.
 
 Exit status: 0 when result.json is written (completed, diverged, infeasible or a data fault), 75
 when it was stopped by SIGTERM after a checkpoint, anything else is a crash.
@@ -24,6 +25,7 @@ from typing import Any
 
 from ablate import recipes, records
 from ablate.errors import DataError, LoadError
+from ablate.stores import CHECKPOINTS
 
 EXIT_STOPPED = 75
 """As sysexits.h's EX_TEMPFAIL: try again later."""
@@ -52,6 +54,7 @@ PRELOAD = (
     "ablate.training.inspect",
     "ablate.training.loop",
     "ablate.training.optim",
+    "ablate.training.remote",
 )
 """Modules that a warm parent imports, so that a forked worker starts at once."""
 
@@ -102,9 +105,10 @@ def _trial_folder(arguments: list[str]) -> Path:
 
 
 def _run(folder: Path, stop: _StopFlag) -> int:
-    from ablate.training import distributed, loop
+    from ablate.training import distributed, loop, remote
     from ablate.training.inspect import trial_record
 
+    where = os.environ.get(CHECKPOINTS)
     began = time.perf_counter()
     trial = records.read_json(folder / "trial.json")
     wanted = trial["gang"]
@@ -150,6 +154,7 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             may_differ=recipe.NOT_IDENTITY,
             writer=writer,
             monitor=monitor,
+            remote=remote.Remote(where) if gang.first and where else None,
         )
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
