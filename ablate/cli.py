@@ -170,6 +170,7 @@ def launch(
         _cluster(cluster, address, cpus) as machines,
         watching(out) as watch,
     ):
+        _look_before(loaded, record.folder, machines)
         ended = runner.launch(
             loaded,
             record,
@@ -537,25 +538,56 @@ def analyze(
 
 
 def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:
-    from ablate import preflight, recipes
+    from ablate import preflight
     from ablate.cluster import Gang
-    from ablate.datasets.shard_names import expand_shards
     from ablate.study import load_study
 
     loaded = load_study(study)
-    recipe = recipes.load(loaded.recipe)
-    config = recipes.absolute(
-        recipe.Config(**loaded.baseline), recipe.PATH_FIELDS, root=Path(loaded.root)
-    )
-    patterns = [value for name in recipe.PATH_FIELDS if (value := getattr(config, name))]
-    data = [Path(path) for pattern in patterns for path in expand_shards(pattern)]
     with _cluster(ClusterKind.RAY, address, None) as machines:
         return preflight.examine(
             machines,
             gang=Gang(**loaded.gang.model_dump()),
             folder=runs / loaded.name,
-            data=data,
+            data=_data_of(loaded),
+            checkpoints=loaded.checkpoints,
         )
+
+
+def _look_before(study: Study, folder: Path, machines: Cluster) -> None:
+    """Say what is not as it should be; end when no trial could run."""
+    from ablate.cluster import Gang
+    from ablate.preflight import glance
+
+    findings = glance(
+        machines,
+        gang=Gang(**study.gang.model_dump()),
+        folder=folder,
+        data=_data_of(study),
+        checkpoints=study.checkpoints,
+    )
+    for finding in findings:
+        if finding.level != "ok":
+            err.print(
+                f"{finding.level}: {finding.subject}: {finding.message}",
+                style="red" if finding.level == "error" else "yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+    if any(f.level == "error" and f.subject in ("seats", "checkpoints") for f in findings):
+        raise typer.Exit(3)
+
+
+def _data_of(study: Study) -> list[Path]:
+    """The files and folders that trials of the baseline read."""
+    from ablate import recipes
+    from ablate.datasets.shard_names import expand_shards
+
+    recipe = recipes.load(study.recipe)
+    config = recipes.absolute(
+        recipe.Config(**study.baseline), recipe.PATH_FIELDS, root=Path(study.root)
+    )
+    patterns = [value for name in recipe.PATH_FIELDS if (value := getattr(config, name))]
+    return [Path(path) for pattern in patterns for path in expand_shards(pattern)]
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class Capacity:
     """Now."""
     reason: str
     """Why total is 0: which resource is missing, and what each machine has; else empty."""
+    busy: str = ""
+    """Why free is 0 though total is not: what each machine has left; else empty."""
 
 
 class Cluster(Protocol):
@@ -539,8 +541,15 @@ def _count_seats(gang: Gang, machine: Mapping[str, float]) -> int:
     return seats
 
 
-def explain_shortage(gang: Gang, machines: Mapping[str, Mapping[str, float]]) -> str:
-    """Why not even one gang fits, naming the resource that is short on each machine."""
+def explain_shortage(
+    gang: Gang, machines: Mapping[str, Mapping[str, float]], *, now: bool = False
+) -> str:
+    """Why not even one gang fits, naming the resource that is short on each machine; else nothing.
+
+    `now`: the resources are those that are free at the moment.
+    """
+    if count_gangs(gang, list(machines.values())):
+        return ""
     if not machines:
         return f"the gang needs {gang}, but the cluster has no machine"
     needs = {"CPU": gang.cpus_per_worker}
@@ -550,6 +559,7 @@ def explain_shortage(gang: Gang, machines: Mapping[str, Mapping[str, float]]) ->
     for name, resources in machines.items():
         seats = _count_seats(gang, resources)
         has = " and ".join(f"{resources.get(kind, 0.0):g} {kind}" for kind in needs)
+        has += " free" if now else ""
         per_seat = {kind: resources.get(kind, 0.0) / need for kind, need in needs.items()}
         short = min(per_seat, key=lambda kind: per_seat[kind])
         seen.append(f"{name} has {has}: {seats} of {gang.workers} workers, {short} runs out")
@@ -592,7 +602,8 @@ class LocalCluster(GangCluster):
         return Capacity(
             total=total,
             free=count_gangs(gang, [free]),
-            reason="" if total else explain_shortage(gang, here),
+            reason=explain_shortage(gang, here),
+            busy=explain_shortage(gang, {"this machine": free}, now=True),
         )
 
     async def _place(self, gang: Gang) -> Placement:

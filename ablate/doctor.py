@@ -37,7 +37,12 @@ class Finding:
 
 def examine(folder: Path) -> list[Finding]:
     """Findings on this machine for studies under `folder`."""
-    return [_python(), *map(_package, _FLOORS), _memory(), _disk(folder), _accelerators()]
+    return [_python(), *examine_versions(), _memory(), examine_disk(folder), _accelerators()]
+
+
+def examine_versions() -> list[Finding]:
+    """Installed versions of the engines against those with known flaws."""
+    return [_package(name) for name in _FLOORS]
 
 
 def _python() -> Finding:
@@ -63,7 +68,8 @@ def _memory() -> Finding:
     return Finding("memory", "ok", message)
 
 
-def _disk(folder: Path) -> Finding:
+def examine_disk(folder: Path) -> Finding:
+    """Whether there is space for checkpoints where `folder` is, or will be."""
     existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
     message = f"{free_gib:.0f} GiB free at {existing}"

@@ -20,15 +20,54 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate.cluster import Attempt, Cluster, Gang, GangEvent
+from ablate import doctor, stores
+from ablate.cluster import Attempt, Capacity, Cluster, Gang, GangEvent
 from ablate.doctor import Finding
 from ablate.versions import installed
 
 _PACKAGES = ("ablate-runner", "torch", "torchvision", "open_clip_torch", "ray", "numpy")
 _DATA = "ABLATE_PREFLIGHT_DATA"
+_STORE = "ABLATE_PREFLIGHT_STORE"
 _MEBIBYTE = 2**20
 # Many nodes are covered by as many gangs; no cluster needs more to be believed.
 _MOST_GANGS = 256
+
+
+def glance(
+    cluster: Cluster,
+    *,
+    gang: Gang,
+    folder: Path,
+    data: Sequence[Path] = (),
+    checkpoints: str | None = None,
+) -> list[Finding]:
+    """What can be known without starting anything, in a second: for every launch.
+
+    Errors are what no trial could outlive. `data` is looked for on this machine alone.
+    """
+    findings = [_seats(cluster.capacity(gang), gang)]
+    if missing := [str(path) for path in data if not path.exists()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        findings.append(
+            Finding("data", "warning", f"{missing[0]}{more} does not exist on this machine")
+        )
+    if checkpoints is not None:
+        problem = stores.probe(checkpoints)
+        findings.append(
+            Finding("checkpoints", "error", f"{checkpoints} cannot be used: {problem}")
+            if problem
+            else Finding("checkpoints", "ok", f"{checkpoints} can be written and read from here")
+        )
+    return [*findings, *doctor.examine_versions(), doctor.examine_disk(folder)]
+
+
+def _seats(capacity: Capacity, gang: Gang) -> Finding:
+    if capacity.total == 0:
+        return Finding("seats", "error", capacity.reason)
+    seats = f"{capacity.free} of {capacity.total} gangs of {gang} can start now"
+    if capacity.free == 0:
+        return Finding("seats", "warning", f"{seats}: {capacity.busy}")
+    return Finding("seats", "ok", seats)
 
 
 def examine(
@@ -37,27 +76,27 @@ def examine(
     gang: Gang,
     folder: Path,
     data: Sequence[Path] = (),
+    checkpoints: str | None = None,
     need_gib: float = 5.0,
     timeout_s: float = 180.0,
 ) -> list[Finding]:
     """Findings on a cluster for a study: seats, nodes, folder, data, versions, network, disk.
 
-    `folder` is the study folder, `data` what its trials read, `need_gib` the disk it will fill.
+    `folder` is the study folder, `data` what its trials read, `checkpoints` the object store that
+    they are copied to, `need_gib` the disk it will fill.
     It takes every free seat for the some seconds that the probes run; other attempts wait.
     """
     capacity = cluster.capacity(gang)
-    if capacity.total == 0:
-        return [Finding("seats", "error", capacity.reason)]
-    seats = f"{capacity.free} of {capacity.total} gangs of {gang} can start now"
+    seats = _seats(capacity, gang)
     if capacity.free == 0:
-        return [Finding("seats", "warning", f"{seats}; nothing more can be probed")]
+        return [seats]
     probes = folder / f".preflight-{secrets.token_hex(4)}"
     gangs = min(capacity.free, _MOST_GANGS)
     try:
         for number in range(gangs):
             trial = probes / str(number)
             trial.mkdir(parents=True)
-            env = {_DATA: json.dumps([str(path) for path in data])}
+            env = {_DATA: json.dumps([str(path) for path in data]), _STORE: checkpoints or ""}
             cluster.start(
                 Attempt(f"preflight-{number}", 1, trial, gang, "ablate.preflight:probe", env)
             )
@@ -65,7 +104,7 @@ def examine(
         sights = [sight for number in range(gangs) for sight in _read(probes / str(number))]
     finally:
         shutil.rmtree(probes, ignore_errors=True)
-    return [Finding("seats", "ok", seats), *_judge(ends, sights, gang=gang, need_gib=need_gib)]
+    return [seats, *_judge(ends, sights, gang=gang, need_gib=need_gib)]
 
 
 def _wait(cluster: Cluster, gangs: int, timeout_s: float) -> list[GangEvent]:
@@ -108,6 +147,9 @@ def _judge(
         Finding("data", "error", f"{path} does not exist on {', '.join(sorted(where))}")
         for path, where in missing.items()
     ] or [Finding("data", "ok", "every node sees what the study reads")]
+    if closed := {s["node"]: s["store"] for s in sights if s["store"]}:
+        why = "; ".join(f"{problem} on {node}" for node, problem in sorted(closed.items()))
+        findings.append(Finding("checkpoints", "error", f"cannot be copied: {why}"))
     poorest = min(sights, key=lambda sight: float(sight["free_gib"]))
     level = "ok" if poorest["free_gib"] >= need_gib else "error"
     findings.append(
@@ -170,6 +212,7 @@ def probe() -> int:
             return 1
         took = time.perf_counter() - began
     paths = [Path(path) for path in json.loads(os.environ[_DATA])]
+    url = os.environ[_STORE]
     sight = {
         "node": socket.gethostname(),
         "versions": {
@@ -179,6 +222,7 @@ def probe() -> int:
         "missing": [str(path) for path in paths if not path.exists()],
         "free_gib": shutil.disk_usage(folder).free / 2**30,
         "gpus": gpus // gang.local_world_size,
+        "store": stores.probe(f"{url}/{secrets.token_hex(4)}") if url else "",
         "all_reduce_s": took,
     }
     part = folder / "attempts" / "1" / f"sight-{gang.rank}.json"

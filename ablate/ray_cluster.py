@@ -312,7 +312,8 @@ class RayCluster(GangCluster):
         return Capacity(
             total,
             min(total, count_gangs(gang, list(free.values()))),
-            "" if total else explain_shortage(gang, seen),
+            explain_shortage(gang, seen),
+            explain_shortage(gang, {self._name(n): left for n, left in free.items()}, now=True),
         )
 
     def _host(self, node: str) -> _RayHost:

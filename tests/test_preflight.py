@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablate.cluster import Gang, GangEvent, LocalCluster
-from ablate.preflight import _judge, examine
+import pytest
+
+from ablate import stores
+from ablate.cluster import Attempt, Gang, GangEvent, LocalCluster
+from ablate.preflight import _judge, examine, glance
 
 GANG = Gang(workers=2)
 
@@ -49,14 +52,47 @@ def test_a_probe_that_hangs_is_stopped(tmp_path: Path) -> None:
 def test_nodes_that_differ_are_named() -> None:
     """Versions, data and accelerators that differ between nodes name the nodes that differ."""
     end = GangEvent("preflight-0", 1, "exited", "ended", 0.0, exit_codes=(0, 0))
-    common = {"free_gib": 100.0, "all_reduce_s": 0.002}
+    common = {"free_gib": 100.0, "all_reduce_s": 0.002, "store": ""}
     sights = [
         {"node": "n1", "versions": {"torch": "2.14.1"}, "missing": [], "gpus": 1, **common},
-        {"node": "n2", "versions": {"torch": "2.13.0"}, "missing": ["/d"], "gpus": 0, **common},
+        {"node": "n2", "versions": {"torch": "2.13.0"}, "missing": ["/d"], "gpus": 0, **common}
+        | {"store": "no such bucket"},
     ]
     findings = _judge([end], sights, gang=Gang(workers=2, gpus_per_worker=1), need_gib=1.0)
     errors = {finding.subject: finding.message for finding in findings if finding.level == "error"}
-    assert set(errors) == {"torch", "data", "accelerators"}
+    assert set(errors) == {"torch", "data", "accelerators", "checkpoints"}
+    assert errors["checkpoints"].endswith("no such bucket on n2")
     assert "2.14.1 on n1; 2.13.0 on n2" in errors["torch"]
     assert errors["data"] == "/d does not exist on n2"
     assert errors["accelerators"].endswith("on n2")
+
+
+def test_a_glance_starts_nothing_and_says_what_is_short_where(tmp_path: Path) -> None:
+    """What launch always looks at: seats, data, disk, versions; a full cluster is no error."""
+    with LocalCluster(num_cpus=2) as cluster:
+        findings = {f.subject: f for f in glance(cluster, gang=GANG, folder=tmp_path)}
+        assert findings["seats"].message.startswith("1 of 1 gangs of 2 workers")
+        assert {"seats", "disk", "torch", "ray", "mlflow"} <= set(findings)
+        assert cluster.pids() == {} and list(tmp_path.iterdir()) == []
+        trial = tmp_path / "trial"
+        trial.mkdir()
+        cluster.start(Attempt("trial", 1, trial, GANG, "cluster_entries:sleep"))
+        assert [event.detail for event in cluster.wait(60) if event.kind != "placed"] == []
+        findings = {f.subject: f for f in glance(cluster, gang=GANG, folder=tmp_path)}
+    assert findings["seats"].level == "warning"
+    assert "0 of 1 gangs" in findings["seats"].message
+    assert "this machine has 0 CPU free: 0 of 2 workers, CPU runs out" in findings["seats"].message
+
+
+def test_a_glance_names_what_no_trial_could_outlive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few seats and a store that cannot be written are errors; missing data is told."""
+    monkeypatch.setattr(stores, "probe", lambda url: "AccessDenied")
+    with LocalCluster(num_cpus=1) as cluster:
+        findings = glance(
+            cluster, gang=GANG, folder=tmp_path, data=[tmp_path / "x"], checkpoints="s3://b/x"
+        )
+    levels = {finding.subject: finding.level for finding in findings}
+    assert levels["seats"] == levels["checkpoints"] == "error"
+    assert levels["data"] == "warning"

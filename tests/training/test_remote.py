@@ -309,3 +309,38 @@ def test_a_trial_goes_on_where_no_disk_has_its_checkpoint(
     assert Remote(url).steps() == checkpoint.steps(trial.folder / "checkpoints")
     files = [path for path in trial.folder.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_the_best_model_is_exported_from_the_store(store: Store, tmp_path: Path) -> None:
+    """A report machine that has no checkpoint on disk brings the one it needs."""
+    import open_clip
+    from synthetic import study_of, write_study
+
+    from ablate.analysis.best import choose
+    from ablate.analysis.export import export_best
+    from ablate.analysis.table import read_table
+    from ablate.recipes import openclip
+
+    text = """
+recipe: openclip
+baseline: {model: tiny-rn-a, train_data: x.tar, imagenet_val: val, beta2: 0.999}
+factors: {beta2: [0.999, 0.98]}
+seeds: [0, 1, 2]
+checkpoints: s3://models/export/
+"""
+    study = study_of(tmp_path, text)
+    record = write_study(tmp_path, study, effects={("beta2", "0.98"): 0.06}, diverged={})
+    chosen = choose(read_table(study, record, curves=False)).trial
+    openclip._register_models()
+    model = open_clip.create_model("tiny-rn-a", output_dict=True)
+    url = study.checkpoints_of(chosen.id)
+    assert url == f"s3://models/export/{study.name}/{chosen.id}"
+    saved = checkpoint.save(
+        tmp_path / "elsewhere", Snapshot(chosen.step, model.state_dict(), {}, {})
+    )
+    assert export_best(study, record).model is None
+    Remote(url).put(saved)
+    paths = export_best(study, record)
+    assert paths.model is not None and paths.warnings == ()
+    loaded = open_clip.create_model(f"local-dir:{paths.model}", output_dict=True)
+    assert torch.equal(loaded.visual.conv1.weight, model.visual.conv1.weight)
