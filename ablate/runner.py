@@ -532,7 +532,7 @@ def _outcome_of(study: Study, result: dict[str, Any]) -> dict[str, Any]:
         }
     kept = (
         *("best", "final", "verdict", "flags", "stop", "reason", "step"),
-        *("train_s", "num_parameters", "peak_memory_gib"),
+        *("train_s", "num_parameters", "parameter_groups", "peak_memory_gib"),
     )
     return {
         "outcome": outcome,

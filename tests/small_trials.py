@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ _COLOURS = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (230, 220, 20))
 NUM_SHARDS = 3
 SHARD_SAMPLES = 32
 DEADLINE_S = 240.0
+MODELS = Path(__file__).parent / "models"
 PRELOADED = [*PRELOAD, "open_clip_train.main", "small_trials"]
 
 
@@ -112,6 +114,7 @@ def write_trial(
     data: Path,
     *,
     gang: int = 1,
+    gpus: int = 0,
     markers: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> TrialRecord:
@@ -127,7 +130,7 @@ def write_trial(
         "seed": content["seed"],
         "recipe": "openclip",
         "config": content,
-        "gang": {"workers": gang, "gpus_per_worker": 0, "cpus_per_worker": 1},
+        "gang": {"workers": gang, "gpus_per_worker": gpus, "cpus_per_worker": 1},
         "objective": {"metric": "imagenet_top1", "direction": "maximize", "margin": 0.005},
         "markers": dict(markers or {}),
         "root": str(data),
@@ -151,6 +154,13 @@ class Ranks:
         self.kill()
         return codes
 
+    def wait_for_a_death(self) -> list[int | None]:
+        """Wait until the first rank ends, SIGKILL the others at once; exit codes."""
+        sentinels = [process.sentinel for process in self.processes]
+        assert multiprocessing.connection.wait(sentinels, timeout=DEADLINE_S)
+        self.kill()
+        return [process.exitcode for process in self.processes]
+
     def kill(self) -> None:
         """SIGKILL whatever is left."""
         for process in self.processes:
@@ -164,8 +174,13 @@ class Ranks:
             os.kill(process.pid, number)
 
 
-def start(folder: Path, *, workers: int = 1, **env: str) -> Ranks:
-    """Start all ranks of a trial, each a process forked from the warm server."""
+def start(
+    folder: Path, *, workers: int = 1, prepare: Callable[[], None] | None = None, **env: str
+) -> Ranks:
+    """Start all ranks of a trial, each a process forked from the warm server.
+
+    `prepare` is called in each of them before it begins; a module's own function, or a partial.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     listening = socket.socket()
@@ -176,15 +191,17 @@ def start(folder: Path, *, workers: int = 1, **env: str) -> Ranks:
     processes = []
     for rank in range(workers):
         own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **_settings(), **env}
-        process = context.Process(target=_run_rank, args=(str(folder), own))
+        process = context.Process(target=_run_rank, args=(str(folder), own, prepare))
         process.start()
         processes.append(process)
     return Ranks(tuple(processes))
 
 
-def run(folder: Path, *, workers: int = 1, **env: str) -> list[int | None]:
+def run(
+    folder: Path, *, workers: int = 1, prepare: Callable[[], None] | None = None, **env: str
+) -> list[int | None]:
     """Run all ranks of a trial to their end; exit codes."""
-    return start(folder, workers=workers, **env).wait()
+    return start(folder, workers=workers, prepare=prepare, **env).wait()
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -202,7 +219,14 @@ def _settings() -> dict[str, str]:
     return {"ABLATE_CACHE": os.environ["ABLATE_CACHE"], "HF_HUB_OFFLINE": "1"}
 
 
-def _run_rank(folder: str, env: Mapping[str, str]) -> None:
+def add_models() -> None:
+    """Make the models of tests/models known to open_clip: a step takes milliseconds."""
+    import open_clip
+
+    open_clip.add_model_config(MODELS)
+
+
+def _run_rank(folder: str, env: Mapping[str, str], prepare: Callable[[], None] | None) -> None:
     os.environ.update(env)
     log = open(Path(folder) / f"log-{env['RANK']}.txt", "a", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 2)
@@ -210,6 +234,9 @@ def _run_rank(folder: str, env: Mapping[str, str]) -> None:
 
     code = 1
     try:
+        add_models()
+        if prepare is not None:
+            prepare()
         code = worker.main([folder])
     except SystemExit as ending:
         print(ending, file=sys.stderr)

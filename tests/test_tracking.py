@@ -235,6 +235,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
         verdict="NUMERIC_FAIL",
         flags=["SATURATED"],
         reason="loss is NaN",
+        parameter_groups={"hash": "12ab", "decay": {"weight_decay": 0.2, "tensors": 111}},
     )
     (folder.record.record(beta1.id).folder / "attempts/1").mkdir(parents=True)
     log = folder.record.record(beta1.id).folder / "attempts/1/log-0.txt"
@@ -275,6 +276,8 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     assert good["tags"]["mlflow.source.git.commit"] == "0123abc"
 
     diverged = seen["trial beta2=0.98 · seed 0"]
+    assert diverged["params"]["parameter_groups.hash"] == "12ab"
+    assert diverged["params"]["parameter_groups.decay.tensors"] == "111"
     assert diverged["metrics"]["score"][0][2] == repr(CHANCE)
     assert [value for *_, value in diverged["metrics"]["loss"]][-1] == "nan"
     assert [value for *_, value in diverged["metrics"]["grad_norm"]][-1] == "nan"

@@ -562,6 +562,8 @@ class Mirror:
                 if isinstance(value, (int, float)) and math.isfinite(value)
             ],
         )
+        groups = outcome.get("parameter_groups") or {}
+        _log_params(client, run.run_id, {"parameter_groups": groups})
         with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
             self._write_artifacts(Path(scratch), trial, folder, outcome, trace, events)
             client.log_artifacts(run.run_id, scratch)

@@ -535,6 +535,7 @@ class _Run:
             "config": self.config,
             "world_size": self.gang.world_size,
             "data": task.samples.fingerprint,
+            "parameter_groups": task.parameter_groups.get("hash"),
             "progress": asdict(progress),
             "scaler": task.scaler.state_dict() if task.scaler is not None else None,
             "optimizer_numbers": numbers,
@@ -584,6 +585,7 @@ class _Run:
             ("trial", self.trial_id),
             ("world_size", self.gang.world_size),
             ("data", task.samples.fingerprint),
+            ("parameter_groups", task.parameter_groups.get("hash")),
         ):
             if state[what] != mine:
                 self.refuse(path, what, state[what], mine)

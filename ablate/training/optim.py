@@ -75,6 +75,17 @@ def describe(groups: Iterable[Group]) -> dict[str, Any]:
     return content
 
 
+def sentence(described: Mapping[str, Any]) -> str:
+    """What :func:`describe` gave, in words."""
+    parts = [
+        f"{name} (weight decay {group['weight_decay']:g}): {group['tensors']} tensors of "
+        f"{group['parameters']:,} numbers"
+        for name, group in described.items()
+        if name != "hash"
+    ]
+    return f"parameter groups {described['hash']}: {'; '.join(parts)}"
+
+
 Exclude = Callable[[str, nn.Parameter], bool]
 
 

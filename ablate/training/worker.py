@@ -105,7 +105,7 @@ def _trial_folder(arguments: list[str]) -> Path:
 
 
 def _run(folder: Path, stop: _StopFlag) -> int:
-    from ablate.training import distributed, loop, remote
+    from ablate.training import distributed, loop, optim, remote
     from ablate.training.inspect import trial_record
 
     where = os.environ.get(CHECKPOINTS)
@@ -136,6 +136,8 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             kind = "data fault" if isinstance(error, DataError) else "weights"
             writer.result({"status": "failed", "reason": f"{kind}: {error}"})
         return 0
+    if gang.first and task.parameter_groups:
+        log.info("%s", optim.sentence(task.parameter_groups))
     try:
         objective = loop.Objective(trial["objective"]["metric"], trial["objective"]["direction"])
         monitor = (

@@ -23,8 +23,13 @@ import small_trials
 RESULT = "peer-{rank}.json"
 
 
-def run_peer(folder: Path, data: Path, *, workers: int, fields: dict[str, Any]) -> None:
-    """Train with the peer; leaves peer-<rank>.json (losses, scales, top-1) and its checkpoint."""
+def run_peer(
+    folder: Path, data: Path, *, workers: int, fields: dict[str, Any], gpus: int = 0
+) -> None:
+    """Train with the peer on CPUs, or each rank on a GPU of its own.
+
+    Leaves peer-<rank>.json (losses, scales) and its checkpoint.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(small_trials.PRELOADED)
     listening = socket.socket()
@@ -42,7 +47,7 @@ def run_peer(folder: Path, data: Path, *, workers: int, fields: dict[str, Any]) 
             "ABLATE_CACHE": os.environ["ABLATE_CACHE"],
             "HF_HUB_OFFLINE": "1",
         }
-        process = context.Process(target=_train, args=(folder, data, env, fields))
+        process = context.Process(target=_train, args=(folder, data, env, fields, gpus))
         process.start()
         processes.append(process)
     codes = small_trials.Ranks(tuple(processes)).wait()
@@ -50,7 +55,9 @@ def run_peer(folder: Path, data: Path, *, workers: int, fields: dict[str, Any]) 
     assert codes == [0] * workers, logs
 
 
-def _train(folder: Path, data: Path, env: dict[str, str], fields: dict[str, Any]) -> None:
+def _train(
+    folder: Path, data: Path, env: dict[str, str], fields: dict[str, Any], gpus: int
+) -> None:
     os.environ.update(env)
     rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +65,7 @@ def _train(folder: Path, data: Path, env: dict[str, str], fields: dict[str, Any]
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     try:
-        _main(folder, data, rank, world_size, fields)
+        _main(folder, data, rank, world_size, fields, gpus)
     except BaseException:
         import traceback
 
@@ -69,7 +76,9 @@ def _train(folder: Path, data: Path, env: dict[str, str], fields: dict[str, Any]
     os._exit(0)
 
 
-def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str, Any]) -> None:
+def _main(
+    folder: Path, data: Path, rank: int, world_size: int, fields: dict[str, Any], gpus: int
+) -> None:
     import torch
     from open_clip_train import main as peer
     from open_clip_train import zero_shot
@@ -79,10 +88,18 @@ def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str
 
     torch.set_num_threads(1)
     openclip._register_models()
+    small_trials.add_models()
     chosen = recipes.absolute(small_trials.config(**fields), openclip.PATH_FIELDS, root=data)
     command = openclip.command(chosen, workers=world_size)
     arguments = command[command.index("open_clip_train.main") + 1 :]
-    arguments += ["--device", "cpu", "--logs", str(folder / "logs"), "--name", "peer"]
+    arguments += [
+        "--device",
+        "cuda" if gpus else "cpu",
+        "--logs",
+        str(folder / "logs"),
+        "--name",
+        "peer",
+    ]
     arguments += ["--log-every-n-steps", "100000", "--save-frequency", "0"]
 
     losses: list[float] = []
@@ -106,7 +123,7 @@ def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str
 
     def our_batches(args: Any, transforms: Any, epoch: int = 0, tokenizer: Any = None) -> Any:
         return {
-            "train": _OurBatches(chosen, rank, world_size),
+            "train": _OurBatches(chosen, rank, world_size, torch.device(args.device)),
             "imagenet-val": peer_data.get_imagenet(args, transforms, "val"),
         }
 
@@ -120,7 +137,8 @@ def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str
     assert templates is not None
     peer.create_loss = noting_loss
     peer.get_data = our_batches
-    torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+    if not gpus:
+        torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
     zero_shot.IMAGENET_CLASSNAMES = names
     zero_shot.OPENAI_IMAGENET_TEMPLATES = templates
     zero_shot.accuracy = accuracy
@@ -132,14 +150,14 @@ def _main(folder: Path, data: Path, rank: int, world_size: int, fields: dict[str
 class _OurBatches:
     """Our micro-batches in the shape of the peer's DataInfo."""
 
-    def __init__(self, chosen: Any, rank: int, world_size: int) -> None:
+    def __init__(self, chosen: Any, rank: int, world_size: int, device: Any) -> None:
         import torch
 
         from ablate.recipes import openclip
         from ablate.training.augment import ToInput
         from ablate.training.data import Batches
 
-        task = openclip.build(chosen, rank=rank, world_size=world_size, device=torch.device("cpu"))
+        task = openclip.build(chosen, rank=rank, world_size=world_size, device=device)
         self._batches = Batches(
             task.samples,
             num_samples=task.num_samples,
@@ -154,7 +172,7 @@ class _OurBatches:
         self._to_input = ToInput(
             OPENAI_DATASET_MEAN,
             OPENAI_DATASET_STD,
-            device=torch.device("cpu"),
+            device=device,
             dtype=get_input_dtype(chosen.precision) or torch.float32,
         )
         per_epoch = openclip.num_steps(chosen, workers=world_size, num_samples=task.num_samples)
@@ -171,4 +189,4 @@ class _OurBatches:
     def __iter__(self) -> Any:
         for number in range(self._per_epoch):
             images, texts = self._batches[self._epoch * self._per_epoch + number].tensors
-            yield self._to_input(images), texts
+            yield self._to_input(images.to(self._to_input.mean.device)), texts

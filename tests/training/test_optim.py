@@ -56,6 +56,11 @@ def test_open_clips_rule_gives_the_peers_counts(rn50: nn.Module) -> None:
     described = optim.describe((undecayed, decayed))
     assert described["no_decay"]["tensors"] == 213 and described["decay"]["tensors"] == 111
     assert described["decay"]["parameters"] > 100e6
+    assert optim.sentence(described) == (
+        f"parameter groups {described['hash']}: "
+        "no_decay (weight decay 0): 213 tensors of 141,313 numbers; "
+        "decay (weight decay 0.2): 111 tensors of 101,865,824 numbers"
+    )
 
 
 def test_the_hash_tells_groupings_apart(rn50: nn.Module) -> None:
@@ -65,6 +70,19 @@ def test_the_hash_tells_groupings_apart(rn50: nn.Module) -> None:
         for rule in ("open_clip", "timm", "open_clip_next")
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("rule", ["open_clip", "open_clip_next", "timm"])
+@pytest.mark.parametrize("model", ["ViT-B-32", "RN50-quickgelu", "coca_ViT-B-32", "convnext_base"])
+def test_every_parameter_is_in_one_group(model: str, rule: optim.Rule) -> None:
+    """Whatever the architecture, nothing is lost, nothing is twice, and AdamW takes the groups."""
+    with torch.device("meta"):
+        net = open_clip.create_model(model, device="meta")
+    groups = optim.group_parameters(net, rule=rule, weight_decay=0.2)
+    names = [name for group in groups for name, _ in group.parameters]
+    assert len(names) == len(set(names))
+    assert set(names) == {name for name, p in net.named_parameters() if p.requires_grad}
+    torch.optim.AdamW([group.for_optimizer() for group in groups])
 
 
 def test_frozen_parameters_are_in_no_group() -> None:

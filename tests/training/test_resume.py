@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import safetensors.torch
 import torch
-from small_trials import Ranks, run, start, wait_for, write_trial
+from interruptions import MOMENTS, Interruption
+from small_trials import add_models, run, start, write_trial
 
 from ablate.markers import Context, Monitor
 from ablate.records import TrialRecord, read_json, read_rows, write_json
@@ -22,44 +23,68 @@ from ablate.training import checkpoint
 
 TIMES = {"time", "step_time_s", "data_time_s", "samples_per_s", "attempt", "eval_time_s"}
 
-
-def first_step(trial: TrialRecord) -> bool:
-    return len(trial.trace()) >= 1
-
-
-def writing_a_checkpoint(trial: TrialRecord) -> bool:
-    return any((trial.folder / "checkpoints").glob(".step-*.tmp"))
-
-
-def evaluating(trial: TrialRecord) -> bool:
-    return (trial.heartbeat(1) or {}).get("phase") == "evaluating"
-
-
-def last_step(trial: TrialRecord) -> bool:
-    return any(row["step"] == 18 for row in trial.trace())
-
-
-def any_step(trial: TrialRecord) -> bool:
-    """After a step that a generator with a fixed seed chose: in the middle of another one."""
-    chosen = random.Random(trial.folder.name).randrange(1, 17)
-    return any(row["step"] >= chosen for row in trial.trace())
-
-
-ALL = (first_step, any_step, writing_a_checkpoint, evaluating, last_step)
-SETTINGS: dict[str, tuple[int, dict[str, Any], tuple[Callable[[TrialRecord], bool], ...]]] = {
-    "fp32": (1, {}, ALL),
-    "fp32 of two, loaders": (2, {"batch_size": 8, "workers": 2}, ALL),
-    "bf16 accumulated": (
-        1,
-        {"precision": "amp_bf16", "accum_freq": 2, "batch_size": 8},
-        (any_step, writing_a_checkpoint),
-    ),
-    "scaler of two accumulated": (
-        2,
-        {"precision": "amp", "batch_size": 4, "accum_freq": 2},
-        (evaluating,),
-    ),
+SMALL: dict[str, Any] = {
+    "model": "tiny-test-rn",
+    "train_num_samples": 64,
+    "warmup": 2,
+    "epochs": 2,
 }
+"""2 epochs of 4 steps of 16 samples, each with its checkpoint and evaluation."""
+STEPS, CHECKPOINTS = 8, 2
+
+PRECISIONS = ("fp32", "amp_bf16", "amp")
+ACCUM_FREQS = (1, 2)
+LOADERS = (0, 2)
+RANKS = (1, 2)
+
+
+class Case(NamedTuple):
+    """A run and the moment of its death."""
+
+    precision: str
+    accum_freq: int
+    workers: int
+    ranks: int
+    moment: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        batch_size = 16 // (self.accum_freq * self.ranks)
+        own = {"precision": self.precision, "accum_freq": self.accum_freq}
+        return {**SMALL, **own, "batch_size": batch_size, "workers": self.workers}
+
+    @property
+    def interruption(self) -> Interruption:
+        return Interruption(
+            self.moment, self.ranks, self.accum_freq, STEPS, CHECKPOINTS, seed=str(self)
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.precision}, accum {self.accum_freq}, {self.workers} loaders, "
+            f"{self.ranks} ranks, {self.moment}"
+        )
+
+
+FULL = [
+    Case(*factors)
+    for factors in itertools.product(PRECISIONS, ACCUM_FREQS, LOADERS, RANKS, MOMENTS)
+]
+"""Every combination: 120 cases, on demand (-m exhaustive)."""
+COVERING = [
+    Case(*factors, MOMENTS[number % len(MOMENTS)])
+    for number, factors in enumerate(itertools.product(PRECISIONS, ACCUM_FREQS, LOADERS, RANKS))
+]
+"""Every combination of the four factors once, the moments in turn."""
+
+
+def test_the_cases_cover_every_pair() -> None:
+    """All 24 combinations of the factors die, and every moment meets every level of every one."""
+    assert len({case[:4] for case in COVERING}) == 3 * 2 * 2 * 2
+    for place in range(4):
+        assert {(case[place], case.moment) for case in COVERING} == {
+            (case[place], case.moment) for case in FULL
+        }
 
 
 def measured(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -76,6 +101,7 @@ def left_behind(trial: TrialRecord) -> dict[str, Any]:
     state = read_json(last / "state.json")
     for name in ("train_s", "eval_s"):
         del state["progress"][name]
+    del state["config"]["workers"]
     for name in ("final", "best"):
         if state["progress"][name]:
             del state["progress"][name]["eval_time_s"]
@@ -97,199 +123,337 @@ def assert_same(trial: TrialRecord, whole: TrialRecord) -> None:
     assert left_behind(trial) == left_behind(whole)
 
 
-def kill(ranks: Ranks) -> None:
-    ranks.signal(signal.SIGKILL)
-    ranks.wait()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[[Case], TrialRecord]:
+    """The run of a case that nothing interrupts, without loader processes; made once."""
+    made: dict[tuple[Any, ...], TrialRecord] = {}
+
+    def find(case: Case) -> TrialRecord:
+        key = (case.precision, case.accum_freq, case.ranks)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("whole") / "trial"
+            trial = write_trial(folder, data, gang=case.ranks, **{**case.fields, "workers": 0})
+            assert run(trial.folder, workers=case.ranks) == [0] * case.ranks, log_of(trial)
+            made[key] = trial
+        return made[key]
+
+    return find
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("workers", "changes", "moments"), SETTINGS.values(), ids=SETTINGS.keys())
+def log_of(trial: TrialRecord) -> str:
+    return "\n".join(path.read_text() for path in sorted(trial.folder.glob("log-*.txt")))
+
+
+def die_and_come_back(folder: Path, data: Path, case: Case, whole: TrialRecord) -> None:
+    """kill -9 a rank at the case's moment, the others after it; run again; all is the same."""
+    trial = write_trial(folder, data, gang=case.ranks, **case.fields)
+    codes = start(folder, workers=case.ranks, prepare=case.interruption).wait_for_a_death()
+    assert -signal.SIGKILL in codes and 0 not in codes, "the moment of death did not come"
+    assert trial.result(1) is None
+    assert run(folder, workers=case.ranks) == [0] * case.ranks, log_of(trial)
+    assert_same(trial, whole)
+
+
+@pytest.mark.parametrize("case", COVERING, ids=str)
 def test_a_killed_run_ends_as_the_run_that_was_not_killed(
-    tmp_path: Path,
-    data: Path,
-    workers: int,
-    changes: dict[str, Any],
-    moments: tuple[Callable[[TrialRecord], bool], ...],
+    tmp_path: Path, data: Path, whole: Callable[[Case], TrialRecord], case: Case
 ) -> None:
-    """kill -9 at the first step, in steps, while a checkpoint is written, while evaluating, and
-    after the last step: all losses bit-equal, all files equal."""
-    whole = write_trial(tmp_path / "whole", data, gang=workers, epochs=3, **changes)
-    assert run(whole.folder, workers=workers) == [0] * workers
-    for moment in moments:
-        trial = write_trial(tmp_path / moment.__name__, data, gang=workers, epochs=3, **changes)
-        ranks = start(trial.folder, workers=workers)
-        try:
-            wait_for(lambda t=trial, m=moment: m(t) or t.result(1), moment.__name__)
-        finally:
-            kill(ranks)
-        assert run(trial.folder, workers=workers) == [0] * workers
-        assert_same(trial, whole)
+    """All losses bit-equal, all files equal, whatever the precision, accumulation, loaders, ranks;
+    loader processes make no difference either: the whole run has none."""
+    die_and_come_back(tmp_path / "trial", data, case, whole(case))
 
 
-def test_damage_costs_time_and_changes_nothing(tmp_path: Path, data: Path) -> None:
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_every_combination_ends_as_the_run_that_was_not_killed(
+    tmp_path: Path, data: Path, whole: Callable[[Case], TrialRecord], case: Case
+) -> None:
+    """The same for each of the 120 combinations."""
+    die_and_come_back(tmp_path / "trial", data, case, whole(case))
+
+
+def test_damage_costs_time_and_changes_nothing(
+    tmp_path: Path, whole: Callable[[Case], TrialRecord]
+) -> None:
     """With its newest checkpoint damaged a trial goes on from the one before, to the same end."""
-    whole = write_trial(tmp_path / "whole", data, epochs=3)
-    assert run(whole.folder) == [0]
-    trial = write_trial(tmp_path / "damaged", data, epochs=3)
-    ranks = start(trial.folder)
-    wait_for(lambda: (checkpoint.steps(trial.folder / "checkpoints") or [0])[-1] >= 12, "step 12")
-    kill(ranks)
-    newest = checkpoint.path_of(trial.folder / "checkpoints", 12)
+    straight = whole(Case("fp32", 1, 0, 1, ""))
+    shutil.copytree(straight.folder, tmp_path / "damaged")
+    trial = TrialRecord(tmp_path / "damaged")
+    newest = checkpoint.path_of(trial.folder / "checkpoints", 8)
     os.truncate(newest / "optimizer.safetensors", 1000)
     assert run(trial.folder) == [0]
-    assert read_rows(trial.attempt_folder(2) / "trace.jsonl")[0]["step"] == 7
+    assert read_rows(trial.attempt_folder(2) / "trace.jsonl")[0]["step"] == 5
     assert (trial.folder / "checkpoints" / "quarantine").exists()
-    assert_same(trial, whole)
+    assert_same(trial, straight)
 
 
 # ------------------------------------------------------------------- mutation control
 
+FROM = 6
+"""The checkpoint that mutated runs resume from: one epoch of two steps before the end."""
+
+
+class Halfway(NamedTuple):
+    """A run with all its checkpoints, whose last epoch is to be run again."""
+
+    trial: TrialRecord
+    end: Mapping[str, Any]
+
 
 @pytest.fixture(scope="module")
-def halfway(
-    tmp_path_factory: pytest.TempPathFactory, data: Path
-) -> tuple[TrialRecord, dict[str, Any]]:
-    """A trial folder with a checkpoint after its first epoch of two, and what the end looks like.
+def halfway(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Halfway:
+    """4 epochs of 2 steps, evaluated after the 2nd and 4th, with every kind of state there is.
 
-    fp16 with a scaler, so that every kind of state is there.
+    A gradient scaler, markers that have already told of something, a best evaluation.
     """
-    folder = tmp_path_factory.mktemp("mutations")
-    trial = write_trial(folder / "trial", data, precision="amp")
-    assert run(trial.folder) == [0]
+    fields = {**SMALL, "train_num_samples": 32, "epochs": 4, "zeroshot_frequency": 2}
+    folder = tmp_path_factory.mktemp("mutations") / "trial"
+    trial = write_trial(folder, data, batch_size=16, precision="amp", keep_every=1, **fields)
+    assert run(trial.folder) == [0], log_of(trial)
     end = {"rows": measured(trial.trace()), "evals": measured(trial.evaluations())}
     end["files"] = left_behind(trial)
-    shutil.rmtree(checkpoint.path_of(trial.folder / "checkpoints", 12))
-    shutil.rmtree(trial.folder / "attempts")
-    return trial, end
+    end["markers"] = trial.result(1)["markers"]  # type: ignore[index]
+    end["train_s"] = checkpoint.load(path_in(trial, FROM)).state["progress"]["train_s"]
+    return Halfway(trial, end)
+
+
+def path_in(trial: TrialRecord, step: int) -> Path:
+    return checkpoint.path_of(trial.folder / "checkpoints", step)
 
 
 def resumed(
-    halfway: TrialRecord, folder: Path, change: Callable[[dict[str, Any]], None]
+    halfway: Halfway, folder: Path, change: Callable[[dict[str, Any]], None], *, step: int = FROM
 ) -> tuple[TrialRecord, list[int | None]]:
-    """A copy of the trial, its checkpoint changed and signed anew, run to its end."""
-    shutil.copytree(halfway.folder, folder)
-    path = checkpoint.path_of(folder / "checkpoints", 6)
-    snapshot = checkpoint.load(path)
+    """A copy of the trial, its checkpoint of `step` changed and signed anew, run to its end."""
+    shutil.copytree(halfway.trial.folder, folder)
+    trial = TrialRecord(folder)
+    shutil.rmtree(folder / "attempts")
+    for later in range(step + 1, 9):
+        shutil.rmtree(path_in(trial, later), ignore_errors=True)
+    snapshot = checkpoint.load(path_in(trial, step))
     content = {
         "model": dict(snapshot.model),
         "optimizer": dict(snapshot.optimizer),
         "state": dict(snapshot.state),
     }
     change(content)
-    shutil.rmtree(path)
-    checkpoint.save(folder / "checkpoints", checkpoint.Snapshot(6, **content))
-    trial = TrialRecord(folder)
+    shutil.rmtree(path_in(trial, step))
+    checkpoint.save(folder / "checkpoints", checkpoint.Snapshot(step, **content))
     return trial, run(folder)
 
 
-def differs(trial: TrialRecord, end: Mapping[str, Any]) -> bool:
-    rows = measured(trial.trace())
+def differs(trial: TrialRecord, end: Mapping[str, Any], *, step: int = FROM) -> bool:
+    rows, result = measured(trial.trace()), trial.result(1)
+    assert result is not None
     return (
-        any(end["rows"].get(step) != row for step, row in rows.items())
-        or [step for step in end["rows"] if step > 6] != sorted(rows)
-        or measured(trial.evaluations()) != end["evals"]
+        any(end["rows"].get(number) != row for number, row in rows.items())
+        or [number for number in end["rows"] if number > step] != sorted(rows)
+        or measured(trial.evaluations())
+        != {number: row for number, row in end["evals"].items() if number >= step}
         or left_behind(trial) != end["files"]
+        or result["markers"] != end["markers"]
+        or result["train_s"] < end["train_s"]
     )
 
 
-def _reset(kind: str, ending: str) -> Callable[[dict[str, Any]], None]:
+def listed(snapshot: checkpoint.Snapshot, buffers: set[str]) -> set[str]:
+    """Every item of state in a checkpoint, as it lists them itself; tensors by their kind."""
+    items = set()
+    for name in snapshot.model:
+        kind = name.rpartition(".")[2] if name in buffers else "parameter"
+        items.add(f"model/{'logit_scale' if name == 'logit_scale' else kind}")
+    items |= {f"optimizer/{name.rpartition('/')[2]}" for name in snapshot.optimizer}
+    for name, value in snapshot.state.items():
+        deeper = isinstance(value, dict) and name in ("progress", "scaler", "monitor")
+        items |= {f"{name}/{part}" for part in value} if deeper else {name}
+    return items
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def _zeros(kind: str, ending: str) -> Change:
+    """Tensors as they are before the first step, or at least without their past."""
+
     def change(content: dict[str, Any]) -> None:
         names = [name for name in content[kind] if name.endswith(ending)]
-        assert names
+        assert names and any(bool(content[kind][name].any()) for name in names)
         for name in names:
             content[kind][name] = torch.zeros_like(content[kind][name])
 
     return change
 
 
-def _forget(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def _forget(*path: str, value: Any) -> Change:
+    """The state's item at `path` as a run without it would have it."""
+
     def change(content: dict[str, Any]) -> None:
         place = content["state"]
         for name in path[:-1]:
             place[name] = dict(place[name])
             place = place[name]
-        assert place[path[-1]] != value
+        assert place[path[-1]] != value, "nothing to leave out"
         place[path[-1]] = value
 
     return change
 
 
-def _forget_windows(content: dict[str, Any]) -> None:
+def _forget_rules(content: dict[str, Any]) -> None:
     state = content["state"]["monitor"]
     fresh = Monitor(context=Context(**state["context"])).state()
+    assert fresh["rules"] != state["rules"]
     content["state"]["monitor"] = {**state, "rules": fresh["rules"]}
 
 
-MUTATIONS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "a parameter": _reset("model", "layer2.0.conv2.weight"),
-    "logit_scale": _reset("model", "logit_scale"),
-    "BatchNorm means": _reset("model", "running_mean"),
-    "BatchNorm variances": _reset("model", "running_var"),
-    "BatchNorm counters": _reset("model", "num_batches_tracked"),
-    "Adam's means": _reset("optimizer", "exp_avg"),
-    "Adam's squares": _reset("optimizer", "exp_avg_sq"),
-    "Adam's steps": _reset("optimizer", "/step"),
-    "the scale": _forget("scaler", "scale", value=1.0),
-    "the scaler's counter": _forget("scaler", "_growth_tracker", value=0),
-    "the position": _forget("progress", "step", value=5),
-    "the pending evaluation": _forget("progress", "evaluated", value=6),
-    "the skipped steps": _forget("progress", "skipped", value=7),
-    "the substituted samples": _forget("progress", "faults", value=3),
-    "the markers' windows": _forget_windows,
+STOP = {"marker": "non_finite", "step": 3}
+
+
+MUTATIONS: dict[str, Change] = {
+    "model/parameter": _zeros("model", "layer2.0.conv2.weight"),
+    "model/logit_scale": _zeros("model", "logit_scale"),
+    "model/running_mean": _zeros("model", "running_mean"),
+    "model/running_var": _zeros("model", "running_var"),
+    "model/num_batches_tracked": _zeros("model", "num_batches_tracked"),
+    "optimizer/exp_avg": _zeros("optimizer", "exp_avg"),
+    "optimizer/exp_avg_sq": _zeros("optimizer", "exp_avg_sq"),
+    "optimizer/step": _zeros("optimizer", "/step"),
+    "scaler/scale": _forget("scaler", "scale", value=1.0),
+    "scaler/growth_factor": _forget("scaler", "growth_factor", value=3.0),
+    "scaler/backoff_factor": _forget("scaler", "backoff_factor", value=0.25),
+    "scaler/growth_interval": _forget("scaler", "growth_interval", value=1),
+    "scaler/_growth_tracker": _forget("scaler", "_growth_tracker", value=0),
+    "progress/step": _forget("progress", "step", value=5),
+    "progress/scale": _forget("progress", "scale", value=2.0**17),
+    "progress/skipped": _forget("progress", "skipped", value=7),
+    "progress/faults": _forget("progress", "faults", value=3),
+    "progress/final": _forget("progress", "final", value=None),
+    "progress/best": _forget("progress", "best", value=None),
+    "progress/train_s": _forget("progress", "train_s", value=-1e6),
+    "monitor/rules": _forget_rules,
+    "monitor/events": _forget("monitor", "events", value=[]),
+    "monitor/stop": _forget("monitor", "stop", value=STOP),
+    "monitor/seen": _forget("monitor", "seen", value=[]),
+    "monitor/step": _forget("monitor", "step", value=0),
+}
+"""For each item of the state: what a checkpoint without it would hold."""
+
+REFUSED = {
+    "trial": "0123456789ab",
+    "world_size": 4,
+    "data": "other",
+    "config": {"lr": 1.0},
+}
+"""Items that are compared, not restored: another value is refused."""
+
+NOT_STATE = {
+    "format": "in the manifest too, where it is compared",
+    "step": "the checkpoint's name; the loop goes by progress/step",
+    "torch": "only told in the certificate",
+    "progress/evaluated": "has a test of its own, from a checkpoint that was evaluated",
+    "progress/eval_s": "a time; nothing follows from it",
+    "zero_gradients": "all 0 here; test_loop resumes a model with a layer that nothing uses",
+    "optimizer_numbers": "empty: AdamW has none",
+    "monitor/version": "another one has the trace judged anew",
+    "monitor/thresholds": "other ones have the trace judged anew",
+    "monitor/context": "another one has the trace judged anew",
 }
 
 
-def test_the_untouched_checkpoint_leads_to_the_same_end(
-    tmp_path: Path, halfway: tuple[TrialRecord, dict[str, Any]]
-) -> None:
+def test_every_item_of_the_state_has_its_mutation(halfway: Halfway) -> None:
+    """A checkpoint lists its items itself: a new one without a mutation here fails this test."""
+    from open_clip import create_model
+
+    add_models()
+    buffers = {name for name, _ in create_model("tiny-test-rn").named_buffers()}
+    snapshot = checkpoint.load(path_in(halfway.trial, FROM))
+    assert snapshot.state["optimizer_numbers"] == {}
+    assert listed(snapshot, buffers) == {*MUTATIONS, *REFUSED, *NOT_STATE}
+
+
+def test_the_untouched_checkpoint_leads_to_the_same_end(tmp_path: Path, halfway: Halfway) -> None:
     """The control of the control: signing a checkpoint anew changes nothing."""
-    trial, codes = resumed(halfway[0], tmp_path / "t", lambda content: None)
-    assert codes == [0]
-    assert not differs(trial, halfway[1])
+    trial, codes = resumed(halfway, tmp_path / "t", lambda content: None)
+    assert codes == [0], log_of(trial)
+    assert not differs(trial, halfway.end)
 
 
 @pytest.mark.parametrize("change", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_leaving_out_any_item_of_the_state_is_noticed(
-    tmp_path: Path,
-    halfway: tuple[TrialRecord, dict[str, Any]],
-    change: Callable[[dict[str, Any]], None],
+    tmp_path: Path, halfway: Halfway, change: Change
 ) -> None:
     """Resuming without one item of the state ends otherwise, or not at all."""
-    trial, codes = resumed(halfway[0], tmp_path / "t", change)
-    assert codes != [0] or differs(trial, halfway[1])
+    trial, codes = resumed(halfway, tmp_path / "t", change)
+    assert codes != [0] or differs(trial, halfway.end)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("trial", "0123456789ab"), ("world_size", 4), ("data", "other")]
-)
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_an_evaluation_is_made_once(tmp_path: Path, halfway: Halfway, evaluated: bool) -> None:
+    """A checkpoint comes before its evaluation: resumed from, it is evaluated, unless it was."""
+    change = _forget("progress", "evaluated", value=4) if evaluated else lambda content: None
+    trial, codes = resumed(halfway, tmp_path / "t", change, step=4)
+    assert codes == [0], log_of(trial)
+    assert differs(trial, halfway.end, step=4) == evaluated
+    assert [row["step"] for row in trial.evaluations()] == ([8] if evaluated else [4, 8])
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items(), ids=REFUSED.keys())
 def test_another_runs_checkpoint_is_refused(
-    tmp_path: Path, halfway: tuple[TrialRecord, dict[str, Any]], name: str, value: Any
+    tmp_path: Path, halfway: Halfway, name: str, value: Any
 ) -> None:
-    """Resume is for the same trial, gang and data; the error says what differs and what to do."""
-    trial, codes = resumed(halfway[0], tmp_path / "t", _forget(name, value=value))
+    """Resume is for the same trial, gang, data and configuration; the error says what differs,
+    what may differ, and what to do."""
+    trial, codes = resumed(halfway, tmp_path / "t", _forget(name, value=value))
     assert codes == [1]
     log = (trial.folder / "log-0.txt").read_text()
-    assert f"was written with {name}" in log and "init_from" in log
+    said = "lr 1.0, and this run has 0.001" if name == "config" else f"{name} {value!r}"
+    assert f"was written with {said}" in log and "init_from" in log
+    assert "(only cache_gib, checkpoint_frequency, keep_every, workers may differ)" in log
 
 
-def test_changed_thresholds_judge_the_trace_anew(
-    tmp_path: Path, halfway: tuple[TrialRecord, dict[str, Any]]
-) -> None:
+def test_what_may_differ_does_and_the_certificate_tells(tmp_path: Path, halfway: Halfway) -> None:
+    """Each field of the written list can be changed in a running trial; the rest is restored."""
+    from ablate.recipes.openclip import NOT_IDENTITY
+
+    def change(content: dict[str, Any]) -> None:
+        other = {"workers": 1, "cache_gib": 7.5, "checkpoint_frequency": 3, "keep_every": 2}
+        assert set(other) == NOT_IDENTITY
+        content["state"]["config"] = {**content["state"]["config"], **other}
+        content["state"]["torch"] = "2.0.1"
+
+    trial, codes = resumed(halfway, tmp_path / "t", change)
+    assert codes == [0], log_of(trial)
+    assert not differs(trial, halfway.end)
+    certificate = read_json(trial.attempt_folder(1) / "resumed.json")
+    assert certificate["step"] == FROM and certificate["steps_total"] == 8
+    assert certificate["changed"] == {
+        "workers": [1, 0], "cache_gib": [7.5, 8.0], "checkpoint_frequency": [3, 1],
+        "keep_every": [2, 1],
+    }  # fmt: skip
+    assert set(certificate["sha256"]) == {
+        "model.safetensors", "optimizer.safetensors", "state.json"
+    }  # fmt: skip
+    log = (trial.folder / "log-0.txt").read_text()
+    for words in ("resumed at step 6 of 8", "gradient scaler, ", "workers: 1, now 0", "torch 2.0"):
+        assert words in log
+
+
+def test_changed_thresholds_judge_the_trace_anew(tmp_path: Path, halfway: Halfway) -> None:
     """Markers' thresholds are no part of a trial's identity: a change does not bar resuming."""
     folder = tmp_path / "t"
-    shutil.copytree(halfway[0].folder, folder)
+    shutil.copytree(halfway.trial.folder, folder)
+    shutil.rmtree(path_in(TrialRecord(folder), 8))
     content = read_json(folder / "trial.json")
     content["markers"] = {"loss_spike": {"sigma": 4.5}}
     write_json(folder / "trial.json", content)
     assert run(folder) == [0]
-    result = TrialRecord(folder).result(1)
+    result = TrialRecord(folder).result(2)
     assert result is not None and result["status"] == "completed"
     assert result["markers"]["thresholds"] == {"loss_spike": {"sigma": 4.5}}
 
 
-def test_checkpoints_hold_no_code(halfway: tuple[TrialRecord, dict[str, Any]]) -> None:
+def test_checkpoints_hold_no_code(halfway: Halfway) -> None:
     """A checkpoint is safetensors and JSON; nothing in it needs unpickling."""
-    path = checkpoint.path_of(halfway[0].folder / "checkpoints", 6)
+    path = path_in(halfway.trial, FROM)
     assert sorted(file.name for file in path.iterdir()) == [
         "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"
     ]  # fmt: skip

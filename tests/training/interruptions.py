@@ -1,0 +1,149 @@
+"""Deaths of a rank by its own SIGKILL, at points that no polling from outside could hit.
+
+An :class:`Interruption` is given to ``small_trials.start(prepare=...)``; it puts its kill in the
+way of the loop of one rank. What dies is the real thing: no handler runs, nothing is flushed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MOMENTS = ("first step", "accumulating", "writing a checkpoint", "evaluating", "last step")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """Kill one rank at one of MOMENTS; what is open about it is drawn from `seed`."""
+
+    moment: str
+    ranks: int
+    accum_freq: int
+    steps: int
+    checkpoints: int
+    seed: str
+
+    def __call__(self) -> None:
+        draw = random.Random(self.seed)
+        rank = draw.randrange(self.ranks)
+        if self.moment == "writing a checkpoint":
+            rank = 0  # the only one that writes
+        if int(os.environ["RANK"]) != rank:
+            return
+        if self.moment == "first step":
+            _after_step(1)
+        elif self.moment == "last step":
+            _after_step(self.steps)
+        elif self.moment == "accumulating":
+            step = draw.randrange(2, self.steps + 1)
+            _after_backward(step, 1 if self.accum_freq == 1 else draw.randrange(1, self.accum_freq))
+        elif self.moment == "writing a checkpoint":
+            stage = draw.choice(("one file", "torn file", "no manifest", "renamed"))
+            _while_writing(draw.randrange(1, self.checkpoints + 1), stage)
+        elif self.moment == "evaluating":
+            _while_evaluating(draw.randrange(1, self.checkpoints + 1))
+        else:
+            raise ValueError(self.moment)
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace a function by wrapper(original, *arguments)."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        return wrapper(original, *arguments, **named)
+
+    setattr(owner, name, wrapped)
+
+
+def _after_step(number: int) -> None:
+    """After the optimizer's step `number`, before anything of it is recorded."""
+    from ablate.training.loop import _Run
+
+    def optimize(original: Any, run: Any, model: Any, step: int, *rest: Any) -> Any:
+        values = original(run, model, step, *rest)
+        if step + 1 == number:
+            die()
+        return values
+
+    _wrap(_Run, "optimize", optimize)
+
+
+def _after_backward(number: int, micro_batch: int) -> None:
+    """In step `number`, after the gradients of so many micro-batches, before the optimizer."""
+    import torch
+
+    from ablate.training.loop import _Run
+
+    seen = {"step": 0, "backward": 0}
+
+    def optimize(original: Any, run: Any, model: Any, step: int, *rest: Any) -> Any:
+        seen.update(step=step + 1, backward=0)
+        return original(run, model, step, *rest)
+
+    def backward(original: Any, *given: Any, **named: Any) -> Any:
+        done = original(*given, **named)
+        seen["backward"] += 1
+        if (seen["step"], seen["backward"]) == (number, micro_batch):
+            die()
+        return done
+
+    _wrap(_Run, "optimize", optimize)
+    _wrap(torch.Tensor, "backward", backward)
+
+
+def _while_writing(number: int, stage: str) -> None:
+    """In checkpoint `number` of this process: between its files, in one, or before its manifest."""
+    import safetensors.torch
+
+    from ablate.training import checkpoint
+
+    saved = {"files": 0, "checkpoints": 0}
+
+    def save_file(original: Any, tensors: Any, path: Path, *rest: Any) -> None:
+        original(tensors, path, *rest)
+        saved["files"] += 1
+        if saved["files"] == 2 * number - 1 and stage == "one file":
+            die()
+        if saved["files"] == 2 * number and stage == "torn file":
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    def write_json(original: Any, path: Path, *rest: Any, **named: Any) -> None:
+        if path.name == "manifest.json" and saved["files"] == 2 * number:
+            if stage == "no manifest":
+                die()
+        original(path, *rest, **named)
+
+    def sync_folder(original: Any, *given: Any) -> None:
+        if saved["files"] == 2 * number and stage == "renamed":
+            die()
+        original(*given)
+
+    _wrap(safetensors.torch, "save_file", save_file)
+    _wrap(checkpoint, "write_json", write_json)
+    _wrap(checkpoint, "sync_folder", sync_folder)
+
+
+def _while_evaluating(number: int) -> None:
+    """In evaluation `number`, after the first images have gone through the model."""
+    from ablate.training.loop import _Run
+
+    evaluations = {"begun": 0}
+
+    def evaluate(original: Any, run: Any, epoch: int) -> Any:
+        evaluations["begun"] += 1
+        if evaluations["begun"] == number:
+            run.task.model.visual.register_forward_hook(lambda *seen: die())
+        return original(run, epoch)
+
+    _wrap(_Run, "evaluate", evaluate)
