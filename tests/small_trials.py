@@ -215,6 +215,11 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"waited {DEADLINE_S:.0f} s in vain for {what}")
 
 
+def log_of(trial: TrialRecord) -> str:
+    """All that the ranks of a trial printed."""
+    return "\n".join(path.read_text() for path in sorted(trial.folder.glob("log-*.txt")))
+
+
 def _settings() -> dict[str, str]:
     return {"ABLATE_CACHE": os.environ["ABLATE_CACHE"], "HF_HUB_OFFLINE": "1"}
 

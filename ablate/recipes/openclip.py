@@ -463,9 +463,7 @@ def num_samples(config: Config, *, root: Path) -> int:
     """Samples of one epoch: as given, else counted in the shards under `root`."""
     if config.train_num_samples is not None:
         return config.train_num_samples
-    train_data = absolute(config, PATH_FIELDS, root=root).train_data
-    assert train_data is not None
-    return _index(train_data).num_samples
+    return _train_index(absolute(config, PATH_FIELDS, root=root)).num_samples
 
 
 def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
@@ -756,7 +754,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
 
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
     tokenizer = open_clip.get_tokenizer(config.model, context_length=config.force_context_length)
-    index = _index(config.train_data)
+    index = _train_index(config)
     samples = data.ImageTextSamples(
         index,
         transform=_train_transform(config, preprocess, train_transform),
@@ -766,6 +764,8 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         cache_gib=0.0 if config.data_order == "stream" else config.cache_gib,
         at_least=_least_size(config, preprocess.size) if config.fast_jpeg else None,
     )
+    if index.faults:
+        facts["shard_faults"] = {**index.num_faults, "lost_samples": lost_samples(index)}
     epoch_samples = config.train_num_samples or index.num_samples
     steps = num_steps(config, workers=world_size, num_samples=epoch_samples)
     steps_per_epoch = steps // config.epochs
@@ -999,6 +999,48 @@ def _index(pattern: str) -> ShardIndex:
             f"{missing[0]}. Fetch them, or leave them out of the pattern"
         )
     return index
+
+
+def _train_index(config: Config) -> ShardIndex:
+    """The index of train_data.
+
+    Raises:
+        DataError: shards are missing, or more samples are lost than max_fault_share allows.
+    """
+    assert config.train_data is not None
+    index = _index(config.train_data)
+    lost = lost_samples(index)
+    if lost > config.max_fault_share * (lost + index.num_samples):
+        shown = "; ".join(str(fault) for fault in index.faults[:3])
+        raise DataError(
+            f"about {lost} of {lost + index.num_samples} samples of train_data "
+            f"{config.train_data} are lost, more than the share of {config.max_fault_share:g} "
+            f"that max_fault_share allows: {shown}. Fetch these shards again"
+        )
+    return index
+
+
+def lost_samples(index: ShardIndex) -> int:
+    """Samples that the shards should hold and the index lacks: a truncated shard would else only
+    make an epoch shorter.
+
+    Incomplete samples are counted; what a shard lost that is not read to its end is taken to be
+    what it lacks of the median of the whole shards.
+    """
+    import numpy as np
+
+    lost, broken = 0, set()
+    for fault in index.faults:
+        if fault.kind in ("missing_caption", "missing_image", "duplicate_key"):
+            lost += fault.count
+        else:
+            broken.add(fault.shard)
+    whole = [shard.num_samples for shard in index.shards if shard.path not in broken]
+    typical = int(np.median(whole)) if whole else max(s.num_samples for s in index.shards)
+    for shard in index.shards:
+        if shard.path in broken:
+            lost += max(typical - shard.num_samples, 0)
+    return lost
 
 
 def _train_transform(config: Config, preprocess: Any, peer_transform: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Deaths of a rank by its own SIGKILL, at points that no polling from outside could hit.
+"""Deaths of a rank by its own SIGKILL, at points that no polling from outside could hit, and
+whether a run that came back is the run that never died.
 
 An :class:`Interruption` is given to ``small_trials.start(prepare=...)``; it puts its kill in the
 way of the loop of one rank. What dies is the real thing: no handler runs, nothing is flushed.
@@ -6,6 +7,7 @@ way of the loop of one rank. What dies is the real thing: no handler runs, nothi
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,7 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate.records import TrialRecord, read_json, read_rows
+
 MOMENTS = ("first step", "accumulating", "writing a checkpoint", "evaluating", "last step")
+
+
+TIMES = {"time", "step_time_s", "data_time_s", "samples_per_s", "attempt", "eval_time_s"}
+
+SMALL: dict[str, Any] = {
+    "model": "tiny-test-rn",
+    "train_num_samples": 64,
+    "warmup": 2,
+    "epochs": 2,
+}
+"""2 epochs of 4 steps of 16 samples, each with its checkpoint and evaluation."""
 
 
 def die() -> None:
@@ -147,3 +162,39 @@ def _while_evaluating(number: int) -> None:
         return original(run, epoch)
 
     _wrap(_Run, "evaluate", evaluate)
+
+
+def measured(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Rows by step without what depends on the clock; floats are compared to the last bit."""
+    return {
+        row["step"]: {k: json.dumps(v) for k, v in row.items() if k not in TIMES} for row in rows
+    }
+
+
+def left_behind(trial: TrialRecord) -> dict[str, Any]:
+    """The last checkpoint: hashes of model and optimizer, and its state without clock times."""
+    last = sorted((trial.folder / "checkpoints").glob("step-*"))[-1]
+    files = read_json(last / "manifest.json")["files"]
+    state = read_json(last / "state.json")
+    for name in ("train_s", "eval_s"):
+        del state["progress"][name]
+    del state["config"]["workers"]
+    for name in ("final", "best"):
+        if state["progress"][name]:
+            del state["progress"][name]["eval_time_s"]
+    return {
+        "model": files["model.safetensors"]["sha256"],
+        "optimizer": files["optimizer.safetensors"]["sha256"],
+        "state": json.dumps(state, sort_keys=True),
+    }
+
+
+def assert_same(trial: TrialRecord, whole: TrialRecord) -> None:
+    """Every row of every attempt, every evaluation and the last checkpoint are the same."""
+    expected = measured(whole.trace())
+    assert measured(trial.trace()) == expected
+    for attempt in trial.attempts():
+        for step, row in measured(read_rows(trial.attempt_folder(attempt) / "trace.jsonl")).items():
+            assert row == expected[step], f"attempt {attempt} replayed step {step} differently"
+    assert measured(trial.evaluations()) == measured(whole.evaluations())
+    assert left_behind(trial) == left_behind(whole)

@@ -18,9 +18,72 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+import safetensors.torch
 import small_trials
+import torch
+from small_trials import log_of, run, write_trial
 
 RESULT = "peer-{rank}.json"
+
+STEPS = 52
+
+SMALL: dict[str, Any] = {
+    "model": "tiny-test-rn",
+    "train_num_samples": 26 * 16,
+    "epochs": 2,
+    "zeroshot_frequency": 0,
+}
+"""2 epochs of 26 steps of 16 samples."""
+
+TOLERANCE = 1e-6
+"""Relative, for every precision: ours are the peer's operations in its order, on one machine."""
+
+
+def follow(
+    folder: Path,
+    data: Path,
+    workers: int,
+    changes: dict[str, Any],
+    *,
+    gpus: int = 0,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Train with both, and compare the loss and logit scale of every step, and the weights."""
+    accum_freq = changes.get("accum_freq", 1)
+    fields = {**SMALL, "batch_size": 16 // workers // accum_freq, **changes}
+    trial = write_trial(folder / "ours", data, gang=workers, gpus=gpus, **fields)
+    run_peer(folder / "peer", data, workers=workers, fields=fields, gpus=gpus)
+    assert run(trial.folder, workers=workers) == [0] * workers, log_of(trial)
+    rows = trial.trace()
+
+    ranks = [
+        json.loads((folder / "peer" / RESULT.format(rank=rank)).read_text())
+        for rank in range(workers)
+    ]
+    # With accumulation the loss is called once for each micro-batch; the last one is the step's.
+    last = slice(accum_freq - 1, None, accum_freq)
+    losses = np.mean([rank["losses"][last] for rank in ranks], axis=0)
+    scales = ranks[0]["scales"][last]
+    assert len(rows) == len(losses) == STEPS
+    assert [row["loss"] for row in rows] == pytest.approx(losses.tolist(), rel=tolerance)
+    # The peer's scale is the one before the step, ours the one after it; with pure_* the peer also
+    # takes the exponential in 16 bits.
+    bits = {"pure_bf16": 2**-8, "pure_fp16": 2**-10}.get(fields.get("precision", ""), tolerance)
+    assert [row["logit_scale"] for row in rows[:-1]] == pytest.approx(scales[1:], rel=bits)
+
+    theirs = torch.load(
+        folder / "peer" / "logs" / "peer" / "checkpoints" / f"epoch_{fields['epochs']}.pt",
+        map_location="cpu",
+        weights_only=True,
+    )["state_dict"]
+    newest = sorted((trial.folder / "checkpoints").glob("step-*"))[-1]
+    ours = safetensors.torch.load_file(newest / "model.safetensors")
+    for name, value in ours.items():
+        expected = theirs[("module." if workers > 1 else "") + name]
+        difference = (value.double() - expected.double()).norm()
+        assert difference <= tolerance * expected.double().norm() + 1e-12, name
 
 
 def run_peer(
@@ -79,7 +142,6 @@ def _train(
 def _main(
     folder: Path, data: Path, rank: int, world_size: int, fields: dict[str, Any], gpus: int
 ) -> None:
-    import torch
     from open_clip_train import main as peer
     from open_clip_train import zero_shot
 
@@ -151,8 +213,6 @@ class _OurBatches:
     """Our micro-batches in the shape of the peer's DataInfo."""
 
     def __init__(self, chosen: Any, rank: int, world_size: int, device: Any) -> None:
-        import torch
-
         from ablate.recipes import openclip
         from ablate.training.augment import ToInput
         from ablate.training.data import Batches
