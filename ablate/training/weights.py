@@ -219,6 +219,16 @@ def _prefix_hint(mapped: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------- the same features
 
 
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """sha256 of each tensor's bytes."""
+    return {
+        name: hashlib.sha256(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        ).hexdigest()
+        for name, value in tensors.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """How far features are from those that were stored with the weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from small_trials import config, run, write_trial
 from torch import nn
 
+from ablate import recipes
 from ablate.errors import LoadError
-from ablate.recipes import openclip
+from ablate.recipes import Task, openclip
 from ablate.training import checkpoint, optim
 from ablate.training.weights import load_weights
 
@@ -207,6 +209,58 @@ def test_swapped_names_are_caught_by_the_features(tmp_path: Path, exported: Path
     store(path, tensors)
     with pytest.raises(LoadError, match="features differ.*image by"):
         openclip._load_weights(config(init_from={"path": str(path)}), fresh_model())
+
+
+def test_a_second_load_in_a_fresh_process_gives_the_same_features(
+    exported: Path, data: Path
+) -> None:
+    """Every tensor comes from the file, so another seed makes no difference; the second trial
+    of a machine finds the other load in the cache."""
+    loads = Path(os.environ["ABLATE_CACHE"]) / "loads"
+    path = str(exported / "open_clip_model.safetensors")
+    task = build(data, init_from={"path": path})
+    report = task.facts["init_from"]
+    assert report["reloaded"] == "equal features in a fresh process" and report["random"] == []
+    there = set(loads.iterdir())
+    again = build(data, init_from={"path": path}, lr=3e-3, seed=5)
+    assert again.facts["init_from"]["reloaded"] == report["reloaded"]
+    assert set(loads.iterdir()) == there
+
+
+def build(data: Path, **changes: Any) -> Task:
+    chosen = recipes.absolute(config(**changes), openclip.PATH_FIELDS, root=data)
+    return openclip.build(chosen, rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def test_a_half_loaded_model_names_what_is_random(
+    tmp_path: Path, exported: Path, data: Path
+) -> None:
+    """A file with one tower: refused; where it is allowed, the report says that features differ
+    in a fresh process, and names every random tensor."""
+    whole = safetensors.torch.load_file(exported / "open_clip_model.safetensors")
+    half = {name: value for name, value in whole.items() if name.startswith("visual.")}
+    path = str(store(tmp_path / "half.safetensors", half))
+    with pytest.raises(LoadError, match="missing in the file"):
+        build(data, init_from={"path": path})
+    report = build(data, init_from={"path": path, "allow_missing": ["*"], "min_loaded": 0.1}).facts[
+        "init_from"
+    ]
+    assert report["reloaded"].startswith("features differ in a fresh process (text by")
+    assert "token_embedding.weight" in report["random"]
+    assert not any(name.startswith("visual.") for name in report["random"])
+    assert set(report["random"]) < set(report["missing"])  # constant ones are equal anyway
+
+
+def test_parameters_that_silently_stay_random_are_an_error(exported: Path, data: Path) -> None:
+    """A tower that the report calls loaded and that is not: the other load tells, by name."""
+    chosen = config(init_from={"path": str(exported / "open_clip_model.safetensors")})
+    model, _, _, facts = openclip._create_model(chosen, torch.device("cpu"))
+    assert openclip._check_load(chosen, model, facts["init_from"])["random"] == []
+    for parameter in model.transformer.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02)
+    with pytest.raises(LoadError, match=r"features differ: text.*random.*transformer\.resblocks"):
+        openclip._check_load(chosen, model, facts["init_from"])
 
 
 def test_positional_embeddings_can_be_interpolated(tmp_path: Path) -> None:
