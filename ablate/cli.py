@@ -74,6 +74,7 @@ RUNS = Path("runs")
 
 def main() -> None:
     """Entry point: run a verb, turn our own errors into a message and an exit code."""
+    os.umask(0o077)  # records, checkpoints and stores are their owner's alone
     try:
         app()
     except ClusterError as error:

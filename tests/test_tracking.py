@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from ablate import design
 from ablate.analysis.results import Result
@@ -334,21 +336,30 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
 
 
 def test_a_long_trace_is_thinned_by_the_stated_rule(folder: Folder) -> None:
-    """Doubling strides, the steps of an event, and the last; the artifact holds every row."""
+    """Doubling strides, the steps of an event, and the last; the artifact holds every row.
+
+    Every evaluation and every final value is there.
+    """
     trial = folder.trials[0]
     writer = folder.attempt(trial, 1)
     writer.step(rows(1, 6001))
+    evaluated = [*range(601, 6001, 600), 6001]
+    for step in evaluated:
+        writer.evaluation(evaluation(step, step / 1e4))
     writer.event(event(5001, last=5003))
     writer.close()
-    folder.end(trial, "completed", 0.2, step=6001)
+    folder.end(trial, "completed", 0.2, step=6001, best={"imagenet_top1": 0.6})
     tracker = folder.tracker()
     tracker.update(folder.trials[:1], [])
     assert tracker.close(timeout_s=200)
     name = "trial baseline · seed 0"
-    steps = {step for step, *_ in content(folder.uri, "two")[name]["metrics"]["loss"]}
-    expected = {*range(1, 257), *range(258, 513, 2), *range(516, 1025, 4), *range(1032, 2049, 8)}
-    expected |= {*range(2064, 4097, 16), *range(4128, 6002, 32)}
+    metrics = content(folder.uri, "two")[name]["metrics"]
+    steps = {step for step, *_ in metrics["loss"]}
+    expected = {*range(1, 129), *range(130, 257, 2), *range(260, 513, 4), *range(520, 1025, 8)}
+    expected |= {*range(1040, 2049, 16), *range(2080, 4097, 32), *range(4160, 6002, 64)}
     assert steps == expected | {5001, 5003, 6001}
+    assert [step for step, *_ in metrics["imagenet_top1"]] == evaluated
+    assert {"score", "imagenet_top1_best", "num_events", "wall_s"} <= set(metrics)
     client = MlflowClient(folder.uri)
     run_id = runs_in(folder.uri, "two")[name].info.run_id
     path = client.download_artifacts(run_id, "trace.jsonl.gz")
@@ -684,3 +695,55 @@ def test_artifacts_are_plain_files_inside_the_folder(tmp_path: Path, name: str) 
     (inside / "report.html").write_text("x")
     assert artifact_path(inside, name) is None
     assert artifact_path(inside, "report.html") == inside / "report.html"
+
+
+# --------------------------------------------------------------------------- others around
+
+
+def test_studies_of_one_name_do_not_share_an_experiment(tmp_path: Path) -> None:
+    """Two folders whose studies have one name, on one server: neither sees or deletes the other's.
+
+    A folder that moves stays who it is.
+    """
+    uri = f"sqlite:///{tmp_path}/shared.db"
+    mine, theirs = Folder(tmp_path / "mine"), Folder(tmp_path / "theirs")
+    mine.run(mine.trials[0], steps=3, value=0.2)
+    theirs.run(theirs.trials[0], steps=5, value=0.3)
+
+    def mirror(folder: Folder, record: StudyRecord, *, fresh: bool = False) -> None:
+        tracker = Tracker(folder.study, record, score=score, uri=uri, fresh=fresh)
+        tracker.update(folder.trials, [])
+        assert tracker.close(timeout_s=120), tracker.trouble
+
+    mirror(mine, mine.record)
+    mirror(theirs, theirs.record)
+    names = {item.name for item in MlflowClient(uri).search_experiments()} - {"Default"}
+    assert len(names) == 2 and "two" in names
+    (other,) = names - {"two"}
+    before = content(uri, "two")
+    assert len(before["trial baseline · seed 0"]["metrics"]["loss"]) == 3
+    assert len(content(uri, other)["trial baseline · seed 0"]["metrics"]["loss"]) == 5
+    (tmp_path / "theirs").rename(tmp_path / "moved")
+    mirror(theirs, StudyRecord(tmp_path / "moved/runs/two"), fresh=True)
+    assert content(uri, "two") == before
+    assert {item.name for item in MlflowClient(uri).search_experiments()} == {*names, "Default"}
+
+
+def test_views_that_mlflow_refuses_are_left_out(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of a saved view is MLflow's own business: without them everything else is there."""
+    set_tag = MlflowClient.set_experiment_tag
+
+    def refuse(self: MlflowClient, experiment: str, key: str, value: Any) -> None:
+        if "sharedViewState" in key:
+            raise MlflowException("no such thing", error_code=INVALID_PARAMETER_VALUE)
+        set_tag(self, experiment, key, value)
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    folder.run(folder.trials[0], steps=3)
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=120)
+    assert tracker.trouble is None
+    assert content(folder.uri, "two")["trial baseline · seed 0"]["status"] == "FINISHED"

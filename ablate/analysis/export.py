@@ -125,7 +125,7 @@ def _write(
         command = _with_architecture(command, folder)
         script = folder / "train.sh"
         script.write_text(shell_script(command, _origin(study, choice), root=study.root))
-        script.chmod(0o755)
+        script.chmod(0o700)
 
     (folder / "config.yaml").write_text(_config_yaml(study, choice), encoding="utf-8")
     files = {
@@ -255,6 +255,8 @@ def shell_script(command: Sequence[str], comments: Sequence[str], *, root: str) 
     lines += [
         "",
         "set -euo pipefail",
+        "# Shards are data: webdataset runs no pipe and unpickles nothing.",
+        "export WDS_SECURE=1",
         "# Relative data paths are relative to this folder; DATA_ROOT moves it.",
         f"root={shlex.quote(root)}",
         'cd -- "${DATA_ROOT:-$root}"',

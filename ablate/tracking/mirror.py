@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -31,7 +32,7 @@ from ablate.analysis.results import Result, result_of
 from ablate.errors import RecordError
 from ablate.markers.replay import draw_record
 from ablate.masking import artifact_path, flat, masked, masked_url, reason_of
-from ablate.records import StudyRecord, TrialRecord, dumps
+from ablate.records import StudyRecord, TrialRecord, dumps, read_json, write_json
 from ablate.study import Study
 from ablate.tracking.pages import study_note, trial_note, views_of
 from ablate.tracking.rows import (
@@ -61,6 +62,9 @@ _ROWS_AT_ONCE = 200
 
 _PROGRESS = "mlflow.ablate.mirrored"
 """Tag that says how far a run is mirrored; MLflow's page hides tags whose name begins so."""
+
+_OWNER = "ablate.folder"
+"""Tag of an experiment: the number that its study folder keeps in mlflow.json."""
 
 _STUDY_FILES = (
     "report.html",
@@ -236,9 +240,17 @@ class Mirror:
         return client
 
     def _open_experiment(self, client: MlflowClient) -> str:
+        """The study's experiment. Where another folder's study has its name, it gets another one.
+
+        Who is who is told by a number that the folder keeps: folders move, and hosts share them.
+        """
         name = self._study.name
+        mine = _number_of(self._record)
         location = None if self._artifacts is None else self._artifacts.as_uri()
         found = client.get_experiment_by_name(name)
+        if found is not None and found.tags.get(_OWNER, mine) != mine:
+            name = f"{name}-{mine}"
+            found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         if found is not None and location and found.artifact_location != location:
@@ -247,7 +259,9 @@ class Mirror:
             client.delete_experiment(found.experiment_id)
             found = None
         if found is None:
-            return str(client.create_experiment(name, artifact_location=location))
+            tags = {_OWNER: mine}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        client.set_experiment_tag(found.experiment_id, _OWNER, mine)
         return str(found.experiment_id)
 
     # ------------------------------------------------------------------ the study's run
@@ -278,8 +292,9 @@ class Mirror:
         client.set_experiment_tag(
             self._experiment, "mlflow.experimentKind", "custom_model_development"
         )
-        for key, view in views_of(self._study).items():
-            client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{key}", view)
+        with contextlib.suppress(MlflowException):  # a form that MLflow does not promise to take
+            for key, view in views_of(self._study).items():
+                client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{key}", view)
         baseline = self._study.cell({})
         _log_params(client, self._study_run, self._shared_config(baseline.levels))
         client.log_text(self._study_run, masked_url(self._study.text), "study.yaml")
@@ -666,6 +681,17 @@ class Mirror:
     ) -> None:
         for batch in batches(metrics, 1000):
             client.log_batch(run_id, metrics=batch)
+
+
+def _number_of(record: StudyRecord) -> str:
+    """Six hexadecimal digits that are this study folder's own, drawn at its first mirroring."""
+    path = record.folder / "mlflow.json"
+    try:
+        return str(read_json(path)["folder"])
+    except FileNotFoundError:
+        number = secrets.token_hex(3)
+        write_json(path, {"folder": number})
+        return number
 
 
 def _all_runs(client: MlflowClient, experiment: str) -> list[entities.Run]:
