@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ablate.cluster import Cluster
     from ablate.doctor import Finding
+    from ablate.forecast import Plan
     from ablate.records import StudyRecord
     from ablate.search import CellBook
     from ablate.study import Study
@@ -161,7 +162,7 @@ def launch(
     out.print(render_plan(made))
     if dry_run:
         return
-    if not yes and made.to_run and out.is_terminal and not typer.confirm("Proceed?", default=True):
+    if not yes and made.to_run and not _may_start(made, loaded.budget.ask_above):
         raise typer.Exit(130)
     with (
         runner.controlling(record),
@@ -536,6 +537,30 @@ def analyze(
 
 
 # --------------------------------------------------------------------------- parts of the verbs
+
+
+def _may_start(made: Plan, ask_above: float) -> bool:
+    """Whether to start: asks where the cost may be above `ask_above` worker-hours, or is not known.
+
+    Raises:
+        PlanError: there is nobody to ask.
+    """
+    from ablate.display import hours
+    from ablate.errors import PlanError
+
+    cost = made.cost
+    if cost is not None and cost.worker_hours_p90 <= ask_above:
+        return True
+    if cost is None:
+        price = "a cost that is not known yet (`ablate plan --probe` measures it)"
+    else:
+        price = f"{hours(cost.worker_hours_p50)} of workers (p90 {hours(cost.worker_hours_p90)})"
+    if not sys.stdin.isatty():
+        raise PlanError(
+            f"{len(made.to_run)} trials for {price}: above budget.ask_above ({ask_above:g} h), and "
+            "nobody is there to ask. Give --yes to start them"
+        )
+    return typer.confirm(f"Start {len(made.to_run)} trials for {price}?", default=False)
 
 
 def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:

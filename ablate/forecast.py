@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ablate import design, recipes
-from ablate.analysis import power
+from ablate.analysis import anytime, power
+from ablate.analysis.analysis import ALPHA
 from ablate.analysis.results import result_of
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
@@ -99,8 +101,9 @@ def plan(
     trials = planned(study, record)
     cells = design.cells(study)
     places = {cell.levels: place for place, cell in enumerate(cells)}
-    notes = _check(study, recipe, trials)
     num_samples, data_note = _count_samples(study, recipe, trials[0])
+    notes = _check(study, recipe, trials, num_samples) + _too_few_seeds(study, len(cells))
+    notes += _not_resumed(study, record, recipe, trials)
     lines, remaining_s, durations_s = [], [], []
     for trial in trials:
         folder = record.record(trial.id)
@@ -170,7 +173,72 @@ def _compared(study: Study, trial: Trial) -> tuple[tuple[str, str], ...]:
     return tuple((name, usual.get(name, level)) for name, level in trial.cell.levels)
 
 
-def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> list[str]:
+def _too_few_seeds(study: Study, num_cells: int) -> list[str]:
+    """A seed count with which nothing can be shown, however large the effect."""
+    if isinstance(study.design, Search):
+        return []
+    if study.sequential is None:
+        n = len(study.seeds)
+        if math.isfinite(power.critical(n, cells=max(num_cells, 2))):
+            return []
+        return [
+            f"{n} seed cannot show any difference, however large: there is nothing to measure "
+            "noise with. Two give intervals, three or more useful ones"
+        ]
+    n, questions = study.sequential.max, max(num_cells - 1, 1)
+    half = anytime.anytime_half_width(
+        1.0, (max(num_cells, 2) - 1) * (n - 1), n, alpha=ALPHA / 2 / questions
+    )
+    if math.isfinite(half):
+        return []
+    return [
+        f"{n} seeds at most cannot show any difference after the first look: an interval that is "
+        f"valid at every look is still without end for {questions} comparisons. Raise seeds.max"
+    ]
+
+
+_OPTIMIZER = ("lr", "wd", "beta1", "beta2", "eps", "momentum")
+
+
+def _not_resumed(
+    study: Study, record: StudyRecord, recipe: recipes.Recipe, trials: Sequence[Trial]
+) -> list[str]:
+    """Begun trials of the folder that differ from a wanted one in the optimizer's settings alone.
+
+    Resuming them with the new settings is what one might expect, and what would silently keep the
+    old ones: an optimizer's load_state_dict overwrites betas, wd and lr with those it was saved
+    with.
+    """
+    ignored = {*recipe.NOT_IDENTITY, *_OPTIMIZER}
+
+    def key(config: Mapping[str, Any]) -> str:
+        return json.dumps({k: v for k, v in config.items() if k not in ignored}, sort_keys=True)
+
+    new = {key(t.config): t for t in trials if not record.record(t.id).attempts()}
+    mine = {trial.id for trial in trials}
+    changed: set[str] = set()
+    count = 0
+    for folder in record.records() if new else ():
+        if folder.trial_id in mine or not folder.attempts():
+            continue
+        content = folder.trial()["config"]
+        twin = new.get(key(content))
+        if twin is not None:
+            changed |= {name for name in _OPTIMIZER if content.get(name) != twin.config.get(name)}
+            count += 1
+    if not count:
+        return []
+    names = ", ".join(sorted(changed))
+    return [
+        f"{count} begun trial(s) in the folder had another {names}; those of today start from the "
+        f"first step and do not resume them, since a checkpoint's optimizer brings its old {names} "
+        "along and overwrites the new"
+    ]
+
+
+def _check(
+    study: Study, recipe: recipes.Recipe, trials: Sequence[Trial], num_samples: int | None
+) -> list[str]:
     """Warnings over all cells, each with the cells it concerns.
 
     Raises:
@@ -182,9 +250,13 @@ def _check(study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]) -> lis
     for trial in {trial.cell.levels: trial for trial in trials}.values():
         name = study.change_name(dict(trial.cell.levels))
         config = recipe.Config(**trial.config)
+        workers = study.gang.workers
+        steps = None
+        if num_samples is not None:
+            steps = recipe.num_steps(config, workers=workers, num_samples=num_samples)
         try:
             found = recipe.check(
-                config, workers=study.gang.workers, gpus=study.gang.gpus_per_worker
+                config, workers=workers, gpus=study.gang.gpus_per_worker, steps=steps
             )
             _refuse_unmeasured(study.objective.metric, recipe.measures(config))
         except ValueError as error:

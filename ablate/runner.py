@@ -37,6 +37,9 @@ WORKER = "ablate.training.worker:main"
 GRACE_S = 120.0
 """Time a stopped trial has for its checkpoint before it is killed."""
 
+STOPPING_SHARE = 0.05
+"""At most this part of a budget is kept back for the checkpoints of trials that must be stopped."""
+
 LOST_LIMIT = 20
 """Attempts in a row that may vanish with their machine, without progress, before giving up."""
 
@@ -201,6 +204,7 @@ class _Controller:
                 for trial_id in self.active:
                     self.cluster.stop(trial_id, grace_s=GRACE_S if level == 1 else 0.0)
             if not stopping:
+                self._cut()
                 self._fill()
             self.mirror.update(self.order, list(self.active))
             began = time.monotonic()
@@ -296,6 +300,8 @@ class _Controller:
 
     def _fill(self) -> None:
         """Hand the cluster as many trials as it can run at once."""
+        if self.over_budget:
+            return
         gang = Gang(**self.study.gang.model_dump())
         if self._next() is None:
             return
@@ -341,13 +347,39 @@ class _Controller:
         Asked only at a block's first trial, so that a cut study consists of whole blocks.
         """
         limit = self.study.budget.gpu_hours
-        if limit is None or trial.seed in self.begun_seeds:
+        if limit is None:
+            return False
+        if self._grace_s(len(self.active) + 1) is not None:
+            return True  # it would be stopped at once
+        if trial.seed in self.begun_seeds:
             return False
         if not self.ledger.durations_s:
             return False  # nothing is known about the cost yet
         costly_s = max(self.ledger.durations_s) * self.study.gang.workers
         ahead_s = (len(self.active) + self.backlog.num_of_seed(trial.seed)) * costly_s
         return (self.ledger.spent_s + ahead_s) / 3600 > limit
+
+    def _cut(self) -> None:
+        """Stop what runs while there is still time for a checkpoint within the budget."""
+        grace_s = self._grace_s(len(self.active)) if self.active else None
+        if grace_s is None or self.over_budget:
+            return
+        self.over_budget = True
+        for trial_id in self.active:
+            self.cluster.stop(trial_id, grace_s=grace_s)
+
+    def _grace_s(self, gangs: int) -> float | None:
+        """Seconds that `gangs` running trials may take to stop; None while they may go on."""
+        limit = self.study.budget.gpu_hours
+        if limit is None:
+            return None
+        now = self.clock()
+        running_s = sum(now - self.placed_at.get(trial_id, now) for trial_id in self.active)
+        left_s = limit * 3600 - self.ledger.spent_s - running_s * self.study.gang.workers
+        # All of them spend at once; an end is seen up to two turns of the loop late.
+        each_s = left_s / (gangs * self.study.gang.workers) - 2 * POLL_S
+        grace_s = min(GRACE_S, STOPPING_SHARE * limit * 3600 / (gangs * self.study.gang.workers))
+        return max(min(grace_s, each_s), 0.0) if each_s <= grace_s else None
 
     # ------------------------------------------------------------------ record
 
@@ -473,8 +505,8 @@ class _Controller:
         notes = [trouble for trouble in (self.mirror.trouble, self.book.trouble) if trouble]
         if self.over_budget:
             notes.append(
-                f"the budget of {self.study.budget.gpu_hours} accelerator-hours does not hold "
-                "another block of seeds; raise budget.gpu_hours to go on"
+                f"the budget of {self.study.budget.gpu_hours} accelerator-hours is spent, or does "
+                "not hold another block of seeds; raise budget.gpu_hours to go on"
             )
         write_controller(self.record, state=state, active=self.active, notes=notes)
         return picture(

@@ -91,10 +91,13 @@ class GangSpec(_Spec):
 
 
 class Budget(_Spec):
-    """What the study may cost; whole seed blocks are cut, never parts of one."""
+    """What the study may cost. A block of seeds that may not fit is not begun; trials that take
+    longer than any before are stopped, with a checkpoint, before the budget is spent."""
 
     gpu_hours: float | None = Field(default=None, gt=0)
     """Most accelerator-hours (worker-hours on CPU) the study may spend in all."""
+    ask_above: float = Field(default=1.0, ge=0)
+    """`launch` asks first when what is left to run may cost more hours than this."""
     attempts: int = Field(default=5, ge=1)
     """Most attempts of one trial that crash in a row without getting further."""
 

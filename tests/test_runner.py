@@ -231,15 +231,6 @@ def test_a_gang_that_fits_nowhere_is_refused_with_the_missing_resource(tmp_path:
         run(study, tmp_path)
 
 
-def test_the_budget_cuts_whole_blocks_of_seeds(tmp_path: Path) -> None:
-    """When the second block would exceed the budget, the first is complete and it has not begun."""
-    study = prepare(tmp_path, [], STUDY + "budget: {gpu_hours: 1.0e-9}\n")
-    status, record, _ = run(study, tmp_path)
-    ended = [f.trial()["seed"] for f in record.records() if f.outcome() is not None]
-    assert len(set(ended)) == 1 and len(ended) == 3
-    assert status.waiting == 3 and "budget" in status.notes[0]
-
-
 def search(study: Study, tmp_path: Path, *, stop_after: int = 99) -> tuple[StudyStatus, CellBook]:
     """Run a search with the real book; ask to stop once `stop_after` trials have ended."""
     record = StudyRecord(tmp_path / "runs" / study.name)

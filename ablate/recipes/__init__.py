@@ -11,7 +11,7 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     is the peer's (none: any)
 ``PATH_FIELDS``
     fields that hold paths, relative to the trial's root
-``check(config, *, workers, gpus)``
+``check(config, *, workers, gpus, steps=None)``
     warnings for ``plan``; ValueError for what cannot run on that device, with the reason
 ``num_samples(config, *, root)``, ``num_steps(config, *, workers, num_samples)``
     the length of an epoch and of the run
@@ -190,7 +190,9 @@ class Recipe(Protocol):
     OWN_FIELDS: Mapping[str, tuple[Any, ...]]
     PATH_FIELDS: tuple[str, ...]
 
-    def check(self, config: Any, *, workers: int, gpus: int) -> list[str]: ...
+    def check(
+        self, config: Any, *, workers: int, gpus: int, steps: int | None = None
+    ) -> list[str]: ...
 
     def num_samples(self, config: Any, *, root: Path) -> int: ...
 

@@ -1,0 +1,152 @@
+"""The plan: the warnings that know the field, and who is asked before money is spent."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablate.errors import PlanError
+from ablate.forecast import plan
+from ablate.records import StudyRecord
+from ablate.study import parse_study
+
+STUDY = """\
+name: planned
+recipe: openclip
+baseline:
+  {model: RN50, train_data: "t-{0..9}.tar", train_num_samples: 1024, imagenet_val: val,
+   precision: amp_bf16, batch_size: 64, epochs: 10, warmup: 4}
+factors:
+  beta2: [0.999, 0.98]
+seeds: [0, 1, 2]
+gang: {workers: 2}
+"""
+
+
+def notes(text: str, folder: Path) -> list[str]:
+    study = parse_study(text, path="planned.yaml", root=folder)
+    return list(plan(study, StudyRecord(folder / "runs" / "planned")).notes)
+
+
+def test_a_sound_study_has_no_warning(tmp_path: Path) -> None:
+    """80 steps, warmup of 4, amp_bf16 with BatchNorm in fp32, three seeds."""
+    assert notes(STUDY, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("warmup: 4", "warmup: 9"), "warmup 9 is 11% of the 80 steps: above 10%"),
+        (("warmup: 4", "warmup: 80"), "warmup 80 covers the whole run of 80 steps"),
+        (("amp_bf16", "pure_bf16"), "pure_bf16 keeps BatchNorm's running statistics in bf16"),
+        (
+            ("[0.999, 0.98]", "[0.999, 0.98]\n  loss: {default: {}, local: {local_loss: true}}"),
+            "loss=local: local_loss without gather_with_grad gives a biased gradient",
+        ),
+        (
+            ("[0.999, 0.98]", "[0.999, 0.98]\n  loss: {default: {}, g: {gather_with_grad: true}}"),
+            "loss=g is not run: it is the same experiment as loss=default",
+        ),
+        (("[0, 1, 2]", "[0]"), "1 seed cannot show any difference, however large"),
+        (("[0, 1, 2]", "{min: 2, max: 2}"), "2 seeds at most cannot show any difference after"),
+    ],
+)
+def test_each_trap_of_the_field_is_warned_of(
+    tmp_path: Path, change: tuple[str, str], expected: str
+) -> None:
+    """One change to the sound study, one warning."""
+    assert any(expected in note for note in notes(STUDY.replace(*change), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("momentum", "kept", "expected"),
+    [
+        (0.1, torch.bfloat16, 0.99),
+        (0.01, torch.bfloat16, 0.83),
+        (0.001, torch.bfloat16, 0.5),
+        (0.01, torch.float32, 1.0),
+    ],
+)
+def test_batch_norm_in_bf16_stalls_as_the_warning_says(
+    momentum: float, kept: torch.dtype, expected: float
+) -> None:
+    """The running variance of data with variance 1, begun at 0.5: it arrives in fp32 alone."""
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(8, momentum=momentum).to(kept)
+    norm.running_var.fill_(0.5)
+    for _ in range(1200):
+        norm(torch.randn(256, 8).to(kept))
+    assert float(norm.running_var.float().mean()) == pytest.approx(expected, abs=0.015)
+
+
+def test_a_begun_trial_is_not_resumed_with_another_beta2(tmp_path: Path) -> None:
+    """After beta2 of the baseline was edited, begun trials start anew, and the plan says why."""
+    record = StudyRecord(tmp_path / "runs" / "planned")
+    old = parse_study(STUDY, path="planned.yaml", root=tmp_path)
+    folder = record.write_trial(old.trial(old.cell({}), seed=0).to_json())
+    record.new_attempt(folder)
+    edited = STUDY.replace("[0.999, 0.98]", "[0.95, 0.98]").replace(
+        "warmup: 4}", "warmup: 4, beta2: 0.95}"
+    )
+    found = [note for note in notes(edited, tmp_path) if "do not resume" in note]
+    assert len(found) == 1 and "had another beta2" in found[0]
+
+
+def test_torch_overwrites_the_betas_that_one_asks_for() -> None:
+    """What the warning rests on: load_state_dict keeps the saved beta2, not the new one."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    saved = torch.optim.AdamW([weight], betas=(0.9, 0.999)).state_dict()
+    new = torch.optim.AdamW([weight], betas=(0.9, 0.95))
+    new.load_state_dict(saved)
+    assert new.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def launch_in_terminal(folder: Path, answer: bytes) -> tuple[int, str]:
+    """`ablate launch` with a terminal as its standard input; exit code and what it printed."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "ablate.cli", "launch", "planned.yaml", "--cluster", "local"],
+            cwd=folder, stdin=theirs, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_launch_asks_before_it_spends_and_refuses_where_nobody_can_answer(tmp_path: Path) -> None:
+    """With a terminal the number of trials is shown and a no ends it; without one, and without
+    --yes, nothing starts and the message says what to do."""
+    (tmp_path / "planned.yaml").write_text(STUDY)
+    code, said = launch_in_terminal(tmp_path, b"n\n")
+    assert code == 130 and "Start 6 trials for a cost that is not known yet" in said
+    done = subprocess.run(
+        [sys.executable, "-m", "ablate.cli", "launch", "planned.yaml"],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Give --yes to start them" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_costs_less_than_the_limit_is_not_asked_for(tmp_path: Path) -> None:
+    """The plan's p90 decides: below budget.ask_above launch starts, above it asks."""
+    from ablate.cli import _may_start
+
+    study = parse_study(STUDY, path="planned.yaml", root=tmp_path)
+    made = plan(study, StudyRecord(tmp_path / "none"), samples_per_s=1000.0)
+    assert made.cost is not None
+    spend = made.cost.worker_hours_p90  # 6 trials of 10,240 samples on 2 workers
+    assert spend == pytest.approx(6 * 10240 / 1000 * 2 / 3600)
+    assert _may_start(made, ask_above=spend * 1.01)
+    if not sys.stdin.isatty():
+        with pytest.raises(PlanError, match="above budget.ask_above"):
+            _may_start(made, ask_above=spend * 0.99)
