@@ -417,8 +417,8 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     if gpus == 0:
         if config.precision == "amp":
             warnings.append(
-                "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, "
-                "but no faster than fp32; amp_bf16 is the usual choice on CPUs"
+                "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, but "
+                "slower than fp32 where the CPU emulates fp16; amp_bf16 is the usual choice on CPUs"
             )
         if config.precision in ("fp16", "pure_fp16"):
             warnings.append(

@@ -55,9 +55,9 @@ class Interruption:
         if int(os.environ["RANK"]) != rank:
             return
         if self.moment == "first step":
-            _after_step(1)
+            after_step(1)
         elif self.moment == "last step":
-            _after_step(self.steps)
+            after_step(self.steps)
         elif self.moment == "accumulating":
             step = draw.randrange(2, self.steps + 1)
             _after_backward(step, 1 if self.accum_freq == 1 else draw.randrange(1, self.accum_freq))
@@ -80,7 +80,7 @@ def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _after_step(number: int) -> None:
+def after_step(number: int) -> None:
     """After the optimizer's step `number`, before anything of it is recorded."""
     from ablate.training.loop import _Run
 

@@ -118,6 +118,53 @@ def test_allowed_gaps_are_reported(tmp_path: Path) -> None:
     assert torch.equal(net.body.weight, other()["body.weight"])
 
 
+def test_the_report_names_every_part(tmp_path: Path) -> None:
+    """Renamed, missing, unexpected, mismatched, reset and cast tensors, each in its own list."""
+    net = Net(head=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    tensors = other()
+    tensors["trunk.weight"] = tensors.pop("body.weight").half()
+    tensors["trunk.bias"] = tensors.pop("body.bias")
+    del tensors["norm.num_batches_tracked"], tensors["norm.weight"]
+    path = store(tmp_path / "w.safetensors", {**tensors, "old.scale": torch.ones(1)})
+    report = load_weights(
+        net,
+        path,
+        key_map=[(r"^trunk\.(weight|bias)$", r"body.\1")],
+        reset=["norm.bias"],
+        allow_missing=["norm.num_*", "norm.weight"],
+        allow_unexpected=["old.*"],
+        on_shape="skip",
+        min_loaded=0.8,
+    )
+    assert report.renamed == {"trunk.weight": "body.weight", "trunk.bias": "body.bias"}
+    assert report.missing == ("norm.num_batches_tracked", "norm.weight")
+    assert report.unexpected == ("old.scale",)
+    assert report.mismatched == ("head.bias", "head.weight")
+    assert report.reset == ("norm.bias",) and report.cast == ("body.weight",)
+    assert report.resized == () and report.loaded_tensors == 4
+    assert report.loaded_share == pytest.approx(1230 / (1230 + 60 + 155))
+    for name in report.at_random:
+        assert torch.equal(net.state_dict()[name], before[name])
+    assert torch.equal(net.body.weight, other()["body.weight"].half().float())
+
+
+@pytest.mark.parametrize(("lacking", "loads"), [(9, True), (10, False)])
+def test_99_percent_must_be_loaded(tmp_path: Path, lacking: int, loads: bool) -> None:
+    """Globs may allow what they like: below 99 % of the parameters it takes min_loaded too."""
+    net = nn.ModuleDict({"body": nn.Linear(990, 1, bias=False), "a": nn.Linear(9, 1, bias=False)})
+    if lacking == 10:
+        net["b"] = nn.Linear(2, 1, bias=False)
+    path = store(tmp_path / "w.safetensors", {"body.weight": torch.ones(1, 990)})
+    allowed: dict[str, Any] = {"allow_missing": ["a.*", "b.*"]}
+    if loads:
+        assert load_weights(net, path, **allowed).loaded_share == pytest.approx(990 / 999)
+        return
+    with pytest.raises(LoadError, match=r"only 98\.9% of the parameters.*min_loaded is 99\.0%"):
+        load_weights(net, path, **allowed)
+    assert load_weights(net, path, min_loaded=0.98, **allowed).loaded_share < 0.99
+
+
 def test_a_trial_starts_from_weights_with_a_new_optimizer(tmp_path: Path, data: Path) -> None:
     """init_from loads weights alone: Adam's moments of the first run would make the first update
     another one (its step count switches bias correction off), so they must not come along."""
