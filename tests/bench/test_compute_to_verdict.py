@@ -3,26 +3,28 @@
     pytest -m bench -s tests/bench/test_compute_to_verdict.py
 
 Responses are planted: 5 factors of an OpenCLIP study (the loss with its four flag combinations),
-one interaction, noise as between seeds. Ours merges levels that are provably one experiment, runs
-a resolution V fraction, and adds seed blocks only until every contrast is decided. Wrong verdicts
+one interaction, noise as between seeds. Ours is a study file through `design.propose`: levels that
+are provably one experiment are merged, a resolution V fraction is run, seed blocks are added only
+until every contrast is decided, and an undecided pair is crossed alone. Wrong verdicts
 are counted for all: MATTERS for a difference below half the margin, EQUIVALENT for one at or above
 the margin.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ablate import factorial, factors
+from ablate import design
 from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.results import Objective, Result
-from ablate.recipes.openclip import Config
+from ablate.study import Study, parse_study
 
 WORKERS = 8
 SIGMA, BLOCK, MARGIN = 0.003, 0.003, 0.005
@@ -39,7 +41,7 @@ FACTORS: dict[str, dict[str, dict[str, object]]] = {
         "local_gather": {"local_loss": True, "gather_with_grad": True},
         "local_only": {"local_loss": True},
     },
-    "aug": {"weak": {}, "strong": {"aug_cfg": {"scale": (0.4, 1.0)}}},
+    "aug": {"weak": {}, "strong": {"aug_cfg": {"scale": [0.4, 1.0]}}},
 }
 BASE = {factor: next(iter(levels)) for factor, levels in FACTORS.items()}
 TRUE_MAIN = {"precision": 0.0, "warmup": 0.012, "beta2": 0.002, "loss": -0.02, "aug": 0.010}
@@ -89,21 +91,6 @@ class Score:
         )
 
 
-def merged_levels() -> dict[str, dict[str, str]]:
-    """factor -> level -> the level it is provably the same experiment as (or itself)."""
-    merged: dict[str, dict[str, str]] = {}
-    for factor, levels in FACTORS.items():
-        configs = {
-            level: Config(
-                **{"train_data": "x-{0..1}.tar", "precision": "amp_bf16"} | fields
-            ).model_dump()
-            for level, fields in levels.items()
-        }
-        homes = factors.merge(configs, workers=WORKERS)
-        merged[factor] = {level: homes[level][0] if level in homes else level for level in levels}
-    return merged
-
-
 def verdicts_of(analysis: Analysis) -> dict[str, str]:
     found = {
         f"loss={c.level}" if c.factor == "loss" else c.factor: c.verdict for c in analysis.contrasts
@@ -112,36 +99,76 @@ def verdicts_of(analysis: Analysis) -> dict[str, str]:
     return found
 
 
-def ours(seed: int) -> tuple[int, dict[str, str]]:
-    """Merge, screen at resolution V, add blocks while a contrast is open."""
-    generator = np.random.default_rng(seed)
-    same = merged_levels()
-    levels = {f: list(dict.fromkeys(same[f].values())) for f in FACTORS}
-    assert all(len(names) == 2 for names in levels.values())
-    matrix = factorial.fractional(5, resolution="V").matrix
-    cells = [
-        {f: levels[f][int(x > 0)] for f, x in zip(FACTORS, row, strict=True)} for row in matrix
-    ]
-    results: list[Result] = []
-    for block_seed in range(SEEDS[1]):
-        block = generator.normal(0, BLOCK)
-        results += [
-            Result(tuple(c.items()), block_seed, "completed", respond(c, block, generator))
-            for c in cells
-        ]
-        if block_seed + 1 < SEEDS[0]:
-            continue
-        analysis = analyze_results(
-            results, baseline=BASE, objective=OBJECTIVE, estimand="additive",
-            is_sequential=True, first_look=SEEDS[0],
-        )  # fmt: skip
-        if not analysis.undecided():
+STUDY = """\
+name: {name}
+recipe: openclip
+baseline: {{train_data: "x-{{0..1}}.tar", precision: amp_bf16}}
+factors: {factors}
+design: {design}
+seeds: {seeds}
+gang: {{workers: {workers}}}
+objective: {{margin: {margin}}}
+"""
+
+
+def study_of(names: Sequence[str], *, design: str, seeds: str) -> Study:
+    """A study file of these factors, as a user would write it."""
+    chosen = {name: FACTORS[name] for name in names}
+    text = STUDY.format(
+        name="verdicts", factors=json.dumps(chosen), design=design, seeds=seeds, workers=WORKERS,
+        margin=MARGIN,
+    )  # fmt: skip
+    return parse_study(text, path="verdicts.yaml")
+
+
+def run_study(study: Study, generator: np.random.Generator) -> list[Result]:
+    """What the study loop does: trials as `design.propose` wants them, until it wants no more.
+
+    The results hold those of merged cells, too, as the table of a report does.
+    """
+    known: dict[str, Result] = {}
+    blocks: dict[int, float] = {}
+    while True:
+        new = [t for t in design.propose(study, list(known.values())) if t.id not in known]
+        if not new:
             break
+        for trial in new:
+            block = blocks.setdefault(trial.seed, float(generator.normal(0, BLOCK)))
+            value = respond({**BASE, **dict(trial.cell.levels)}, block, generator)
+            known[trial.id] = Result(trial.cell.levels, trial.seed, "completed", value, trial.id)
+    results = list(known.values())
+    for merged in design.merged(study, results):
+        home = [result for result in results if result.levels == merged.home.levels]
+        results += [replace(result, levels=merged.cell.levels) for result in home]
+    return results
+
+
+def ours(seed: int) -> tuple[int, dict[str, str]]:
+    """Merge, screen at resolution V, add blocks while a contrast is open; where a pair of factors
+    is left undecided with some evidence, cross the two alone on new seeds."""
+    generator = np.random.default_rng(seed)
+    study = study_of(
+        list(FACTORS), design="{name: fractional_factorial, resolution: V}",
+        seeds=f"{{min: {SEEDS[0]}, max: {SEEDS[1]}, until: decided}}",
+    )  # fmt: skip
+    results = run_study(study, generator)
+    analysis = analyze_results(
+        results, baseline=study.baseline_levels(), objective=OBJECTIVE, estimand="additive",
+        is_sequential=True, first_look=SEEDS[0],
+    )  # fmt: skip
     final = verdicts_of(analysis)
-    for level, home in same["loss"].items():
-        if home == BASE["loss"] and level != home:
-            final[f"loss={level}"] = "EQUIVALENT"
-    return len(results), final
+    trials = len({result.trial_id for result in results})
+    for pair in analysis.interactions:
+        if pair.verdict != "INCONCLUSIVE" or (pair.p or 1.0) > 0.05:
+            continue
+        follow_up = study_of(pair.factors, design="full_factorial", seeds="[100, 101, 102, 103]")
+        crossed = run_study(follow_up, generator)
+        trials += len({result.trial_id for result in crossed})
+        judged = analyze_results(
+            crossed, baseline=follow_up.baseline_levels(), objective=OBJECTIVE
+        )  # fmt: skip
+        final |= {" x ".join(i.factors): i.verdict for i in judged.interactions}
+    return trials, final
 
 
 def full_factorial(seed: int, *, seeds: int = 3) -> tuple[int, dict[str, str]]:

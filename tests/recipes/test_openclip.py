@@ -186,7 +186,6 @@ def test_impossible_combinations_are_refused_with_the_reason() -> None:
         ({"precision": "amp"}, "fp16 autocast"),
         ({"precision": "pure_fp16", "eps": 1e-8}, "eps 1e-08"),
         ({"local_loss": True}, "negative control"),
-        ({"train_num_samples": 96, "warmup": 10000}, "never reaches lr"),
     ],
 )
 def test_doubtful_settings_are_warned_about(changes: dict[str, Any], says: str) -> None:
