@@ -257,13 +257,15 @@ class TrialRecord:
             return None
         return content
 
-    def learning(self, attempt: int) -> dict[str, Any] | None:
-        """learning.json of an attempt, or None when it ended without one."""
-        try:
-            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "learning.json")
-        except FileNotFoundError:
-            return None
-        return content
+    def learned(self) -> dict[str, Any] | None:
+        """learning.json of the last attempt, or None when it has none."""
+        for attempt in self.attempts()[-1:]:
+            try:
+                content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "learning.json")
+            except FileNotFoundError:
+                return None
+            return content
+        return None
 
     def ends(self) -> list[dict[str, Any]]:
         """How the controller saw each attempt end; those it never saw end are left out."""

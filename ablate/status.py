@@ -118,9 +118,12 @@ def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> Stu
     note = read_controller(record) or {"state": "absent", "active": {}, "notes": []}
     ledger = Ledger()
     running = []
+    unlearned: list[str] = []
     for trial in trials:
         folder = record.record(trial.id)
         outcome = folder.outcome()
+        if outcome is not None and outcome["outcome"] == Outcome.COMPLETED:
+            unlearned += _not_learning(study, trial, folder)
         ledger.spend(folder.ends(), workers=study.gang.workers)
         if outcome is not None:
             ledger.count(trial, outcome)
@@ -133,8 +136,20 @@ def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> Stu
         running=running,
         num_trials=len(trials),
         controller=note["state"],
-        notes=note["notes"],
+        notes=[*note["notes"], *unlearned],
     )
+
+
+def _not_learning(study: Study, trial: Trial, folder: TrialRecord) -> list[str]:
+    """A note, when the weights and features of a completed trial say that it did not learn."""
+    learned = folder.learned()
+    if learned is None or learned["verdict"] not in ("not learning", "collapsed"):
+        return []
+    why = [*learned.get("flags", ()), *learned["reasons"]][0]
+    name = study.change_name(dict(trial.cell.levels))
+    return [
+        f"{name} · seed {trial.seed}: {learned['verdict']} ({why}); ablate inspect {folder.folder}"
+    ]
 
 
 def picture(

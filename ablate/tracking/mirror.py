@@ -590,6 +590,7 @@ class Mirror:
             "markers": ", ".join(sorted({str(event["marker"]) for event in events})),
             "attempt": str(outcome.get("attempt", "")),
             "reason": str(outcome.get("reason") or ""),
+            "learning": str((folder.learned() or {}).get("verdict", "")),
             "mlflow.note.content": trial_note(result, outcome, events),
         }
         self._set_tags(client, run.run_id, run.tags, tags)
@@ -617,6 +618,9 @@ class Mirror:
                 recipe.Config(**config), workers=int(trial.gang.get("workers", 1))
             )
             (scratch / "command.txt").write_text(shlex.join(line) + "\n")
+        learned = folder.learned()
+        if learned is not None:
+            (scratch / "learning.json").write_text(dumps(learned, indent=1) + "\n")
         write_rows(scratch / "events.jsonl", events)
         write_rows(scratch / "evals.jsonl", folder.evaluations())
         write_rows(scratch / "trace.jsonl", trace)

@@ -231,11 +231,7 @@ def _unrelated(parameters: Sequence[Change]) -> list[str]:
     for change in parameters:
         if change.numbers >= _LEAST_NUMBERS and math.isfinite(change.cosine):
             parts.setdefault(change.name.partition(".")[0], []).append(change)
-    # Two independent directions in n dimensions have a cosine of deviation 1 / sqrt(n).
-    lost = {
-        part: [c.name for c in changes if abs(c.cosine) < 4 / math.sqrt(c.numbers)]
-        for part, changes in parts.items()
-    }
+    lost = {part: [c.name for c in changes if _is_unrelated(c)] for part, changes in parts.items()}
     found = [
         name
         for part, names in lost.items()
@@ -248,6 +244,11 @@ def _unrelated(parameters: Sequence[Change]) -> list[str]:
         f"nothing in common with A: {_some(found)}; re-initialised, loaded in part, or of another "
         "run"
     ]
+
+
+def _is_unrelated(change: Change) -> bool:
+    """Two independent directions in n dimensions have a cosine of deviation 1 / sqrt(n)."""
+    return abs(change.cosine) < 4 / math.sqrt(change.numbers)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -509,8 +510,11 @@ def inspect(
     flags, not_judged = list(compared.flags), list(missing)
     if fresh is None:
         not_judged.append("random initialisation: it takes the model")
-    elif a.tensors is not None:  # else every such tensor is static already
-        flags += _initial(b, {n: t for n, t in fresh.items() if n not in frozen})
+    elif a.tensors is None and b.known_seed:
+        pass  # what is at its initialisation is static, and said
+    else:
+        trainable = {name: value for name, value in fresh.items() if name not in frozen}
+        flags += _initial(b, trainable, old, compared)
     looked = None
     if specimen is not None:
         looked = _look(specimen, old, b.tensors, images, prompts, not_judged)
@@ -541,22 +545,33 @@ def inspect(
     )
 
 
-def _initial(b: Weights, fresh: Mapping[str, torch.Tensor]) -> list[str]:
-    """Whether B is at its random initialisation, in whole or in part."""
+def _initial(
+    b: Weights,
+    fresh: Mapping[str, torch.Tensor],
+    old: Mapping[str, torch.Tensor],
+    compared: Comparison,
+) -> list[str]:
+    """Whether B is at its random initialisation, in whole or in part.
+
+    Of another seed it can be told by the distribution alone, which a short training hardly
+    changes; so only what was replaced since A counts, or was trained in A.
+    """
     assert b.tensors is not None
     if b.known_seed:
-        varied = at_initialisation(fresh, fresh)
+        total = len(at_initialisation(fresh, fresh))
         same, what = at_initialisation(b.tensors, fresh), "at"
-        total = len(varied)
     else:
         same, total = like_initialisation(b.tensors, fresh)
+        before, _ = like_initialisation(old, fresh)
+        replaced = {change.name for change in compared.changes if _is_unrelated(change)}
+        same = tuple(name for name in same if name in replaced or name not in before)
         what = "distributed as at"
-    if not total or not same:
+        if len(same) < 0.1 * total:
+            return []  # one test in a hundred says so by chance, and small tensors move little
+    if not same:
         return []
     if len(same) > 0.9 * total:
         return [f"B is {what} random initialisation: {len(same)} of {total} tensors"]
-    if len(same) < 0.1 * total and not b.known_seed:
-        return []  # one test in a hundred says so by chance, and small tensors move little
     return [f"{what} random initialisation: {_some(same)}; loaded, or trained, in part"]
 
 

@@ -188,14 +188,19 @@ def test_a_half_loaded_state_dict_is_noticed(tmp_path: Path, trial: Path) -> Non
     found = inspect.inspect_paths(step(trial, 12), path)
     lost = [flag for flag in found.flags if flag.startswith("nothing in common with A")]
     assert len(lost) == 1 and "visual.layer1" in lost[0] and "transformer" not in lost[0]
-    own = {n: t.clone() for n, t in trained.items()}
-    chosen = json.loads((trial / "trial.json").read_text())["config"]
-    fresh = openclip.specimen(
-        openclip.Config(**{**chosen, "imagenet_val": None}), data=None, device=torch.device("cpu")
-    ).model.state_dict()
-    own.update({n: fresh[n] for n in own if n.startswith("visual.")})
-    (flag,) = inspect._initial(inspect.Weights(title="b", tensors=own, known_seed=True), fresh)
-    assert flag.startswith("at random initialisation") and "visual.conv1" in flag
+    (random,) = [flag for flag in found.flags if flag.startswith("distributed as at random")]
+    assert "visual.layer1" in random and "transformer" not in random
+    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=Path(root_of(trial)))
+    specimen = openclip.specimen(chosen, data=None, device=torch.device("cpu"))
+    initial = {n: t.clone() for n, t in specimen.model.state_dict().items()}
+    own = {n: initial[n] if n.startswith("visual.") else t for n, t in trained.items()}
+    again = inspect.inspect(
+        inspect.Weights(title="a", tensors=trained),
+        inspect.Weights(title="b", tensors=own, known_seed=True),
+        specimen,
+    )
+    (flag,) = [flag for flag in again.flags if flag.startswith("at random initialisation")]
+    assert "visual.conv1" in flag and "transformer" not in flag
 
 
 def test_only_weights_can_be_compared_without_data(tmp_path: Path, trial: Path) -> None:
@@ -211,6 +216,7 @@ def test_only_weights_can_be_compared_without_data(tmp_path: Path, trial: Path) 
     assert "--model" in found.not_judged[0] and "random initialisation" in found.not_judged[1]
     val = json.loads((trial / "trial.json").read_text())["root"] + "/val"
     found = inspect.inspect_paths(*files, model="tiny-rn-a", data=val)
+    assert found.flags == ()
     assert found.verdict != "undecided" and found.features is not None and found.images == 12
     assert inspect.inspect_paths(*files, model="tiny-rn-a").not_judged[0].startswith("features: no")
     other = inspect.inspect_paths(*files, model="ViT-S-32-alt", data=val)

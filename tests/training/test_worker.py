@@ -51,7 +51,7 @@ def test_a_trial_leaves_its_records(tmp_path: Path, data: Path) -> None:
     assert sorted(p.name for p in (trial.folder / "checkpoints").iterdir()) == [
         "step-000006", "step-000012"
     ]  # fmt: skip
-    learned = trial.learning(1)
+    learned = trial.learned()
     assert learned is not None
     assert learned["verdict"] in ("learning", "not learning") and learned["flags"] == []
     assert learned["moved"] == learned["parameters"] == 96 and learned["images"] == 12
@@ -117,7 +117,7 @@ def test_a_diverging_trial_ends_with_a_result(tmp_path: Path, data: Path) -> Non
     assert result["stop"]["step"] < result["steps_total"]
     assert any(math.isnan(row["loss"]) for row in trial.trace())
     assert any(event["severity"] == "fatal" for event in trial.events())
-    learned = trial.learning(1)
+    learned = trial.learned()
     assert learned is not None and learned["verdict"] == "collapsed"
     assert learned["reasons"] == ["weights are not finite"]
 
