@@ -229,6 +229,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     writer.step(bad)
     writer.event(event(9))
     writer.close()
+    writer.learning({"verdict": "collapsed", "reasons": ["weights are not finite"]})
     (folder.record.record(beta0.id).folder / "timeline.png").write_bytes(b"\x89PNG")
     folder.end(
         beta0,
@@ -296,6 +297,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
         "factor.loss": "default",
         "reason": "loss is NaN",
         "attempt": "1",
+        "learning": "collapsed",
     }
     assert expected.items() <= diverged["tags"].items()
     assert "loss jumped" in diverged["tags"]["mlflow.note.content"]
@@ -306,6 +308,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
             "config.yaml",
             "evals.jsonl",
             "events.jsonl",
+            "learning.json",
             "log.txt",
             "outcome.json",
             "timeline.png",
