@@ -1036,6 +1036,9 @@ def specimen(config: Config, *, data: str | None, device: torch.device) -> Speci
     dtype = open_clip.get_input_dtype(config.precision) or torch.float32
     to_input = augment.ToInput(preprocess.mean, preprocess.std, device=device, dtype=dtype)
     encoder = _encoder(config, device, to_input)
+    # The run's own evaluations have filled the cache; a look at a few images of others shall not.
+    if data is not None or not measures(config):
+        config = config.model_copy(update={"cache_gib": 0.0})
     images = _labelled_images(config, path, model, transform) if path is not None else None
 
     def features(net: torch.nn.Module, rows: npt.NDArray[np.int64]) -> torch.Tensor:

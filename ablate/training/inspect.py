@@ -479,7 +479,8 @@ def inspect_paths(
     if config is None:
         missing = "no model is known: give --model, or a checkpoint of a trial"
         return inspect(first, second, None, missing=(f"features: {missing}",))
-    specimen = recipe.specimen(config, data=data, device=torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    specimen = recipe.specimen(config, data=data, device=device)
     return inspect(first, second, specimen, images=images)
 
 

@@ -275,6 +275,7 @@ class _Run:
                     return ending
                 self.pulse.step(0.0)
                 end = time.perf_counter()
+        self.pulse.rest()
         return Ending("completed", f"{self.total} steps", progress, self.total)
 
     def next_batches(
