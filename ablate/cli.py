@@ -1,12 +1,13 @@
 """The command line: verbs only, each one call into the rooms.
 
 Exit codes: 0 done; 1 the study ended, but some trials failed or are missing; 2 wrong usage, a
-wrong study file or a wrong folder; 3 the cluster cannot run it; 130 stopped by Ctrl-C or
-`ablate stop` (launch again to go on).
+wrong study file or a wrong folder; 3 the cluster cannot run it, or the disk is full; 130 stopped by
+Ctrl-C or `ablate stop` (launch again to go on).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -52,7 +53,7 @@ app = typer.Typer(
     help="Ablation studies of training settings: which one matters, by how much, how sure.",
     epilog=(
         "Exit codes: 0 done; 1 ended with failed or missing trials; 2 wrong usage or study file; "
-        "3 the cluster cannot run it; 130 stopped, launch again to go on."
+        "3 the cluster cannot run it, or the disk is full; 130 stopped, launch again to go on."
     ),
 )
 out = Console(highlight=False)
@@ -84,6 +85,18 @@ def main() -> None:
     except AblateError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        err.print(
+            f"error: no space is left{where}. What was recorded is kept: free some space and "
+            "launch again.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(3)
 
 
 @app.command()

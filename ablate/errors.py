@@ -6,6 +6,7 @@ AblateError
 ├── RecordError (ValueError)       a run folder that cannot be read, or was written by another study
 ├── DataError (ValueError)         a data set that is missing, damaged or refused
 ├── CheckpointError (RuntimeError) no usable checkpoint, or one that does not fit the trial
+│   └── SpaceError                 the disk is full; freeing some is all that helps
 ├── LoadError (ValueError)         weights that do not fit the model
 ├── AnalysisError (ValueError)     results that cannot be analysed as asked
 ├── ThresholdError (ValueError)    markers: an unknown marker or threshold (ablate.markers)
@@ -46,6 +47,10 @@ class DataError(AblateError, ValueError):
 
 class CheckpointError(AblateError, RuntimeError):
     """No usable checkpoint, or one that does not fit the trial."""
+
+
+class SpaceError(CheckpointError):
+    """A checkpoint does not fit on the disk; says how much is missing."""
 
 
 class LoadError(AblateError, ValueError):

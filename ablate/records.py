@@ -328,12 +328,14 @@ class TrialRecord:
         return 0
 
     def log_tail(self, attempt: int, *, lines: int = 15) -> str:
-        """The last lines that the ranks of an attempt printed, the lowest rank that said most.
+        """The last lines that a rank of an attempt printed: the one that failed first, if known.
 
-        The rank whose log holds a traceback is preferred: the others only say they lost a peer.
+        Else one whose log holds a traceback: the others only say that they lost a peer.
         """
         best = ""
-        for path in sorted(self.attempt_folder(attempt).glob("log-*.txt")):
+        failed = (self.end(attempt) or {}).get("failed_rank")
+        paths = sorted(self.attempt_folder(attempt).glob("log-*.txt"))
+        for path in sorted(paths, key=lambda path: path.name != f"log-{failed}.txt"):
             text = path.read_text(encoding="utf-8", errors="replace").strip()
             tail = "\n".join(text.splitlines()[-lines:])
             if tail and (not best or ("Traceback" in tail and "Traceback" not in best)):

@@ -43,6 +43,9 @@ STOPPING_SHARE = 0.05
 LOST_LIMIT = 20
 """Attempts in a row that may vanish with their machine, without progress, before giving up."""
 
+SPACE_PAUSE_S = 15.0
+"""Between two attempts of a trial whose disk is full."""
+
 ALIKE_LIMIT = 5
 """Of these, how many in a row may be lost before their first step and in the same words: a cause
 that stays, e.g. a package that a machine lacks."""
@@ -183,6 +186,8 @@ class _Controller:
     """Seed blocks of which at least one trial was started."""
     fingerprint: dict[str, str] = field(default_factory=fingerprint)
     ledger: Ledger = field(default_factory=Ledger)
+    short_of_space: str = ""
+    """What the last attempt said when the disk was full; empty once another has gone on."""
     exhausted: bool = False
     over_budget: bool = False
     proposed_at: int = -1
@@ -400,6 +405,8 @@ class _Controller:
             kind = "stopped"
         elif 75 in event.exit_codes and set(event.exit_codes) <= {0, 75}:
             kind = "preempted"  # SIGTERM by someone else: the machine is wanted back
+        elif 74 in event.exit_codes:
+            kind = "no_space"
         else:
             kind = "lost" if event.kind == "lost" else "crashed"
         self._end_attempt(
@@ -408,14 +415,18 @@ class _Controller:
             kind=kind,
             detail=event.detail,
             exit_codes=list(event.exit_codes),
+            failed_rank=event.failed_rank,
             nodes=list(event.nodes),
             wall_s=self.clock() - self.placed_at.pop(trial.id, self.clock()),
         )
+        self.short_of_space = event.detail if kind == "no_space" else ""
         if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
         elif kind in ("stopped", "preempted"):
             self.backlog.add(trial)
+        elif kind == "no_space":
+            self.backlog.add(trial, not_before=self.clock() + SPACE_PAUSE_S)
         else:
             self._retry_or_give_up(trial, folder)
 
@@ -503,6 +514,8 @@ class _Controller:
 
     def _status(self, state: str) -> StudyStatus:
         notes = [trouble for trouble in (self.mirror.trouble, self.book.trouble) if trouble]
+        if self.short_of_space:
+            notes.append(f"the disk is full; free some space, it goes on: {self.short_of_space}")
         if self.over_budget:
             notes.append(
                 f"the budget of {self.study.budget.gpu_hours} accelerator-hours is spent, or does "

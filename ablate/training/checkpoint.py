@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from ablate.errors import CheckpointError
+from ablate.errors import CheckpointError, SpaceError
 from ablate.records import read_json, sync_folder, write_json
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     """Write one checkpoint into `folder` and return its path.
 
     Raises:
-        CheckpointError: too little free space; nothing that was there is touched.
+        SpaceError: too little free space; nothing that was there is touched.
     """
     final = folder / f"step-{snapshot.step:06d}"
     if final.exists():
@@ -70,7 +70,7 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     needed = 2 * sum(t.numel() * t.element_size() for t in tensors)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(
+        raise SpaceError(
             f"{folder} has {_size(free)} free, and the checkpoint of step {snapshot.step} needs "
             f"{_size(needed)}. Free some space; the checkpoints that are there are kept"
         )

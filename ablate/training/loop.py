@@ -569,12 +569,18 @@ class _Run:
             CheckpointError: it was written by another trial, for other data or another gang.
         """
         found = None
+        damaged: list[str] = []
         if self.gang.first:
-            found = checkpoint.newest(self.folder, report=log.warning)
+            found = checkpoint.newest(self.folder, report=damaged.append)
             if self.remote is not None:
-                found = self.remote.newest(self.folder, local=found, report=log.warning)
+                found = self.remote.newest(self.folder, local=found, report=damaged.append)
+            for problem in damaged:
+                log.warning("%s", problem)
         path = broadcast(str(found) if found else None, self.gang)
         if path is None:
+            if damaged and self.writer is not None:
+                log.error("NO CHECKPOINT IS WHOLE: the trial starts again from step 0")
+                write_json(self.writer.folder / "resumed.json", {"step": 0, "damaged": damaged})
             return
         task, snapshot = self.task, checkpoint.load(Path(path))
         state = snapshot.state

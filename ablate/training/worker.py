@@ -7,12 +7,14 @@ store (s3://bucket/prefix) that checkpoints are copied to, and found in. The sam
 our clusters, ``torchrun`` and ``srun``, or alone.
 
 Exit status: 0 when result.json is written (completed, diverged, infeasible or a data fault), 75
-when it was stopped by SIGTERM after a checkpoint, anything else is a crash.
+when it was stopped by SIGTERM after a checkpoint, 74 when the disk is full, anything else is a
+crash.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import logging
 import os
@@ -24,11 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from ablate import recipes, records
-from ablate.errors import DataError, LoadError
+from ablate.errors import DataError, LoadError, SpaceError
 from ablate.stores import CHECKPOINTS
 
 EXIT_STOPPED = 75
 """As sysexits.h's EX_TEMPFAIL: try again later."""
+
+EXIT_NO_SPACE = 74
+"""As sysexits.h's EX_IOERR: the disk is full, which says nothing about the trial."""
 
 PRELOAD = (
     "torch",
@@ -74,7 +79,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     faulthandler.enable()
-    return _run(folder, stop)
+    try:
+        return _run(folder, stop)
+    except Exception as error:
+        if not _is_out_of_space(error):
+            raise
+        log.exception("no space left")
+        return EXIT_NO_SPACE
 
 
 class _StopFlag:
@@ -194,6 +205,13 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))
         log.info("%s: %s", ending.status, ending.reason)
     return 0
+
+
+def _is_out_of_space(error: Exception) -> bool:
+    # safetensors tells the operating system's error in words alone.
+    return isinstance(error, SpaceError) or any(
+        os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,33 @@
+"""What goes wrong inside of a trial: numbers, collectives, clocks, data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import drills
+import pytest
+from drills import Run, Stage
+from test_drills import SEEDS, assert_in_time
+
+pytestmark = pytest.mark.slow
+
+
+CASES = [
+    *((drills.nan_on_one_rank, seed) for seed in SEEDS),
+    *((drills.clock_jumps, seed) for seed in SEEDS),
+    # Nothing moves in three ways, and bad data are read three times: one seed of each is enough.
+    (drills.stopped_rank, 1),
+    (drills.hung_collective, 1),
+    (drills.slow_evaluation, 1),
+    (drills.bad_data, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("drill", "seed"), CASES, ids=[f"{drill.__name__}-{seed}" for drill, seed in CASES]
+)
+def test_what_goes_wrong_inside_ends_as_it_must(
+    stage: Stage, drill: Callable[[Stage, int], Run], seed: int
+) -> None:
+    """Each drill says what must come of it; the invariants hold after all of them."""
+    assert_in_time(drill, drill(stage, seed))

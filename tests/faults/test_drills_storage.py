@@ -1,0 +1,87 @@
+"""A disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drills import Stage, at_step, study_text
+
+pytestmark = pytest.mark.slow
+TEXT = study_text(workers=1)
+
+
+# ------------------------------------------------------------------- full
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
+    """A file system of its own, of so many MiB."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
+    tried = subprocess.run(mount, capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {tried.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> None:
+    """Leave so many bytes free."""
+    with open(disk / "filler", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(disk).free - leave, 1))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_full_disk_is_waited_for(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """No room for a checkpoint: no attempt is counted, the study says so and goes on when there is
+    room again."""
+    monkeypatch.setattr("ablate.runner.SPACE_PAUSE_S", 0.5)
+    step = random.Random(seed).randrange(1, 6)
+    text = TEXT + "budget: {attempts: 1}\n"
+    whole = stage.undisturbed(text)
+    with small_disk(tmp_path / "disk", mib=700) as disk:
+        seen: list[str] = []
+
+        def free_when_told() -> int:
+            notes = (stage.status.notes if stage.status else ()) if not seen else ()
+            seen.extend(note for note in notes if "the disk is full" in note)
+            if seen:
+                (disk / "filler").unlink(missing_ok=True)
+            return 0
+
+        run = stage.run(
+            text,
+            at_step(step, lambda: fill(disk, leave=1_000_000)),
+            folder=disk / "drill",
+            stop_level=free_when_told,
+        )
+        stage.check(run, same_as=whole)
+        kinds = [kind for trial in run.trials for kind in run.kinds(trial.trial_id)]
+        logs = [path.read_text() for path in disk.rglob("log-0.txt")]
+    assert seen and kinds.count("ended") == 2 and set(kinds) == {"ended", "no_space"}
+    assert any("the checkpoint of step" in log for log in logs)
+
+
+def test_a_disk_without_a_byte_left_ends_the_launch_and_loses_nothing(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Where not even the controller can write, the launch ends; the next one goes on."""
+    whole = stage.undisturbed(TEXT)
+    with small_disk(tmp_path / "disk", mib=700) as disk:
+        folder = disk / "drill"
+        with pytest.raises(OSError, match="No space left"):
+            stage.run(TEXT, at_step(3, lambda: fill(disk, leave=0)), folder=folder)
+        stage.stop_everything()
+        (disk / "filler").unlink()
+        stage.check(stage.run(TEXT, folder=folder), same_as=whole)
