@@ -32,7 +32,11 @@ SMALL: dict[str, Any] = {
 """2 epochs of 4 steps of 16 samples, each with its checkpoint and evaluation."""
 
 
+LAST_WORDS = "killed here by itself"
+
+
 def die() -> None:
+    os.write(2, f"{LAST_WORDS}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
