@@ -162,7 +162,6 @@ MUTATIONS: dict[str, Change] = {
     "monitor/events": _forget("monitor", "events", value=[]),
     "monitor/stop": _forget("monitor", "stop", value=STOP),
     "monitor/seen": _forget("monitor", "seen", value=[]),
-    "monitor/step": _forget("monitor", "step", value=0),
 }
 """For each item of the state: what a checkpoint without it would hold."""
 
@@ -183,6 +182,7 @@ NOT_STATE = {
     "progress/eval_s": "a time; nothing follows from it",
     "zero_gradients": "all 0 here; test_loop resumes a model with a layer that nothing uses",
     "optimizer_numbers": "empty: AdamW has none",
+    "monitor/step": "every row brings its own, and a resumed run has at least one to come",
     "monitor/version": "another one has the trace judged anew",
     "monitor/thresholds": "other ones have the trace judged anew",
     "monitor/context": "another one has the trace judged anew",
