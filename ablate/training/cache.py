@@ -44,6 +44,8 @@ def build_once(kind: str, name: str, build: Callable[[Path], None]) -> Path:
     with FileLock(parent / f"{name}.lock"):
         if (final / "complete").exists():
             return final
+        for left in parent.glob(f".{name}.*.tmp"):  # by a builder that was killed
+            shutil.rmtree(left, ignore_errors=True)
         temporary = parent / f".{name}.{secrets.token_hex(4)}.tmp"
         temporary.mkdir()
         try:

@@ -381,17 +381,17 @@ class ZeroShot:
         num_classes, num_prompts = len(self._prompts), len(self._prompts[0])
         shared = 1 < gang.world_size <= num_classes
         first, last = share(num_classes, gang) if shared else (0, num_classes)
-        parts = []
-        step = max(1, TEXTS_PER_BATCH // num_prompts)
-        for begin in range(first, last, step):
-            count = min(step, last - begin)
-            rows = self._tokens[begin * num_prompts : (begin + count) * num_prompts]
-            with self._encoder.autocast():
-                features = self._encoder.texts(model, rows)
-                embeddings = features.reshape(count, num_prompts, -1).mean(dim=1)
-                embeddings = embeddings / embeddings.norm(dim=1, keepdim=True)
-            parts.append(embeddings)
-        mine = torch.cat(parts)
+        tokens = self._tokens[first * num_prompts : last * num_prompts]
+        # Texts of like length go together: an encoder may leave out the padding behind the longest.
+        order = np.argsort((tokens != 0).sum(axis=1), kind="stable")
+        with self._encoder.autocast():
+            parts = [
+                self._encoder.texts(model, tokens[order[begin : begin + TEXTS_PER_BATCH]])
+                for begin in range(0, len(order), TEXTS_PER_BATCH)
+            ]
+            features = torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]
+            embeddings = features.reshape(last - first, num_prompts, -1).mean(dim=1)
+            mine: torch.Tensor = embeddings / embeddings.norm(dim=1, keepdim=True)
         if not shared:
             return mine.T
         whole = torch.zeros(num_classes, mine.shape[1], device=mine.device)

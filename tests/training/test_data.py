@@ -224,3 +224,36 @@ def test_epoch_length_counts() -> None:
     assert count(5824, batch_size=128, accum_freq=1, world_size=1) == math.ceil(45.5)
     assert count(100, batch_size=10, accum_freq=3, world_size=1) == 3
     assert count(5, batch_size=10, accum_freq=2, world_size=1) == 0
+
+
+def test_a_fast_decode_is_smaller_and_shows_the_same() -> None:
+    """A JPEG comes at a power of 1/2 that is no smaller than asked; other formats as they are."""
+    y, x = np.mgrid[:300, :400]
+    pixels = np.stack([x * 255 // 400, y * 255 // 300, (x + y) * 255 // 700], axis=2)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    image.save(jpeg, "JPEG", quality=95)
+    image.save(png, "PNG")
+    for least, shape in (((34, 34), (38, 50)), ((100, 100), (150, 200)), ((236, 236), (300, 400))):
+        small = decode(jpeg.getvalue(), least)
+        assert small.shape == (*shape, 3)
+        expected = np.asarray(image.resize(shape[::-1], Image.Resampling.BOX), np.int64)
+        assert abs(small - expected).mean() < 3
+        assert np.array_equal(decode(png.getvalue(), least), pixels)
+
+
+def test_a_fast_decode_has_a_cache_of_its_own(data: Path) -> None:
+    """Samples that were decoded small are never taken for whole ones; cached and read are equal."""
+    index = index_shards(str(data / "train" / "00000.tar"), cache=None)
+
+    def read(cache_gib: float, least: tuple[int, int] | None) -> list[int]:
+        samples = ImageTextSamples(
+            index, transform=_Sizes(), tokenizer=_tokenize, tokenizer_name="letters",
+            cache_gib=cache_gib, at_least=least,
+        )  # fmt: skip
+        (sizes, _), _ = samples.batch(np.arange(4), np.zeros(4, np.uint64))
+        return sizes.tolist()
+
+    for cache_gib in (1.0, 0.0, 1.0):
+        assert read(cache_gib, None) == [40] * 4
+        assert read(cache_gib, (10, 10)) == [10] * 4
