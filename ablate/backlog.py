@@ -46,6 +46,8 @@ class Backlog:
         while self._delayed and self._delayed[0][0] <= now:
             _, position, trial_id = heapq.heappop(self._delayed)
             heapq.heappush(self._ready, (position, trial_id))
+        while self._ready and self._ready[0][1] not in self._trials:
+            heapq.heappop(self._ready)  # removed
         return self._trials[self._ready[0][1]] if self._ready else None
 
     def take(self, now: float) -> Trial:
@@ -56,6 +58,13 @@ class Backlog:
         del self._trials[trial.id]
         self._per_seed[trial.seed] -= 1
         return trial
+
+    def remove(self, trial: Trial) -> bool:
+        """Let a trial wait no longer; whether it did."""
+        if self._trials.pop(trial.id, None) is None:
+            return False
+        self._per_seed[trial.seed] -= 1
+        return True
 
     def num_of_seed(self, seed: int) -> int:
         """How many trials of a seed block wait."""

@@ -659,7 +659,6 @@ def _book(study: Study, record: StudyRecord, *, fresh: bool = False) -> Iterator
         study,
         storage=record.folder / "optuna.db",
         score=partial(score_of, study),
-        options=getattr(study.design, "options", None),
         fresh=fresh,
     )
     try:

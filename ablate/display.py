@@ -133,6 +133,7 @@ def render_status(status: StudyStatus, *, width: int = 100) -> RenderableType:
         parts.append(Text(head, style="red"))
         if len(lines) > 1:
             parts.append(Text(f"  {lines[-1]}", style="red"))
+    parts += [Text(f"pruning  {line}", style="dim") for line in status.pruning]
     parts += [Text(f"! {note}", style="yellow") for note in status.notes]
     return Group(*parts)
 

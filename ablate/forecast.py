@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate import design, recipes
+from ablate import design, recipes, referee
 from ablate.analysis import anytime, power
 from ablate.analysis.analysis import ALPHA
 from ablate.analysis.results import result_of
@@ -148,7 +148,7 @@ def plan(
         )
         missing = (study.design.cells - num_cells) * len(study.seeds)
         remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
-    notes += design.repeats(study) + _aliases(study)
+    notes += design.repeats(study) + _aliases(study) + referee.advise(study)
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
     detectable, unit = _detectable(study, record, trials, num_cells)
     return Plan(

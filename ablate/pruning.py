@@ -32,9 +32,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from ablate.errors import PlanError
-
-EARLIEST = 0.25
-"""Of the schedule; nothing is judged before."""
+from ablate.study import EARLIEST_RUNG
 
 _AFTER_WARMUP = 0.1
 _COMPLETE_RUNS = 8
@@ -60,7 +58,7 @@ class Decision(StrEnum):
 
 def earliest_rung(warmup_fractions: Iterable[float]) -> float:
     """Smallest fraction of the schedule at which settings with these warmups may be compared."""
-    return max([EARLIEST, *(share + _AFTER_WARMUP for share in warmup_fractions)])
+    return max([EARLIEST_RUNG, *(share + _AFTER_WARMUP for share in warmup_fractions)])
 
 
 def check_rungs(rungs: Sequence[float], warmup_fractions: Iterable[float]) -> None:
@@ -194,7 +192,7 @@ class Rungs:
         if not 0 < keep < 1:
             raise PlanError(f"keep is the share of trials let through, within (0, 1), not {keep:g}")
         self.rungs = tuple(sorted(rungs))
-        self._keep = keep
+        self.keep = keep
         self._seed = seed
         self._courses: dict[str, _Course] = {}
         self._gates: dict[tuple[float, int], Gate] = {}
@@ -229,7 +227,7 @@ class Rungs:
             for other in self._courses.values()
             if other.stratum == stratum and rung in other.scores
         ]
-        if score >= np.quantile(peers, 1 - self._keep):
+        if score >= np.quantile(peers, 1 - self.keep):
             return Decision.GO_ON
         if not self.gate(rung).open or not self.false_prunes().tolerable:
             return Decision.GO_ON
@@ -281,7 +279,7 @@ class Rungs:
         for course in canaries:
             finals = [other.final for other in ended if other.stratum == course.stratum]
             assert course.final is not None
-            winners += course.final >= float(np.quantile(np.array(finals), 1 - self._keep))
+            winners += course.final >= float(np.quantile(np.array(finals), 1 - self.keep))
         return false_prunes(winners, len(canaries))
 
     def _drawn_as_canary(self, cell: str) -> bool:

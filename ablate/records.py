@@ -37,6 +37,9 @@ from ablate.errors import RecordError
 FORMAT = 1
 """Version of the folder's layout, written into trial.json and study.json."""
 
+RUNGS = "rungs.jsonl"
+"""What a search's pruning saw and decided, in a study folder."""
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -404,8 +407,24 @@ class StudyRecord:
         clear_leftovers(record.attempt_folder(attempt))
         write_json(record.attempt_folder(attempt) / "end.json", content)
 
+    def log_rung(self, row: Mapping[str, Any]) -> None:
+        """Append a row to rungs.jsonl: a score at a rung with what was decided, or a final one."""
+        with open(self.folder / RUNGS, "ab") as log:
+            log.write(dumps(row).encode() + b"\n")
+            log.flush()
+            os.fsync(log.fileno())
+
+    def rungs(self) -> list[dict[str, Any]]:
+        """Rows of rungs.jsonl, in the order in which they were decided."""
+        return read_rows(self.folder / RUNGS)
+
+    def reopen(self, record: TrialRecord) -> None:
+        """Let a trial that was ended early go on: its outcome becomes pruned.json."""
+        os.replace(record.folder / "outcome.json", record.folder / "pruned.json")
+        sync_folder(record.folder)
+
     def write_outcome(self, record: TrialRecord, content: Mapping[str, Any]) -> None:
-        """Write outcome.json, the last file of a trial; it is never rewritten."""
+        """Write outcome.json, the last file of a trial; only a pruned trial may be reopened."""
         assert not (record.folder / "outcome.json").exists(), f"{record.folder} has an outcome"
         clear_leftovers(record.folder)
         write_json(record.folder / "outcome.json", content)

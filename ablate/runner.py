@@ -22,6 +22,7 @@ from ablate.backlog import Backlog
 from ablate.cluster import Attempt, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records import StudyRecord, TrialRecord, read_json
+from ablate.referee import Referee, referee_of
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.stores import CHECKPOINTS
 from ablate.study import Search, Study
@@ -68,6 +69,9 @@ class Book(Protocol):
 
     def ask(self) -> Cell | None:
         """The next cell of a search, already begun, or None when the space is exhausted."""
+
+    def report(self, cell: Cell, rung: float, score: float) -> None:
+        """A cell's seeds so far score this at a rung of their schedule."""
 
     def tell(self, cell: Cell, results: Sequence[Result]) -> None:
         """All seeds of a cell have ended."""
@@ -137,6 +141,7 @@ def launch(
 
     Raises:
         PlacementError: no gang of this study fits the cluster.
+        PlanError: a rung of the study's pruning lies within a warmup.
     """
     for name in ("stop", "stop-now"):
         (record.folder / name).unlink(missing_ok=True)
@@ -150,7 +155,8 @@ def launch(
             "version": __version__,
         }
     )
-    controller = _Controller(study, record, cluster, book, mirror, entry, clock)
+    referee = referee_of(study, record, report=book.report)
+    controller = _Controller(study, record, cluster, book, mirror, entry, clock, referee)
     try:
         return controller.run(stop_level, watch)
     finally:
@@ -168,6 +174,8 @@ class _Controller:
     mirror: Mirror
     entry: str
     clock: Callable[[], float]
+    referee: Referee | None
+    """Says which runs of a search to end early."""
     results: dict[str, Result] = field(default_factory=dict)
     """Ended trials of the study, by id."""
     wanted: dict[str, Trial] = field(default_factory=dict)
@@ -198,6 +206,7 @@ class _Controller:
     ) -> StudyStatus:
         self._recall()
         self._extend()
+        self._recall_pruning()
         for levels in self.of_cell:
             self._tell(levels)
         stopping = 0
@@ -221,6 +230,8 @@ class _Controller:
                 return self._status("absent")
             for event in self.cluster.wait(POLL_S):
                 self._settle(event, stopping=bool(stopping))
+            if not stopping:
+                self._prune()
 
     # ------------------------------------------------------------------ what to run
 
@@ -246,7 +257,9 @@ class _Controller:
         before = len(self.wanted)
         for trial in design.propose(self.study, list(self.results.values())):
             self._want(trial)
-        return len(self.wanted) > before
+            if self.referee is not None:
+                self._keep(trial, self.referee)
+        return len(self.wanted) > before or bool(self.backlog)
 
     def _want_cell(self, cell: Cell) -> None:
         for seed in self.study.seeds:
@@ -291,6 +304,65 @@ class _Controller:
         self.of_cell.setdefault(cell.levels, [])  # begun by the book itself
         self._want_cell(cell)
         return True
+
+    # ------------------------------------------------------------------ end early
+
+    def _prune(self) -> None:
+        """End the running trials of a search that fell behind, with the other seeds of theirs."""
+        if self.referee is None:
+            return
+        running = [(self.wanted[trial_id], number) for trial_id, number in self.active.items()]
+        behind = self.referee.look(running)
+        for trial in {trial.cell.levels: trial for trial in behind}.values():
+            self._end_cell(trial, self.referee.ended[trial.id])
+
+    def _recall_pruning(self) -> None:
+        """End what an earlier launch had decided to end, and did not come to."""
+        if self.referee is None:
+            return
+        self.referee.recall(self.wanted)
+        for trial_id, reason in list(self.referee.ended.items()):
+            self._end_cell(self.wanted[trial_id], reason)
+
+    def _end_cell(self, trial: Trial, reason: str) -> None:
+        """A cell with a pruned seed has no mean to compare, so its other seeds end with it."""
+        assert self.referee is not None
+        for other in self.of_cell[trial.cell.levels]:
+            self.referee.ended.setdefault(other.id, f"ended with seed {trial.seed}: {reason}")
+            if other.id in self.active:
+                self.cluster.stop(other.id, grace_s=GRACE_S)
+            elif self.backlog.remove(other):
+                self._conclude_pruned(other)
+
+    def _conclude_pruned(self, trial: Trial) -> None:
+        assert self.referee is not None
+        folder = self.record.record(trial.id)
+        attempts = folder.attempts()
+        self._conclude(
+            trial,
+            folder,
+            outcome=Outcome.PRUNED,
+            value=None,
+            reason=self.referee.ended[trial.id],
+            step=max((folder.last_step(number) for number in attempts), default=0),
+        )
+
+    def _keep(self, trial: Trial, referee: Referee) -> None:
+        """What a design lists is run to its end, also if the search had ended it early."""
+        pruned = self.results.get(trial.id)
+        reopened = pruned is not None and pruned.outcome == Outcome.PRUNED
+        if trial.id in referee.kept and not reopened:
+            return
+        referee.keep(trial, log=reopened)
+        if pruned is not None and reopened:
+            folder = self.record.record(trial.id)
+            outcome = folder.outcome()
+            assert outcome is not None
+            self.record.reopen(folder)
+            self.ledger.uncount(outcome)
+            del self.results[trial.id]
+            self.unended[trial.cell.levels] += 1
+            self.backlog.add(trial)
 
     # ------------------------------------------------------------------ place
 
@@ -423,6 +495,8 @@ class _Controller:
         if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
+        elif self.referee is not None and trial.id in self.referee.ended:
+            self._conclude_pruned(trial)
         elif kind in ("stopped", "preempted"):
             self.backlog.add(trial)
         elif kind == "no_space":
@@ -499,14 +573,16 @@ class _Controller:
         content = {
             "outcome": str(outcome),
             "value": value,
-            "attempt": folder.attempts()[-1],
+            "attempt": max(folder.attempts(), default=0),
             "wall_s": sum(end["wall_s"] for end in folder.ends()),
             "time": time.time(),
             **facts,
         }
         self.record.write_outcome(folder, content)
         self.ledger.count(trial, content)
-        self.results[trial.id] = result_of(trial, content)
+        self.results[trial.id] = result = result_of(trial, content)
+        if self.referee is not None:
+            self.referee.finish(trial, folder, design.score_of(self.study, result))
         self.unended[trial.cell.levels] -= 1
         self._tell(trial.cell.levels)
 
@@ -530,6 +606,7 @@ class _Controller:
             num_trials=len(self.wanted),
             controller=state,
             notes=notes,
+            pruning=self.referee.describe() if self.referee is not None else (),
         )
 
     def _stop_file(self) -> int:
@@ -541,6 +618,9 @@ class _Controller:
 def retell(study: Study, record: StudyRecord, book: Book) -> None:
     """Tell a book every cell of the study anew, in the order they were asked."""
     trials = planned(study, record)
+    referee = referee_of(study, record, report=book.report)
+    if referee is not None:
+        referee.recall({trial.id: trial for trial in trials})
     for cell in {trial.cell.levels: trial.cell for trial in trials}.values():
         mine = [trial for trial in trials if trial.cell.levels == cell.levels]
         outcomes = [(trial, record.record(trial.id).outcome()) for trial in mine]

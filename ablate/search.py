@@ -47,15 +47,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 Levels = tuple[tuple[str, str], ...]
 Score = Callable[[Result], float | None]
 
-OPTIONS: dict[str, frozenset[str]] = {
-    "tpe": frozenset({"n_startup_trials", "n_ei_candidates", "multivariate", "group"}),
-    "gp": frozenset({"n_startup_trials", "deterministic_objective"}),
-    "qmc": frozenset({"qmc_type", "scramble"}),
-    "random": frozenset(),
-    "grid": frozenset(),
-}
-"""Samplers by name, and the options each takes; their meaning is Optuna's."""
-
 _MOST_PROPOSALS = 16
 """Proposals of a sampler that may repeat a known cell before the nearest new one is taken."""
 
@@ -80,7 +71,7 @@ class CellBook:
     or a database URL that SQLAlchemy knows. With `fresh` what stands there is written anew.
 
     Raises:
-        PlanError: the sampler or its options do not fit the study.
+        PlanError: Optuna refuses the sampler's options.
         TrackingError: the storage's URL can never work (a typo, a missing driver).
     """
 
@@ -90,7 +81,6 @@ class CellBook:
         *,
         storage: Path | str,
         score: Score,
-        options: Mapping[str, Any] | None = None,
         fresh: bool = False,
     ) -> None:
         self._study = study
@@ -104,7 +94,7 @@ class CellBook:
         self._refused: set[Levels] = set()
         """Combinations that are no experiment of their own: contradictory, or equal to another."""
         self._asks: dict[Levels, int] = {}
-        self._sampler = _sampler(study, self._space, options or {})
+        self._sampler = _sampler(study, self._space)
         self._mirror = _Mirror(study, self._space, storage, fresh=fresh)
 
     @property
@@ -475,22 +465,11 @@ def _shuffled_product(
 # --------------------------------------------------------------------------- the sampler
 
 
-def _sampler(
-    study: Study, space: Mapping[str, BaseDistribution], options: Mapping[str, Any]
-) -> _Sampler:
+def _sampler(study: Study, space: Mapping[str, BaseDistribution]) -> _Sampler:
     design = study.design
-    name = design.sampler if isinstance(design, Search) else "random"
-    seed = design.sampler_seed if isinstance(design, Search) else 0
-    unknown = sorted(set(options) - OPTIONS[name])
-    if unknown:
-        allowed = ", ".join(sorted(OPTIONS[name])) or "none"
-        raise PlanError(f"sampler {name} has no option {unknown[0]!r}; its options: {allowed}")
-    ranges = [factor.name for factor in study.factors if factor.range is not None]
-    if name == "grid" and ranges:
-        raise PlanError(
-            f"sampler grid needs listed levels, and {ranges[0]} has a range; "
-            "list its values, or take sampler: qmc"
-        )
+    name, seed, options = "random", 0, {}
+    if isinstance(design, Search):
+        name, seed, options = design.sampler, design.sampler_seed, design.options
     sampler = _Sampler(name, seed, dict(options), dict(space), _directions(study))
     if name != "grid":
         sampler.make(seed)  # wrong values of options are refused now, not in the middle of a search

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from ablate import referee
 from ablate.records import StudyRecord, TrialRecord, read_json, write_json
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
@@ -80,6 +81,8 @@ class StudyStatus:
     """Trials that failed, were lost or do not fit the machine, with the reason."""
     notes: tuple[str, ...] = ()
     """Troubles that do not stop the study (tracking is away, nothing can be placed now)."""
+    pruning: tuple[str, ...] = ()
+    """How the rungs of a search stand, a line each."""
 
     @property
     def num_ended(self) -> int:
@@ -103,10 +106,15 @@ class Ledger:
 
     def count(self, trial: Trial, outcome: Mapping[str, Any]) -> None:
         """A trial has ended with this outcome.json."""
-        if not Outcome(outcome["outcome"]).scored:
+        if not Outcome(outcome["outcome"]).answered:
             self.unanswered.append((trial, outcome["outcome"], outcome.get("reason", "")))
         self.outcomes[outcome["outcome"]] += 1
         self.durations_s.append(outcome["wall_s"])
+
+    def uncount(self, outcome: Mapping[str, Any]) -> None:
+        """A trial that had ended with this outcome.json goes on."""
+        self.outcomes[outcome["outcome"]] -= 1
+        self.durations_s.remove(outcome["wall_s"])
 
     def spend(self, ends: Iterable[Mapping[str, Any]], *, workers: int) -> None:
         """Attempts have ended with these end.json."""
@@ -137,6 +145,7 @@ def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> Stu
         num_trials=len(trials),
         controller=note["state"],
         notes=[*note["notes"], *unlearned],
+        pruning=referee.describe(study, record, trials),
     )
 
 
@@ -161,6 +170,7 @@ def picture(
     num_trials: int,
     controller: str,
     notes: Sequence[str],
+    pruning: Sequence[str] = (),
 ) -> StudyStatus:
     """The status of a study whose totals are known; reads only the running trials' heartbeats.
 
@@ -175,7 +185,7 @@ def picture(
         metric=study.objective.metric,
         controller=controller,
         num_trials=num_trials,
-        outcomes=dict(ledger.outcomes),
+        outcomes={name: count for name, count in ledger.outcomes.items() if count},
         waiting=waiting,
         running=rows,
         worker_hours=ledger.spent_s / 3600,
@@ -187,6 +197,7 @@ def picture(
             for trial, outcome, reason in ledger.unanswered
         ),
         notes=tuple(notes),
+        pruning=tuple(pruning),
     )
 
 

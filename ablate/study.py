@@ -26,6 +26,20 @@ from ablate.stores import check_url
 from ablate.trial import Cell, Trial, identify
 
 _MAX_BYTES = 1_000_000
+
+EARLIEST_RUNG = 0.25
+"""Of the schedule; nothing is judged before."""
+
+SAMPLER_OPTIONS: dict[str, frozenset[str]] = {
+    "tpe": frozenset(
+        {"n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar"}
+    ),
+    "gp": frozenset({"n_startup_trials", "deterministic_objective"}),
+    "qmc": frozenset({"qmc_type", "scramble"}),
+    "random": frozenset(),
+    "grid": frozenset(),
+}
+"""Samplers of a search by name, and the options each takes; their meaning is Optuna's."""
 _MOST_SETTINGS = 1024
 """Up to this many settings of other factors are gone through to prove that levels are the same."""
 
@@ -166,6 +180,31 @@ class AblationPath(_Spec):
     """Level of each factor that differs from the baseline at the end of the path."""
 
 
+class Prune(_Spec):
+    """End runs of a search early that are behind, where that is known to be safe."""
+
+    rungs: list[float] = Field(min_length=1)
+    """Fractions of the schedule at which runs are compared; a quarter at least, and a tenth of
+    the schedule behind the longest warmup."""
+    keep: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the runs that a rung lets through."""
+    speed_sensitive: list[str] = []
+    """Factors that change how fast a run learns: runs are compared within their level."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _within_the_schedule(cls, value: list[float]) -> list[float]:
+        for rung in value:
+            if not EARLIEST_RUNG <= rung < 1:
+                raise ValueError(
+                    f"rung {rung:g}: early scores tell how fast a setting learns, not how good it "
+                    f"becomes; give fractions of the schedule from {EARLIEST_RUNG} to below 1"
+                )
+        if len(set(value)) < len(value):
+            raise ValueError("a rung is listed twice; keep one")
+        return value
+
+
 class Search(_Spec):
     """Ask a sampler for cells instead of listing them; each runs with all its seeds."""
 
@@ -178,6 +217,10 @@ class Search(_Spec):
     """Seed of the sampler itself; not a replicate."""
     options: dict[str, Any] = {}
     """Options of the sampler, by Optuna's names."""
+    prune: Prune | None = None
+    """When a run may be ended early; never, if left out."""
+    warm_start: list[str] = []
+    """Folders of earlier studies whose cells inform the sampler; relative to the study's root."""
     then: Literal["nothing", "leave_one_out"] = "nothing"
     """What to run on the best cell found."""
 
@@ -813,6 +856,8 @@ def _check_design(file: StudyFile, factors: Sequence[Factor], problems: Problems
                     f"a range can only be searched, and the design is {design.name}; "
                     "list the values to compare, or set design: search",
                 )
+    if isinstance(design, Search):
+        _check_search(file, design, by_name, problems)
     if isinstance(design, (LeaveOneOut, AblationPath)):
         for name, level in design.target.items():
             if name not in by_name:
@@ -841,6 +886,43 @@ def _check_design(file: StudyFile, factors: Sequence[Factor], problems: Problems
                     f"{design.name} needs {allowed} of every factor, {factor.name} has {count} "
                     f"different ones{hint}; leave some out, or set design: one_at_a_time",
                 )
+
+
+def _check_search(
+    file: StudyFile, design: Search, by_name: Mapping[str, Factor], problems: Problems
+) -> None:
+    allowed = sorted(SAMPLER_OPTIONS[design.sampler])
+    for name in design.options:
+        if name not in allowed:
+            problems.add(
+                ("design", "options", name),
+                f"sampler {design.sampler} has no option {name!r}; "
+                + (suggest(name, allowed) if allowed else "it takes none"),
+            )
+    ranged = [name for name, factor in by_name.items() if factor.range is not None]
+    if design.sampler == "grid" and ranged:
+        problems.add(
+            ("factors", ranged[0]),
+            "sampler grid needs listed levels; list the values, or take sampler: qmc",
+        )
+    if design.prune is None:
+        return
+    place = ("design", "prune")
+    if file.objective.cost is not None:
+        problems.add(
+            place,
+            "runs are compared by their score alone, so the cheap ones of a search that weighs "
+            f"{file.objective.cost} would be ended for it; remove prune or objective.cost",
+        )
+    for index, name in enumerate(design.prune.speed_sensitive):
+        where = (*place, "speed_sensitive", index)
+        if name not in by_name:
+            problems.add(where, f"{name!r} is not a factor; {suggest(name, by_name)}")
+        elif name in ranged:
+            problems.add(
+                where,
+                f"{name} is drawn from a range, so no two runs share its level; list its values",
+            )
 
 
 def _check_controls(file: StudyFile, factors: Sequence[Factor], problems: Problems) -> None:

@@ -30,6 +30,11 @@ class Outcome(StrEnum):
         """Whether the trial answers its question; others only say that it could not be asked."""
         return self in (Outcome.COMPLETED, Outcome.DIVERGED)
 
+    @property
+    def answered(self) -> bool:
+        """Whether the trial tells something about its setting; a pruned one was behind others."""
+        return self.scored or self is Outcome.PRUNED
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablate.records import AttemptWriter, read_json
+from ablate.records import AttemptWriter, read_json, read_rows
 
 
 def main() -> None:
@@ -33,11 +33,21 @@ def main() -> None:
     if rule.get("breaks"):
         raise RuntimeError("the script says break before the first step")
     reached = max((int(p.name) for p in folder.glob("reached/*")), default=0)
+    evals = rule.get("evals", {})
     for step in range(reached + 1, rule.get("steps", 2) + 1):
         writer.step([{"step": step, "attempt": attempt, "time": time.time(), "loss": 1.0 / step}])
         writer.heartbeat({"attempt": attempt, "step": step, "steps_total": rule.get("steps", 2)})
+        if str(step) in evals:
+            writer.evaluation({"step": step, "imagenet_top1": evals[str(step)]})
+        while str(step) in evals and not judged(folder, step):
+            time.sleep(0.01)
+            if stopped:
+                break
         if rule.get("checkpoints"):
             (folder / "reached" / str(step)).mkdir(parents=True)
+        if str(step) in evals and wait_for_stop(folder, stopped):
+            writer.result({"status": "stopped", "step": step})
+            sys.exit(75)
         if attempt <= rule.get("crashes", 0):
             raise RuntimeError("the script says crash")
         while rule.get("hold") and not (Path(trial["root"]) / "release").exists():
@@ -58,6 +68,21 @@ def main() -> None:
             "reason": rule.get("reason", ""),
         }
     )
+
+
+def judged(folder: Path, step: int) -> bool:
+    """The controller has seen the evaluation of this step."""
+    rows = read_rows(folder.parent.parent / "rungs.jsonl")
+    return any(row["trial"] == folder.name and row.get("step", -1) >= step for row in rows)
+
+
+def wait_for_stop(folder: Path, stopped: list[bool]) -> bool:
+    """Whether the controller ends this trial; waits for its signal if it has decided so."""
+    rows = read_rows(folder.parent.parent / "rungs.jsonl")
+    mine = [row.get("decision") for row in rows if row["trial"] == folder.name]
+    while mine[-1:] == ["prune"] and not stopped:
+        time.sleep(0.01)
+    return bool(stopped)
 
 
 def choose(rules: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:

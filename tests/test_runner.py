@@ -53,6 +53,9 @@ class Recorder:
     def ask(self) -> Cell | None:
         return None
 
+    def report(self, cell: Cell, rung: float, score: float) -> None:
+        pass
+
     def tell(self, cell: Cell, results: Sequence[Result]) -> None:
         self.told.append((cell, results))
 

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from ablate.analysis.results import Result
-from ablate.errors import AnalysisError, PlanError, TrackingError
+from ablate.errors import AnalysisError, PlanError, StudyError, TrackingError
 from ablate.search import CellBook, importances
 from ablate.study import Study, parse_study
 from ablate.trial import Cell
@@ -395,15 +395,57 @@ def test_a_storage_url_that_can_never_work_is_refused(url: str) -> None:
 # --------------------------------------------------------------------------- samplers, importances
 
 
-def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    """Before anything is asked, with what is allowed."""
-    with pytest.raises(PlanError, match="no option 'startup'.*n_startup_trials"):
-        make_book(make_study(SMALL), tmp_path, options={"startup": 3})
-    with pytest.raises(PlanError, match="sampler qmc"):
-        make_book(make_study(SMALL, sampler="qmc"), tmp_path, options={"qmc_type": "dice"})
-    ranged = make_study("\n  lr: {low: 1.0e-4, high: 1.0e-2}\n", sampler="grid")
-    with pytest.raises(PlanError, match="grid needs listed levels"):
-        make_book(ranged, tmp_path)
+@pytest.mark.parametrize(
+    ("factors", "sampler", "expected"),
+    [
+        (SMALL, "tpe, options: {startup: 3}", "options.startup: .*no option 'startup'.*n_startup"),
+        (SMALL, "random, options: {seed: 3}", "sampler random has no option 'seed'; it takes none"),
+        ("\n  lr: {low: 1.0e-4, high: 1.0e-2}", "grid", "factors.lr: sampler grid needs listed"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(factors: str, sampler: str, expected: str) -> None:
+    """Before anything is asked, with the line and what is allowed."""
+    with pytest.raises(StudyError, match=expected):
+        make_study(factors, sampler=sampler)
+
+
+def test_values_of_options_are_refused_before_the_search(tmp_path: Path) -> None:
+    """Optuna's own refusal comes when the book is opened, not in the middle of a search."""
+    with pytest.raises(PlanError, match="sampler qmc.*dice"):
+        make_book(make_study(SMALL, sampler="qmc, options: {qmc_type: dice}"), tmp_path)
+
+
+def test_options_reach_the_sampler(tmp_path: Path) -> None:
+    """Other options, another sequence of cells; the same options, the same."""
+
+    def asked(options: str) -> list[Cell]:
+        study = make_study(sampler=f"tpe, options: {options}")
+        return search(make_book(study, tmp_path / str(hash(options))), cells=20, workers=1)
+
+    eager, patient = asked("{n_startup_trials: 2}"), asked("{n_startup_trials: 19}")
+    assert eager[:2] == patient[:2] and eager != patient
+    assert asked("{n_startup_trials: 2}") == eager
+
+
+def test_parallel_proposals_keep_apart(tmp_path: Path) -> None:
+    """The constant liar: of ten cells asked while none has ended, fewer crowd the best region.
+
+    Without it, TPE sees the running cells not at all and proposes around the same best cell.
+    """
+
+    def crowd(options: str) -> int:
+        study = make_study(sampler=f"tpe, options: {options}")
+        book = make_book(study, tmp_path / options.strip("{}").replace(": ", "-"))
+        search(book, cells=30, workers=1)
+        running = [cell for _ in range(10) if (cell := book.ask()) is not None]
+        levels = [tuple(level for _, level in cell.levels) for cell in running]
+        return sum(
+            sum(a != b for a, b in zip(one, two, strict=True))
+            for i, one in enumerate(levels)
+            for two in levels[:i]
+        )
+
+    assert crowd("{constant_liar: true}") > crowd("{constant_liar: false}")
 
 
 def test_an_earlier_study_informs_the_sampler_and_stands_for_nothing(tmp_path: Path) -> None:

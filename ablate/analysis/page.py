@@ -323,7 +323,7 @@ def next_steps(table: StudyTable, asked: Sequence[Question], scale: Scale) -> tu
                 launch,
             )
         )
-    gone = [row for row in table.rows if row.ended and not row.scored]
+    gone = [row for row in table.rows if row.ended and not Outcome(row.state).answered]
     if gone:
         steps.append(
             Step(

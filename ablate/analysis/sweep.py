@@ -22,6 +22,8 @@ class Sweep:
     """(factor, share of the variation, cells ended early off its baseline), largest first."""
     num_cells: int
     num_pruned: int
+    pruning: tuple[str, ...]
+    """How the rungs stood, a line each."""
 
 
 def sweep_of(table: StudyTable) -> Sweep | None:
@@ -38,7 +40,7 @@ def sweep_of(table: StudyTable) -> Sweep | None:
     try:
         found = importances(study, complete, score=score)
     except AnalysisError as error:
-        return Sweep(str(error), (), 0, 0)
+        return Sweep(str(error), (), 0, 0, table.pruning)
     note = (
         f"Share of the score's variation over {found.num_cells} cells by Optuna's fANOVA. "
         "Exploratory: the sampler looked where it expected good scores, so the cells are no fair "
@@ -51,6 +53,7 @@ def sweep_of(table: StudyTable) -> Sweep | None:
         tuple((f, share, found.pruned_off_baseline[f]) for f, share in found.shares.items()),
         found.num_cells,
         found.num_pruned,
+        table.pruning,
     )
 
 

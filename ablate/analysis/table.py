@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from ablate import design, recipes
+from ablate import design, recipes, referee
 from ablate.analysis.results import Result, cost_of
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord, TrialRecord
@@ -200,6 +200,8 @@ class StudyTable:
     """Trials in the folder that are not of this study any more."""
     chance: float | None
     """The objective's value by guessing; None when the data are not here to count classes."""
+    pruning: tuple[str, ...] = ()
+    """How the rungs of a search stand, a line each."""
     open_ended: str = ""
     """Why more trials may follow those listed (a search or a path under way)."""
 
@@ -260,6 +262,7 @@ def read_table(study: Study, record: StudyRecord, *, curves: bool = True) -> Stu
         results=tuple(_results(study, cells, merged)),
         foreign=tuple(_read_foreign(folder) for folder in foreign),
         chance=_chance(study),
+        pruning=referee.describe(study, record, [trial for trial, _ in kept.values()]),
         open_ended=open_ended,
     )
 

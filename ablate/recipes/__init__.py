@@ -15,6 +15,10 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     warnings for ``plan``; ValueError for what cannot run on that device, with the reason
 ``num_samples(config, *, root)``, ``num_steps(config, *, workers, num_samples)``
     the length of an epoch and of the run
+``warmup_steps(config)``
+    steps until the learning rate is at its height; 0 without a warmup
+``SPEED_FIELDS``
+    fields that are known to change how fast a run learns, not only how good it becomes
 ``measures(config)``
     names of the measurements that its evaluations give
 ``chance(config, *, root, metric)``
@@ -189,6 +193,7 @@ class Recipe(Protocol):
     NOT_IDENTITY: frozenset[str]
     OWN_FIELDS: Mapping[str, tuple[Any, ...]]
     PATH_FIELDS: tuple[str, ...]
+    SPEED_FIELDS: frozenset[str]
 
     def check(
         self, config: Any, *, workers: int, gpus: int, steps: int | None = None
@@ -197,6 +202,8 @@ class Recipe(Protocol):
     def num_samples(self, config: Any, *, root: Path) -> int: ...
 
     def num_steps(self, config: Any, *, workers: int, num_samples: int) -> int: ...
+
+    def warmup_steps(self, config: Any) -> int: ...
 
     def measures(self, config: Any) -> tuple[str, ...]: ...
 

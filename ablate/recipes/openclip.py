@@ -406,6 +406,15 @@ LONG_WARMUP = 0.1
 
 PATH_FIELDS = ("train_data", "imagenet_val")
 
+SPEED_FIELDS = frozenset(
+    {
+        *("lr", "warmup", "lr_scheduler", "skip_scheduler", "batch_size", "accum_freq", "epochs"),
+        *("opt", "beta1", "beta2", "momentum", "eps", "wd", "grad_clip_norm"),
+        *("aug_cfg", "force_patch_dropout", "pretrained", "init_from", "siglip"),
+    }
+)
+"""Fields that change how fast a run learns: early scores of their values are not comparable."""
+
 
 # --------------------------------------------------------------------------- plan
 
@@ -519,6 +528,11 @@ def measures(config: Config) -> tuple[str, ...]:
 
 def _zero_shot_runs(config: Config) -> bool:
     return config.imagenet_val is not None and config.zeroshot_frequency > 0
+
+
+def warmup_steps(config: Config) -> int:
+    """Steps over which the learning rate rises; 0 with skip_scheduler."""
+    return 0 if config.skip_scheduler else config.warmup
 
 
 def chance(config: Config, *, root: Path, metric: str = "imagenet_top1") -> float:
