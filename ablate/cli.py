@@ -71,6 +71,15 @@ TrackingOption = Annotated[
         help="MLflow store; a file beside the study folders if left out.",
     ),
 ]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="ABLATE_STORAGE",
+        help="Optuna storage URL, e.g. postgresql://user@host/name; a file of the study if left "
+        "out.",
+    ),
+]
 RUNS = Path("runs")
 
 
@@ -156,6 +165,7 @@ def launch(
         float | None, typer.Option(help="Cores to use of this machine; all if left out.")
     ] = None,
     tracking_uri: TrackingOption = None,
+    storage: StorageOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and stop there.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting.")] = False,
 ) -> None:
@@ -181,7 +191,7 @@ def launch(
         runner.controlling(record),
         _stop_signals() as stop_level,
         _tracker(loaded, record, tracking_uri) as mirror,
-        _book(loaded, record) as book,
+        _book(loaded, record, storage) as book,
         _cluster(cluster, address, cpus) as machines,
         watching(out) as watch,
     ):
@@ -302,7 +312,9 @@ def ui(
 
 
 @app.command()
-def rebuild(run: RunArg, tracking_uri: TrackingOption = None) -> None:
+def rebuild(
+    run: RunArg, tracking_uri: TrackingOption = None, storage: StorageOption = None
+) -> None:
     """Make the MLflow and Optuna views of a study anew from its folder."""
     from ablate import runner
 
@@ -311,7 +323,7 @@ def rebuild(run: RunArg, tracking_uri: TrackingOption = None) -> None:
         trials = runner.planned(study, record)
         with _tracker(study, record, tracking_uri, fresh=True) as mirror:
             mirror.update(trials, ())
-        with _book(study, record, fresh=True) as book:
+        with _book(study, record, storage, fresh=True) as book:
             runner.retell(study, record, book)
     out.print(f"Rebuilt MLflow and Optuna from {len(trials)} trials.")
 
@@ -651,13 +663,15 @@ def _tracker(
 
 
 @contextmanager
-def _book(study: Study, record: StudyRecord, *, fresh: bool = False) -> Iterator[CellBook]:
+def _book(
+    study: Study, record: StudyRecord, storage: str | None, *, fresh: bool = False
+) -> Iterator[CellBook]:
     from ablate.design import score_of
     from ablate.search import CellBook
 
     book = CellBook(
         study,
-        storage=record.folder / "optuna.db",
+        storage=storage or record.folder / "optuna.db",
         score=partial(score_of, study),
         fresh=fresh,
     )

@@ -727,14 +727,23 @@ class _Mirror:
         """
         if self._file is not None:
             _prepare_sqlite(self._file)
-        seconds = {"timeout": _BUSY_S} if self._file is not None else {}
+        seconds: dict[str, float] = {}
+        if self._file is not None:
+            seconds = {"timeout": _BUSY_S}
+        elif self._url.startswith("postgresql"):
+            seconds = {"connect_timeout": 2}  # the least that libpq takes
         try:
             engine = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": seconds})
         except (ImportError, sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as e:
-            raise TrackingError(
-                f"{_without_password(self._url)} cannot be used as Optuna storage: {e}. "
+            advice = (
                 "Give a path, or a URL such as sqlite:////abs/optuna.db or "
                 "postgresql://user@host/optuna with its driver installed."
+            )
+            if isinstance(e, ImportError) and self._url.startswith("postgresql"):
+                e = ImportError("its driver is not installed")
+                advice = "Install it: pip install 'ablate-runner[postgres]'."
+            raise TrackingError(
+                f"{_without_password(self._url)} cannot be used as Optuna storage: {e}. {advice}"
             ) from e
         space = {
             name: optuna.distributions.distribution_to_json(distribution)
