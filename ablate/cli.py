@@ -668,13 +668,17 @@ def _book(
 ) -> Iterator[CellBook]:
     from ablate.design import score_of
     from ablate.search import CellBook
+    from ablate.warm_start import earlier_studies
 
+    earlier = earlier_studies(study)
     book = CellBook(
         study,
         storage=storage or record.folder / "optuna.db",
         score=partial(score_of, study),
         fresh=fresh,
     )
+    for found in earlier:
+        book.add_earlier(found.source, found.cells)
     try:
         yield book
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate import design, recipes, referee
+from ablate import design, recipes, referee, warm_start
 from ablate.analysis import anytime, power
 from ablate.analysis.analysis import ALPHA
 from ablate.analysis.results import result_of
@@ -149,6 +149,7 @@ def plan(
         missing = (study.design.cells - num_cells) * len(study.seeds)
         remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
     notes += design.repeats(study) + _aliases(study) + referee.advise(study)
+    notes += [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
     detectable, unit = _detectable(study, record, trials, num_cells)
     return Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import scripted
 from test_runner import Recorder, prepare
 
 from ablate import design, referee, runner
+from ablate.analysis.report import write_report
 from ablate.cluster import Attempt, Capacity, Cluster, Gang, GangEvent, LocalCluster
 from ablate.errors import PlanError, StudyError
 from ablate.records import AttemptWriter, StudyRecord, dumps, read_json, read_rows
@@ -263,6 +265,24 @@ def test_a_search_that_was_stopped_ends_the_same_runs(
     before = StudyRecord(folder / "runs" / study.name)
     assert outcomes(again, record) == outcomes(study, before)
     assert decisions(record) == decisions(before)
+
+
+def test_the_report_counts_what_was_ended_and_leaves_it_out(
+    whole: tuple[Study, Path, StudyStatus], tmp_path: Path
+) -> None:
+    """Pruned cells take no part in shares and effects; their number and the rungs are told."""
+    study, folder, status = whole
+    written = write_report(study, StudyRecord(folder / "runs" / study.name), folder=tmp_path)
+    found = json.loads(written.verdicts_json.read_text())
+    num_pruned = status.outcomes["pruned"] // 2
+    assert found["search"]["num_pruned"] == num_pruned
+    assert found["search"]["num_cells"] == 16 - num_pruned
+    assert found["search"]["pruning"] == list(status.pruning)
+    page = written.html.read_text()
+    assert "Cells ended early off its baseline" in page and status.pruning[0] in page
+    assert "ended without a score" not in " ".join(step["text"] for step in found["next"])
+    for contrast in found["questions"]["baseline"]["contrasts"]:
+        assert contrast["n"] <= 2
 
 
 def test_real_processes_are_ended_at_a_rung(

@@ -120,6 +120,26 @@ def test_no_proposal_of_a_search_is_wasted(tmp_path: Path, workers: int) -> None
     assert len(in_storage(study, tmp_path)) == 60
 
 
+def test_plain_tpe_wastes_what_we_do_not() -> None:
+    """In the same 243 cells with the same responses, Optuna's own ask repeats cells it knows."""
+    study = make_study()
+    choices = {f.name: [level.name for level in f.levels] for f in study.factors}
+    wasted = []
+    for seed in range(3):
+        peer = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
+        )
+        seen = set()
+        for _ in range(60):
+            trial = peer.ask()
+            levels = {name: trial.suggest_categorical(name, c) for name, c in choices.items()}
+            cell = study.cell(levels)
+            seen.add(cell.levels)
+            peer.tell(trial, sum(r.value or 0.0 for r in run(cell)) / 2)
+        wasted.append(60 - len(seen))
+    assert min(wasted) >= 3, wasted
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "random", "grid"])
 def test_a_search_ends_when_every_cell_is_known(tmp_path: Path, sampler: str) -> None:
     """Every sampler gives each of the six cells once, the baseline first, and then None."""
