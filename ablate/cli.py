@@ -590,14 +590,13 @@ def _may_start(made: Plan, ask_above: float) -> bool:
 
 def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:
     from ablate import preflight
-    from ablate.cluster import Gang
     from ablate.study import load_study
 
     loaded = load_study(study)
     with _cluster(ClusterKind.RAY, address, None) as machines:
         return preflight.examine(
             machines,
-            gang=Gang(**loaded.gang.model_dump()),
+            gang=loaded.gang.shape(),
             folder=runs / loaded.name,
             data=_data_of(loaded),
             checkpoints=loaded.checkpoints,
@@ -606,12 +605,11 @@ def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:
 
 def _look_before(study: Study, folder: Path, machines: Cluster) -> None:
     """Say what is not as it should be; end when no trial could run."""
-    from ablate.cluster import Gang
     from ablate.preflight import glance
 
     findings = glance(
         machines,
-        gang=Gang(**study.gang.model_dump()),
+        gang=study.gang.shape(),
         folder=folder,
         data=_data_of(study),
         checkpoints=study.checkpoints,

@@ -116,6 +116,8 @@ class Capacity:
     """Why total is 0: which resource is missing, and what each machine has; else empty."""
     busy: str = ""
     """Why free is 0 though total is not: what each machine has left; else empty."""
+    away: int = 0
+    """How many of total need machines that do not answer now."""
 
 
 class Cluster(Protocol):

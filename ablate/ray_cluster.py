@@ -309,11 +309,13 @@ class RayCluster(GangCluster):
                 if isinstance(seat.host, _RayHost) and seat.host.node in free:
                     free[seat.host.node]["CPU"] += held.cpus_per_worker
                     free[seat.host.node]["GPU"] += held.gpus_per_worker
+        answering = [facts["Resources"] for node, facts in self._seen.items() if node in alive]
         return Capacity(
             total,
             min(total, count_gangs(gang, list(free.values()))),
             explain_shortage(gang, seen),
             explain_shortage(gang, {self._name(n): left for n, left in free.items()}, now=True),
+            away=total - count_gangs(gang, answering),
         )
 
     def _host(self, node: str) -> _RayHost:

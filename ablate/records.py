@@ -9,6 +9,7 @@
                              attempts/<k>/trace.jsonl    a row per optimizer step
                                           evals.jsonl    a row per evaluation
                                           events.jsonl   what the markers saw
+                                          gang.json      when it had fewer workers than asked
                                           heartbeat.json the latest numbers, for people
                                           result.json    the attempt's own last word
                                           learning.json  did it learn: last against first weights
@@ -275,6 +276,13 @@ class TrialRecord:
         seen = [self.end(attempt) for attempt in self.attempts()]
         return [end for end in seen if end is not None]
 
+    def fewer_workers(self, attempt: int) -> int | None:
+        """How many workers an attempt had, where they were fewer than the trial asks for."""
+        try:
+            return int(read_json(self.attempt_folder(attempt) / "gang.json")["workers"])
+        except FileNotFoundError:
+            return None
+
     def heartbeat(self, attempt: int) -> dict[str, Any] | None:
         """heartbeat.json of an attempt, or None before its first."""
         try:
@@ -401,6 +409,10 @@ class StudyRecord:
         number = max(record.attempts(), default=0) + 1
         record.attempt_folder(number).mkdir(parents=True)
         return number
+
+    def write_gang(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
+        """Write gang.json: an attempt has fewer workers than its trial asks for."""
+        write_json(record.attempt_folder(attempt) / "gang.json", content)
 
     def write_end(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
         """Write end.json: how an attempt ended, seen from outside; nothing of it is alive."""

@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 from ablate import __version__, design
 from ablate.analysis.results import Result, result_of
 from ablate.backlog import Backlog
-from ablate.cluster import Attempt, Cluster, Gang, GangEvent
+from ablate.cluster import Attempt, Capacity, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records import StudyRecord, TrialRecord, read_json
 from ablate.referee import Referee, referee_of
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.stores import CHECKPOINTS
 from ablate.study import Search, Study
-from ablate.trial import Cell, Outcome, Trial
+from ablate.trial import SHARE, Cell, Outcome, Trial
 from ablate.versions import fingerprint
 
 POLL_S = 0.5
@@ -40,6 +40,9 @@ GRACE_S = 120.0
 
 STOPPING_SHARE = 0.05
 """At most this part of a budget is kept back for the checkpoints of trials that must be stopped."""
+
+FEWER_WORKERS = "FEWER_WORKERS"
+"""Flag of a trial that trained for a time with fewer workers than the study asks for."""
 
 LOST_LIMIT = 20
 """Attempts in a row that may vanish with their machine, without progress, before giving up."""
@@ -186,6 +189,8 @@ class _Controller:
     """Wanted trials that have neither ended nor been handed to the cluster."""
     active: dict[str, int] = field(default_factory=dict)
     """Trial id -> attempt, of those handed to the cluster."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Trial id -> workers of its last attempt."""
     placed_at: dict[str, float] = field(default_factory=dict)
     of_cell: dict[_Levels, list[Trial]] = field(default_factory=dict)
     unended: Counter[_Levels] = field(default_factory=Counter)
@@ -218,6 +223,7 @@ class _Controller:
                 for trial_id in self.active:
                     self.cluster.stop(trial_id, grace_s=GRACE_S if level == 1 else 0.0)
             if not stopping:
+                self._reconsider()
                 self._cut()
                 self._fill()
             self.mirror.update(self.order, list(self.active))
@@ -379,10 +385,9 @@ class _Controller:
         """Hand the cluster as many trials as it can run at once."""
         if self.over_budget:
             return
-        gang = Gang(**self.study.gang.model_dump())
         if self._next() is None:
             return
-        capacity = self.cluster.capacity(gang)
+        gang, capacity = self._gang()
         if capacity.total == 0:
             if self.active:
                 return  # its nodes may come back
@@ -398,6 +403,29 @@ class _Controller:
                 return
             self._start(self.backlog.take(self.clock()), gang)
 
+    def _gang(self) -> tuple[Gang, Capacity]:
+        """The gang to start: all workers, or as few as the study allows while machines are away."""
+        whole = self.study.gang.shape()
+        capacity = self.cluster.capacity(whole)
+        if capacity.total > capacity.away:
+            return whole, capacity
+        for workers in self.study.gang.smaller:
+            fewer = self.study.gang.shape(workers)
+            room = self.cluster.capacity(fewer)
+            if room.total > room.away:
+                return fewer, room
+        return whole, capacity
+
+    def _reconsider(self) -> None:
+        """Take back attempts that wait for machines that are away, where fewer workers may do."""
+        queued = self.active.keys() - self.placed_at.keys()
+        if not self.study.gang.smaller or not queued:
+            return
+        gang, _ = self._gang()
+        for trial_id in queued:
+            if self.sizes[trial_id] > gang.workers:
+                self.cluster.stop(trial_id, grace_s=0.0)
+
     def _start(self, trial: Trial, gang: Gang) -> None:
         folder = self.record.record(trial.id)
         if self._catch_up(trial, folder):
@@ -406,6 +434,10 @@ class _Controller:
         self.begun_seeds.add(trial.seed)
         copies = self.study.checkpoints_of(trial.id)
         env = {CHECKPOINTS: copies} if copies else {}
+        if gang.workers < self.study.gang.workers:
+            env[SHARE] = str(self.study.gang.workers // gang.workers)
+            self.record.write_gang(folder, number, {"workers": gang.workers})
+        self.sizes[trial.id] = gang.workers
         try:
             self.cluster.start(
                 Attempt(trial.id, number, folder.folder.absolute(), gang, self.entry, env)
@@ -520,6 +552,8 @@ class _Controller:
     def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
         folder = self.record.record(trial.id)
         content = {"kind": kind, "time": time.time(), "wall_s": 0.0, **facts}
+        if (workers := folder.fewer_workers(number)) is not None:
+            content["workers"] = workers
         self.record.write_end(folder, number, {**content, "step": folder.last_step(number)})
         self.ledger.spend([content], workers=self.study.gang.workers)
 
@@ -578,6 +612,10 @@ class _Controller:
             "time": time.time(),
             **facts,
         }
+        fewer = [end["workers"] for end in folder.ends() if end["step"] and "workers" in end]
+        if fewer:
+            content["flags"] = [*content.get("flags", ()), FEWER_WORKERS]
+            content["fewest_workers"] = min(fewer)
         self.record.write_outcome(folder, content)
         self.ledger.count(trial, content)
         self.results[trial.id] = result = result_of(trial, content)

@@ -117,8 +117,8 @@ class Ledger:
         self.durations_s.remove(outcome["wall_s"])
 
     def spend(self, ends: Iterable[Mapping[str, Any]], *, workers: int) -> None:
-        """Attempts have ended with these end.json."""
-        self.spent_s += sum(end["wall_s"] for end in ends) * workers
+        """Attempts have ended with these end.json; `workers` is for those that do not say it."""
+        self.spent_s += sum(end["wall_s"] * end.get("workers", workers) for end in ends)
 
 
 def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> StudyStatus:

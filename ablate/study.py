@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ablate import metrics, recipes
+from ablate.cluster import Gang
 from ablate.errors import StudyError, suggest
 from ablate.factors import FIELDS, Sameness, same_experiment
 from ablate.markers import thresholds as markers
@@ -102,6 +103,33 @@ class GangSpec(_Spec):
     """Cores reserved for each."""
     strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     """How the workers are laid over nodes; PACK prefers few nodes."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with fewer workers, down to these, while machines are missing; recorded and flagged.
+
+    Only numbers that divide `workers`: each worker then does the work of several, one after the
+    other, so that the global batch stays. All of them or none, if left out.
+    """
+
+    @model_validator(mode="after")
+    def _divisible(self) -> GangSpec:
+        if self.min_workers is not None and not self.smaller:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, and no number from there up to below "
+                f"{self.workers} divides the {self.workers} workers: the global batch would change"
+            )
+        return self
+
+    @property
+    def smaller(self) -> tuple[int, ...]:
+        """Numbers of workers that may stand in for all of them, the most first."""
+        lowest = self.min_workers or self.workers
+        return tuple(n for n in range(self.workers - 1, lowest - 1, -1) if self.workers % n == 0)
+
+    def shape(self, workers: int | None = None) -> Gang:
+        """What a cluster is asked for; fewer `workers` if given."""
+        return Gang(
+            workers or self.workers, self.cpus_per_worker, self.gpus_per_worker, self.strategy
+        )
 
 
 class Budget(_Spec):
@@ -467,7 +495,7 @@ class Study:
             seed=seed,
             recipe=self.recipe,
             config=config,
-            gang=self.gang.model_dump(),
+            gang=self.gang.model_dump(exclude_none=True),
             objective=self.objective.model_dump(),
             markers=self.markers,
             root=self.root,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+SHARE = "ABLATE_SHARE"
+"""Environment variable of a worker: how many of the trial's workers each rank stands for."""
+
 
 class Outcome(StrEnum):
     """What came of one trial. A verdict (``markers``) is about its course, not its end."""

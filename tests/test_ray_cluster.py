@@ -89,6 +89,20 @@ def test_one_ray_per_process(cluster: RayCluster) -> None:
     assert cluster.capacity(Gang(workers=1)).total == 4
 
 
+def test_machines_that_went_away_are_told_apart(cluster: RayCluster) -> None:
+    """What only fits with a machine that no longer answers counts as away, and not as free."""
+    gang = Gang(workers=6)
+    assert cluster.capacity(gang).total == 0
+    cluster._seen["gone"] = {"Resources": {"CPU": 4.0}, "NodeManagerHostname": "gone"}
+    try:
+        room = cluster.capacity(gang)
+        assert (room.total, room.free, room.away, room.reason) == (1, 0, 1, "")
+        assert "4 CPU free: 4 of 6 workers, CPU runs out" in room.busy and "gone" not in room.busy
+        assert cluster.capacity(Gang(workers=2)).away == 2
+    finally:
+        del cluster._seen["gone"]
+
+
 def test_gangs_hold_accelerators_of_their_own(cluster: RayCluster, tmp_path: Path) -> None:
     """Gangs side by side see different whole GPUs, and a group that is reused keeps its own."""
     go = tmp_path / "go"

@@ -577,8 +577,13 @@ def test_a_store_that_cannot_be_written_holds_nothing_up(folder: Folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_is_caught_up_with(folder: Folder, tmp_path: Path) -> None:
-    """A real server is killed in the middle and comes back: no point is missing or doubled."""
+def test_a_server_that_dies_is_caught_up_with(
+    folder: Folder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A real server is killed in the middle and comes back: no point is missing or doubled.
+
+    Nothing is printed meanwhile: standard output is for --json.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -615,6 +620,7 @@ def test_a_server_that_dies_is_caught_up_with(folder: Folder, tmp_path: Path) ->
         seen = content(server.url, "two")
         assert [step for step, *_ in seen[name]["metrics"]["loss"]] == list(range(1, 60))
         assert seen[name]["status"] == "FINISHED"
+        assert capfd.readouterr().out == ""
         run_id = runs_in(server.url, "two")[name].info.run_id
         with urllib.request.urlopen(
             f"{server.url}/get-artifact?path=config.yaml&run_uuid={run_id}", timeout=30

@@ -520,6 +520,23 @@ def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
     return batches // config.accum_freq * config.epochs
 
 
+def share_out(config: Config, *, workers: int, ranks: int, num_samples: int) -> Config:
+    """The configuration with which `ranks` do the work of `workers`, which they divide.
+
+    Each takes several micro-batches in the place of one, so a step sees the same samples, and an
+    epoch has as many steps. BatchNorm and losses that look at a rank's own samples see others.
+    """
+    whole = config.batch_size * workers
+    return Config(
+        **{
+            **config.model_dump(),
+            "accum_freq": config.accum_freq * (workers // ranks),
+            # Rounded up as num_steps rounds, so that both count the same steps.
+            "train_num_samples": math.ceil(num_samples / whole) * whole,
+        }
+    )
+
+
 def measures(config: Config) -> tuple[str, ...]:
     """Names of the measurements that the run's evaluations give."""
     own = ("imagenet_top1", "imagenet_top5") if _zero_shot_runs(config) else ()

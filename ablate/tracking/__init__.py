@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
+# Standard output is for --json.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from ablate.tracking.server import Server, serve  # noqa: E402
 from ablate.tracking.store import default_uri  # noqa: E402

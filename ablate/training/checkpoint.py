@@ -205,7 +205,8 @@ class Certificate:
     state: tuple[str, ...]
     """Names of what came back beside the tensors."""
     changed: Mapping[str, tuple[Any, Any]]
-    """Fields that differ (then, now), all on the list of those that cannot change the result."""
+    """Fields that differ (then, now), all on the list of those that cannot change the result; and
+    ``ranks``, which changes the last bits, and what BatchNorm sees."""
     data_order: str
     torch: tuple[str, str]
     """Version that wrote the checkpoint, version that reads it."""
@@ -220,6 +221,8 @@ class Certificate:
             "  learning rate and random numbers follow from the step",
         ]
         lines += [f"  {name}: {old!r}, now {new!r}" for name, (old, new) in self.changed.items()]
+        if "ranks" in self.changed:
+            lines.append("  other ranks do the same work: the run does not go on bit by bit")
         if then != now:
             lines.append(f"  torch {then}, now {now}: the numbers may differ in their last bits")
         return "\n".join(lines)

@@ -135,6 +135,7 @@ def train(
     stop_asked: Callable[[], bool],
     config: Mapping[str, Any] | None = None,
     may_differ: Collection[str] = (),
+    workers: int | None = None,
     writer: AttemptWriter | None = None,
     monitor: Monitor | None = None,
     remote: Remote | None = None,
@@ -144,7 +145,7 @@ def train(
     `writer`, `monitor` and `remote` (where checkpoints are copied to) are rank 0's. `stop_asked`
     tells whether this process was asked to stop (SIGTERM); one rank is enough. `config` is saved
     with each checkpoint, and a run resumes only under the same one, but for its fields in
-    `may_differ`.
+    `may_differ`. `workers` is how many ranks the trial asks for, where fewer stand in for them.
 
     Raises:
         CheckpointError: the newest checkpoint belongs to another run, or cannot be written.
@@ -158,6 +159,7 @@ def train(
         stop_asked,
         dict(config or {}),
         may_differ,
+        workers or gang.world_size,
         writer,
         monitor,
         remote,
@@ -177,6 +179,7 @@ class _Run:
         stop_asked: Callable[[], bool],
         config: Mapping[str, Any],
         may_differ: Collection[str],
+        workers: int,
         writer: AttemptWriter | None,
         monitor: Monitor | None,
         remote: Remote | None,
@@ -188,6 +191,7 @@ class _Run:
         self.stop_asked = stop_asked
         self.config = config
         self.may_differ = may_differ
+        self.workers = workers
         self.writer = writer
         self.monitor = monitor
         self.folder = checkpoints
@@ -534,7 +538,8 @@ class _Run:
             "step": progress.step,
             "trial": self.trial_id,
             "config": self.config,
-            "world_size": self.gang.world_size,
+            "world_size": self.workers,
+            "ranks": self.gang.world_size,
             "data": task.samples.fingerprint,
             "parameter_groups": task.parameter_groups.get("hash"),
             "progress": asdict(progress),
@@ -590,7 +595,7 @@ class _Run:
                 self.refuse(path, name, then, now)
         for what, mine in (
             ("trial", self.trial_id),
-            ("world_size", self.gang.world_size),
+            ("world_size", self.workers),
             ("data", task.samples.fingerprint),
             ("parameter_groups", task.parameter_groups.get("hash")),
         ):
@@ -606,6 +611,8 @@ class _Run:
         counts = [state["zero_gradients"][name] for name in self.zero_gradients.names]
         self.zero_gradients.counts = torch.tensor(counts, device=self.gang.device)
         self.restore_monitor(state["monitor"])
+        if state["ranks"] != self.gang.world_size:
+            changed["ranks"] = (state["ranks"], self.gang.world_size)
         if self.writer is not None:
             certificate = checkpoint.Certificate(
                 path=path,

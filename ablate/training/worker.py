@@ -3,8 +3,9 @@
 It reads trial.json and the environment (see ``distributed``), trains, and leaves its records in
 the trial's folder. ABLATE_TRIAL may name the folder instead of the argument; ABLATE_ATTEMPT the
 number of the attempt, else the next free one is taken; ABLATE_CHECKPOINTS a place in an object
-store (s3://bucket/prefix) that checkpoints are copied to, and found in. The same entry runs under
-our clusters, ``torchrun`` and ``srun``, or alone.
+store (s3://bucket/prefix) that checkpoints are copied to, and found in; ABLATE_SHARE how many of
+the trial's workers each rank stands for. The same entry runs under our clusters, ``torchrun`` and
+``srun``, or alone.
 
 Exit status: 0 when result.json is written (completed, diverged, infeasible or a data fault), 75
 when it was stopped by SIGTERM after a checkpoint, 74 when the disk is full, anything else is a
@@ -28,6 +29,7 @@ from typing import Any
 from ablate import recipes, records
 from ablate.errors import DataError, LoadError, SpaceError
 from ablate.stores import CHECKPOINTS
+from ablate.trial import SHARE
 
 EXIT_STOPPED = 75
 """As sysexits.h's EX_TEMPFAIL: try again later."""
@@ -125,11 +127,12 @@ def _run(folder: Path, stop: _StopFlag) -> int:
     wanted = trial["gang"]
     gpus = int(wanted.get("gpus_per_worker", 0))
     gang = distributed.join(gpus_per_worker=gpus)
-    if gang.world_size != int(wanted["workers"]):
+    workers = int(wanted["workers"])
+    if gang.world_size * int(os.environ.get(SHARE, "1")) != workers:
         raise SystemExit(
-            f"trial.json asks for {wanted['workers']} workers, and WORLD_SIZE is "
+            f"trial.json asks for {workers} workers, and WORLD_SIZE is "
             f"{gang.world_size}. Start that many, e.g. torchrun --nproc_per_node "
-            f"{wanted['workers']} -m ablate.training.worker {folder}"
+            f"{workers} -m ablate.training.worker {folder}"
         )
     _set_up_torch(gang, cpus=float(wanted.get("cpus_per_worker") or 0))
     attempt = distributed.broadcast(_attempt_number(folder) if gang.first else None, gang)
@@ -140,6 +143,13 @@ def _run(folder: Path, stop: _StopFlag) -> int:
     root = Path(trial["root"])
     placed = recipes.absolute(config, recipe.PATH_FIELDS, root=root)
     try:
+        if gang.world_size < workers:
+            placed = recipe.share_out(
+                placed,
+                workers=workers,
+                ranks=gang.world_size,
+                num_samples=recipe.num_samples(config, root=root),
+            )
         task = recipe.build(placed, rank=gang.rank, world_size=gang.world_size, device=gang.device)
     except (DataError, LoadError) as error:  # every rank meets the same
         log.exception("the trial cannot be built")
@@ -165,6 +175,7 @@ def _run(folder: Path, stop: _StopFlag) -> int:
             stop_asked=stop,
             config=config.model_dump(mode="json"),
             may_differ=recipe.NOT_IDENTITY,
+            workers=workers,
             writer=writer,
             monitor=monitor,
             remote=remote.Remote(where) if gang.first and where else None,

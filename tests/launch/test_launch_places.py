@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +206,67 @@ def test_a_manifest_with_a_hole_is_refused() -> None:
         [*command, "COLOUR=blue", "--", "true"], capture_output=True, text=True, check=False
     )
     assert extra.returncode == 1 and "no place for COLOUR" in extra.stderr
+
+
+@pytest.mark.slow
+def test_the_composed_mlflow_asks_for_the_password_that_was_drawn(tmp_path: Path) -> None:
+    """The command of compose.yaml, run here: strangers, MLflow's own default password and other
+    host names are turned away; the password from the secret file opens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    service = yaml.safe_load((LAUNCH / "compose.yaml").read_text())["services"]["mlflow"]
+    shell, options, script = service["command"]
+    (tmp_path / "secrets").mkdir()
+    for name in ("postgres", "mlflow"):
+        (tmp_path / "secrets" / name).write_text(name * 8)
+    for given, here in (
+        ("$$", "$"),
+        ("/run/secrets", str(tmp_path / "secrets")),
+        ("--host 0.0.0.0", "--host 127.0.0.1"),
+        ("5000", str(port)),
+        ("/shared/mlflow", str(tmp_path / "artifacts")),
+    ):
+        assert given in script
+        script = script.replace(given, here)
+    script, stores = re.subn(
+        r"store=postgresql://\S+ ?.*", f"store=sqlite:///{tmp_path}/db", script
+    )
+    assert stores == 1
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+    with (
+        open(tmp_path / "log", "wb") as log,
+        subprocess.Popen(
+            [shell, options, script], env=env, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while ask(port, "/health") != 200:
+                assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.2)
+            target = "/api/2.0/mlflow/experiments/search?max_results=5"
+            assert ask(port, target) == 401
+            assert ask(port, target, login="admin:password1234") == 401
+            assert ask(port, target, login=f"admin:{'mlflow' * 8}", host="evil.example") == 403
+            assert ask(port, target, login=f"admin:{'mlflow' * 8}") == 200
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (tmp_path / "auth.ini").stat().st_mode & 0o077 == 0
+
+
+def ask(port: int, target: str, *, login: str = "", host: str = "") -> int:
+    """Status of a GET; 0 while nobody answers."""
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{target}")
+    for name, value in (*(headers.items() if login else ()), *([("Host", host)] if host else ())):
+        request.add_header(name, value)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
