@@ -435,6 +435,7 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
             "use_bn_sync needs GPUs: torch's SyncBatchNorm has no CPU kernel. "
             "Set gang.gpus_per_worker: 1, or use_bn_sync: false"
         )
+    _check_locks(config)
     warnings = []
     if config.use_bn_sync and workers == 1:
         warnings.append("use_bn_sync does nothing with one worker")
@@ -487,6 +488,37 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
 def _is_vit(model: str) -> bool:
     """As open_clip_train tells when it chooses AdamW's defaults."""
     return "vit" in model.lower()
+
+
+def _check_locks(config: Config) -> None:
+    """Raise ValueError for locks that open_clip's own towers refuse with an assertion."""
+    model = _model_config(config.model)
+    hugging_face = "hf_model_name" in model.get("text_cfg", {})
+    if config.lock_text and not config.lock_text_freeze_layer_norm and not hugging_face:
+        raise ValueError(
+            f"the text tower of {config.model} cannot be locked without its LayerNorms; "
+            "set lock_text_freeze_layer_norm: true, or lock_text: false"
+        )
+    resnet = isinstance(model.get("vision_cfg", {}).get("layers"), list)
+    if config.lock_image_unlocked_groups and resnet:
+        raise ValueError(
+            f"the image tower of {config.model} can only be locked whole; "
+            "set lock_image_unlocked_groups: 0"
+        )
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    """open_clip's description of a model, without importing it; empty when it is not known."""
+    library = importlib.util.find_spec("open_clip")
+    folders = [Path(__file__).parent]
+    if library is not None and library.origin is not None:
+        folders.append(Path(library.origin).parent / "model_configs")
+    for folder in folders:
+        path = folder / f"{name.replace('/', '-')}.json"
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return content
+    return {}
 
 
 def _warmup_warning(config: Config, steps: int) -> list[str]:

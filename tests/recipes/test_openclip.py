@@ -176,6 +176,16 @@ def test_impossible_combinations_are_refused_with_the_reason() -> None:
         openclip.check(config(use_bn_sync=True), workers=2, gpus=0)
     assert openclip.check(config(use_bn_sync=True), workers=2, gpus=1) == []
     assert "does nothing" in openclip.check(config(use_bn_sync=True), workers=1, gpus=0)[0]
+    lock = config(model="RN50", lock_text=True)
+    with pytest.raises(ValueError, match="RN50 cannot be locked without.*freeze_layer_norm: true"):
+        openclip.check(lock, workers=1, gpus=0)
+    lock = config(model="RN50", lock_image=True, lock_image_unlocked_groups=1)
+    with pytest.raises(ValueError, match="only be locked whole"):
+        openclip.check(lock, workers=1, gpus=0)
+    lock = config(model="ViT-B-32", lock_image=True, lock_image_unlocked_groups=1)
+    openclip.check(lock, workers=1, gpus=0)
+    lock = config(model="roberta-ViT-B-32", lock_text=True, lock_text_unlocked_layers=1)
+    openclip.check(lock, workers=1, gpus=0)
     with pytest.raises(ValueError, match="train_data is missing"):
         openclip.check(config(train_data=None), workers=1, gpus=0)
 

@@ -42,7 +42,7 @@ ONE_RANK: dict[str, dict[str, Any]] = {
     "vit": {**VIT, "grad_clip_norm": 1.0},
     "vit, checkpointing": {**VIT, "grad_checkpointing": True},
     "vit, siglip": {**VIT, "siglip": True, "accum_freq": 2},
-    "locked towers": {"lock_image": True, "lock_image_freeze_bn_stats": True, "lr": 1e-4},
+    "locked text": {"lock_text": True, "lock_text_freeze_layer_norm": True},
 }  # fmt: skip
 
 
