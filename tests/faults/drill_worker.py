@@ -1,7 +1,7 @@
 """The real worker with one thing wrong inside of it, where no signal from outside reaches.
 
 Entries: ``nan_at_<step>`` (one rank's images), ``hang_at_<step>`` (one rank, first attempt),
-``slow_evaluation``, ``clock_jumps_at_<step>``, ``no_memory_at_<step>``.
+``slow_evaluation``, ``clock_jumps_at_<step>``, ``no_memory_at_<step>``, ``break_one``.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ def _memory(step: int) -> int:
 
         if run.progress.step + 1 == step:
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    return _work(disturb)
+
+
+def break_one() -> int:
+    """One of the two trials fails at its first step, whatever is tried."""
+
+    def disturb(run: Any, micro: list[Any]) -> None:
+        if run.config["beta2"] == 0.999:
+            raise RuntimeError("it breaks at its first step")
 
     return _work(disturb)
 

@@ -675,6 +675,33 @@ def huge_picture() -> bytes:
     )
 
 
+# ------------------------------------------------------------------- trials that cannot be run
+
+
+def out_of_memory(stage: Stage, seed: int) -> Run:
+    """The memory is not enough: an outcome at once, with the batch size to try."""
+    step = random.Random(seed).randrange(1, STEPS)
+    run = stage.run(study_text(workers=1), entry=f"drill_worker:no_memory_at_{step}")
+    stage.check(run)
+    assert run.status.outcomes == {"infeasible": 2}
+    for trial in run.trials:
+        assert len(trial.attempts()) == 1
+        assert "batch_size" in (trial.outcome() or {})["reason"]
+    return run
+
+
+def broken_trial(stage: Stage, seed: int) -> Run:
+    """A trial that always fails at its first step is given up with its log; the study goes on."""
+    run = stage.run(study_text(workers=1), entry="drill_worker:break_one")
+    stage.check(run)
+    assert run.status.outcomes == {"completed": 1, "failed": 1}
+    [broken] = [t for t in run.trials if (t.outcome() or {})["outcome"] == "failed"]
+    reason = (broken.outcome() or {})["reason"]
+    assert reason.startswith("broken") and "it breaks at its first step" in reason
+    assert len(broken.attempts()) == 5
+    return run
+
+
 # ------------------------------------------------------------------- a mix
 
 
@@ -730,5 +757,7 @@ DRILLS: tuple[Callable[[Stage, int], Run], ...] = (
     hung_collective,
     clock_jumps,
     bad_data,
+    out_of_memory,
+    broken_trial,
     mixed,
 )

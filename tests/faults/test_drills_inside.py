@@ -20,6 +20,8 @@ CASES = [
     (drills.hung_collective, 1),
     (drills.slow_evaluation, 1),
     (drills.bad_data, 1),
+    (drills.out_of_memory, 1),
+    (drills.broken_trial, 1),
 ]
 
 
