@@ -130,18 +130,37 @@ def plan(
         float | None, typer.Option(help="Throughput of one gang, for the cost.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Gangs that run at a time.")] = 1,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run a few steps of every distinct shape first.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to probe on; a private one if left out.")
+    ] = None,
+    cluster: Annotated[
+        ClusterKind, typer.Option(help="Where to probe: ray, or local processes.")
+    ] = ClusterKind.RAY,
     as_json: JsonOption = False,
 ) -> None:
     """Print exactly what launch would run, what it costs and what it can show."""
+    from ablate import runner
     from ablate.display import render_plan
     from ablate.forecast import plan as make_plan
     from ablate.records import StudyRecord
     from ablate.study import load_study
 
     loaded = load_study(study)
+    record = StudyRecord(runs / loaded.name)
+    if probe:
+        from ablate.probe import measure
+
+        with runner.controlling(record), _cluster(cluster, address, None) as machines:
+            measure(
+                loaded, record, runner.planned(loaded, record), machines, entry=runner.WORKER,
+                tell=lambda line: err.print(line, markup=False),
+            )  # fmt: skip
     made = make_plan(
         loaded,
-        StudyRecord(runs / loaded.name),
+        record,
         samples_per_s=samples_per_s,
         concurrency=concurrency,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate import design, recipes, referee, warm_start
+from ablate import design, probe, recipes, referee, warm_start
 from ablate.analysis import anytime, power
 from ablate.analysis.analysis import ALPHA
 from ablate.analysis.results import result_of
@@ -91,8 +92,9 @@ def plan(
 ) -> Plan:
     """The exact list of trials that launch would run, what they cost and what they can show.
 
-    `samples_per_s` is the throughput of one gang; without it the cost comes from trials of this
-    study that have ended. `concurrency` is how many gangs run at a time.
+    `samples_per_s` is the throughput of one gang; without it the cost comes from the folder's
+    probes (:mod:`ablate.probe`), or from trials of this study that have ended. `concurrency` is
+    how many gangs run at a time.
 
     Raises:
         PlanError: a configuration cannot run on the gang that is asked for.
@@ -104,7 +106,10 @@ def plan(
     num_samples, data_note = _count_samples(study, recipe, trials[0])
     notes = _check(study, recipe, trials, num_samples) + _too_few_seeds(study, len(cells))
     notes += _not_resumed(study, record, recipe, trials)
-    lines, remaining_s, durations_s = [], [], []
+    paces = probe.paces(record)
+    lines: list[PlannedTrial] = []
+    remaining_s: list[tuple[float, float] | None] = []
+    durations_s: list[float] = []
     for trial in trials:
         folder = record.record(trial.id)
         outcome = folder.outcome()
@@ -117,9 +122,7 @@ def plan(
             durations_s.append(outcome["wall_s"])
         else:
             state = "begun" if folder.attempts() else "to run"
-            remaining_s.append(
-                _seconds(study, trial, steps, samples_per_s) if samples_per_s else None
-            )
+            remaining_s.append(_seconds(study, recipe, trial, steps, samples_per_s, paces))
         name = study.change_name(dict(trial.cell.levels))
         lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
     listed = sorted(trials, key=lambda trial: places.get(_compared(study, trial), len(places)))
@@ -150,7 +153,8 @@ def plan(
         remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
     notes += design.repeats(study) + _aliases(study) + referee.advise(study)
     notes += [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
-    cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, concurrency)
+    cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, paces, concurrency)
+    notes += _over_budget(study, record, cost)
     detectable, unit = _detectable(study, record, trials, num_cells)
     return Plan(
         study=study.name,
@@ -311,47 +315,87 @@ def _count_samples(study: Study, recipe: recipes.Recipe, trial: Trial) -> tuple[
         return None, f"The data cannot be counted here: {error}"
 
 
-def _seconds(study: Study, trial: Trial, steps: int | None, samples_per_s: float) -> float | None:
+def _seconds(
+    study: Study,
+    recipe: recipes.Recipe,
+    trial: Trial,
+    steps: int | None,
+    samples_per_s: float | None,
+    paces: Mapping[str, probe.Pace],
+) -> tuple[float, float] | None:
+    """Seconds of a whole trial, median and p90, from the given throughput or from a probe."""
     if steps is None:
         return None
-    batch = trial.config.get("batch_size", 1) * trial.config.get("accum_freq", 1)
-    return float(steps * batch * study.gang.workers / samples_per_s)
+    if samples_per_s:
+        batch = trial.config.get("batch_size", 1) * trial.config.get("accum_freq", 1)
+        seconds = float(steps * batch * study.gang.workers / samples_per_s)
+        return seconds, seconds
+    pace = paces.get(probe.shape_of(study, trial)) if paces else None
+    if pace is None:
+        return None
+    config = recipe.Config(**trial.config)
+    return pace.trial_s(steps=steps, evaluations=recipe.num_evaluations(config))
 
 
 def _cost(
     study: Study,
-    remaining_s: Sequence[float | None],
+    remaining_s: Sequence[tuple[float, float] | None],
     durations_s: Sequence[float],
     samples_per_s: float | None,
+    paces: Mapping[str, probe.Pace],
     concurrency: int,
 ) -> tuple[Cost | None, str]:
     known = [seconds for seconds in remaining_s if seconds is not None]
-    if samples_per_s and len(known) == len(remaining_s):
-        low = high = sum(known)
-        longest = max(known, default=0.0)
-        basis = f"{samples_per_s:g} samples/s a gang, as given; evaluations not counted"
+    if len(known) == len(remaining_s) and (samples_per_s or paces):
+        if samples_per_s:
+            basis = f"{samples_per_s:g} samples/s a gang, as given; evaluations not counted"
+        else:
+            basis = f"{len(paces)} probe(s) of the study's shapes, evaluations counted"
     elif durations_s:
-        low = len(remaining_s) * median(durations_s)
-        high = len(remaining_s) * float(np.quantile(durations_s, 0.9))
-        longest = max(durations_s)
+        typical = median(durations_s), float(np.quantile(durations_s, 0.9))
+        known = [typical] * len(remaining_s)
         basis = f"{len(durations_s)} ended trials of this study"
     else:
         return None, (
-            "No cost estimate yet: no trial has ended. Give the throughput of one gang with "
-            "--samples-per-s, or launch and ask again after the first trial."
+            "No cost estimate yet: no trial has ended. Measure a few steps of every shape with "
+            "--probe, give the throughput of one gang with --samples-per-s, or launch and ask "
+            "again after the first trial."
         )
-    makespan_s = max(low / concurrency, longest if remaining_s else 0.0)
     workers = study.gang.workers
     return (
         Cost(
-            worker_hours_p50=low * workers / 3600,
-            worker_hours_p90=high * workers / 3600,
-            makespan_hours=makespan_s / 3600,
+            worker_hours_p50=sum(p50 for p50, _ in known) * workers / 3600,
+            worker_hours_p90=sum(p90 for _, p90 in known) * workers / 3600,
+            makespan_hours=makespan_s([p50 for p50, _ in known], concurrency) / 3600,
             concurrency=concurrency,
             basis=basis,
         ),
         "",
     )
+
+
+def makespan_s(durations_s: Sequence[float], concurrency: int) -> float:
+    """Time until the last ends, each on the seat that is free first, the longest first."""
+    seats = [0.0] * concurrency
+    for duration_s in sorted(durations_s, reverse=True):
+        heapq.heapreplace(seats, seats[0] + duration_s)
+    return max(seats)
+
+
+def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[str]:
+    """A budget that will not hold what is left to run."""
+    limit = study.budget.gpu_hours
+    if limit is None or cost is None:
+        return []
+    spent_s = sum(end["wall_s"] for folder in record.records() for end in folder.ends())
+    left = limit - spent_s * study.gang.workers / 3600
+    if cost.worker_hours_p90 <= left:
+        return []
+    return [
+        f"budget.gpu_hours leaves {max(left, 0.0):.3g} h, and what is left to run takes about "
+        f"{cost.worker_hours_p50:.3g} h (p90 {cost.worker_hours_p90:.3g} h): blocks of seeds that "
+        "may not fit will not be begun"
+    ]
 
 
 def _detectable(
@@ -393,4 +437,6 @@ def _disk_gib(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> flo
         for folder in (record.record(trial.id).folder / "checkpoints").glob("step-*")
         if folder.is_dir()
     ]
-    return 3 * max(sizes) * len(trials) / 2**30 if sizes else None
+    largest = [size / 2**30 for size in sizes]
+    largest += [pace.checkpoint_gib for pace in probe.paces(record).values()]
+    return 3 * max(largest) * len(trials) if largest else None

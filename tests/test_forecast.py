@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_trials import make_data
 
+from ablate import probe, runner
+from ablate.cluster import LocalCluster
 from ablate.errors import PlanError
-from ablate.forecast import plan
+from ablate.forecast import makespan_s, plan
 from ablate.records import StudyRecord
 from ablate.study import parse_study
 
@@ -150,3 +155,59 @@ def test_what_costs_less_than_the_limit_is_not_asked_for(tmp_path: Path) -> None
     if not sys.stdin.isatty():
         with pytest.raises(PlanError, match="above budget.ask_above"):
             _may_start(made, ask_above=spend * 0.99)
+
+
+def test_plan_probes_each_shape_once_with_real_steps(tmp_path: Path) -> None:
+    """`plan --probe` trains a few steps of two shapes (precision changes the pace, beta2 does not)
+    with the real worker, keeps the paces, and then knows cost, makespan and disk without running
+    anything again."""
+    data = make_data(tmp_path / "data")
+    text = STUDY.replace("RN50", "tiny-rn-a").replace(
+        '"t-{0..9}.tar"', '"data/train/{00000..00002}.tar"'
+    )
+    text = text.replace("imagenet_val: val", "imagenet_val: data/val, workers: 0").replace(
+        "batch_size: 64", "batch_size: 8"
+    )
+    text = text.replace("amp_bf16", "fp32").replace("workers: 2}", "workers: 1}")
+    text = text.replace(
+        "beta2: [0.999, 0.98]", "beta2: [0.999, 0.98]\n  precision: [fp32, amp_bf16]"
+    )
+    assert data.is_dir()
+    study = parse_study(text, path="planned.yaml", root=tmp_path)
+    record = StudyRecord(tmp_path / "runs" / "planned")
+    trials = runner.planned(study, record)
+    assert len({probe.shape_of(study, trial) for trial in trials}) == 2
+    with LocalCluster(num_cpus=1, preload=("ablate.training.worker:PRELOAD",)) as cluster:
+        found = probe.measure(study, record, trials, cluster, entry=runner.WORKER, steps=12)
+        assert probe.measure(study, record, trials, cluster, entry="nowhere:main") == found
+    assert len(found) == 2 and not list(
+        (tmp_path / "runs" / "planned" / "probes" / "trials").iterdir()
+    )
+    for pace in found.values():
+        assert 0 < pace.step_s_p50 <= pace.step_s_p90
+        assert pace.evaluation_s > 0 and pace.other_s > 0 and pace.checkpoint_gib > 0
+    made = plan(study, record, concurrency=2)
+    assert made.cost is not None and "2 probe(s)" in made.cost.basis
+    config = trials[0].config
+    steps, evaluations = 1024 // 8 * 10, 5
+    assert (config["epochs"], config["zeroshot_frequency"]) == (10, 2)
+    expected = [
+        found[probe.shape_of(study, t)].trial_s(steps=steps, evaluations=evaluations)
+        for t in trials
+    ]
+    assert made.cost.worker_hours_p50 == pytest.approx(sum(p50 for p50, _ in expected) / 3600)
+    assert made.cost.worker_hours_p90 == pytest.approx(sum(p90 for _, p90 in expected) / 3600)
+    assert made.disk_gib == pytest.approx(
+        3 * 9 * max(pace.checkpoint_gib for pace in found.values())
+    )
+    tight = parse_study(text + "budget: {gpu_hours: 1.0e-4}\n", path="planned.yaml", root=tmp_path)
+    assert any("budget.gpu_hours leaves 0.0001 h" in note for note in plan(tight, record).notes)
+
+
+@given(st.lists(st.floats(0, 100), max_size=12), st.integers(1, 5))
+def test_a_makespan_lies_between_its_bounds(durations: list[float], seats: int) -> None:
+    """At least the longest and the even share of all, at most their sum."""
+    span = makespan_s(durations, seats)
+    bound = max([sum(durations) / seats, *durations, 0.0])
+    assert span >= bound - 1e-9
+    assert span <= sum(durations) / seats + max([*durations, 0.0]) + 1e-9

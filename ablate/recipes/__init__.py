@@ -9,6 +9,8 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
 ``OWN_FIELDS``
     fields that the peer's command line does not know, each with the values under which the run
     is the peer's (none: any)
+``SAME_PACE``
+    fields that change neither the time of a step nor that of an evaluation
 ``PATH_FIELDS``
     fields that hold paths, relative to the trial's root
 ``check(config, *, workers, gpus, steps=None)``
@@ -21,6 +23,8 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     fields that are known to change how fast a run learns, not only how good it becomes
 ``measures(config)``
     names of the measurements that its evaluations give
+``num_evaluations(config)``, ``shorten(config, *, steps, workers)``
+    epochs after which something is evaluated; a run of a few steps of the same shape, for probes
 ``chance(config, *, root, metric)``
     a measurement's value by guessing: what a diverged trial is scored with
 ``build(config, *, rank, world_size, device)``
@@ -192,6 +196,7 @@ class Recipe(Protocol):
     Config: type[BaseModel]
     NOT_IDENTITY: frozenset[str]
     OWN_FIELDS: Mapping[str, tuple[Any, ...]]
+    SAME_PACE: frozenset[str]
     PATH_FIELDS: tuple[str, ...]
     SPEED_FIELDS: frozenset[str]
 
@@ -206,6 +211,10 @@ class Recipe(Protocol):
     def warmup_steps(self, config: Any) -> int: ...
 
     def share_out(self, config: Any, *, workers: int, ranks: int, num_samples: int) -> Any: ...
+
+    def num_evaluations(self, config: Any) -> int: ...
+
+    def shorten(self, config: Any, *, steps: int, workers: int) -> BaseModel: ...
 
     def measures(self, config: Any) -> tuple[str, ...]: ...
 

@@ -401,6 +401,16 @@ NOT_IDENTITY = frozenset(
 )
 """Fields that change nothing in the result: they do not count in a trial's id."""
 
+SAME_PACE = frozenset(
+    {
+        *("lr", "wd", "beta1", "beta2", "eps", "momentum", "warmup", "lr_scheduler"),
+        *("skip_scheduler", "epochs_cooldown", "lr_cooldown_power", "lr_cooldown_end", "epochs"),
+        *("train_num_samples", "zeroshot_frequency", "param_groups", "init_from"),
+        *("max_fault_share", "checkpoint_frequency", "keep_every"),
+    }
+)
+"""Fields that change neither the time of a step nor that of an evaluation."""
+
 LONG_WARMUP = 0.1
 """A warmup above this share of the steps is warned of."""
 
@@ -566,6 +576,23 @@ def share_out(config: Config, *, workers: int, ranks: int, num_samples: int) -> 
             # Rounded up as num_steps rounds, so that both count the same steps.
             "train_num_samples": math.ceil(num_samples / whole) * whole,
         }
+    )
+
+
+def num_evaluations(config: Config) -> int:
+    """Epochs after which something is evaluated."""
+    every = [spec.every for spec in config.evaluations]
+    if _zero_shot_runs(config):
+        every.append(config.zeroshot_frequency)
+    schedules = [_schedule_of_epochs(number, config.epochs) for number in every]
+    return sum(any(due(epoch) for due in schedules) for epoch in range(1, config.epochs + 1))
+
+
+def shorten(config: Config, *, steps: int, workers: int) -> Config:
+    """A run of a few steps and one evaluation that takes the same time for each."""
+    samples = steps * config.batch_size * config.accum_freq * workers
+    return config.model_copy(
+        update={"train_num_samples": samples, "epochs": 1, "epochs_cooldown": None}
     )
 
 
