@@ -6,7 +6,7 @@ imported when a picture is drawn and never touches a display.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ _VERDICT = {
 _CURVE = "#1f4e79"
 _PALE = "#9db8d2"
 _GREY = "#666666"
+_NOTE = 125  # characters of a line across the picture
 _POINTS = 1500  # bins that a curve is drawn with: more than a picture has columns
 
 
@@ -83,7 +84,8 @@ def draw_trial(
     heights += [1.9 if panel.name == "loss" else 1.2 for panel in panels]
     if not heights:  # a trial that died before its first step
         heights = [1.2]
-    figure = _figure(9.0, sum(heights) + 1.1)
+    note = max(events, key=_by_weight).message if events else ""
+    figure = _figure(9.0, sum(heights) + 1.1, below=0.56 if note else 0.34)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     last = max([item["step"] for item in (*rows, *evaluations)], default=1)
     if lanes:
@@ -100,7 +102,9 @@ def draw_trial(
         _note_stop(axes[len(axes) - len(panels)], stop_step, last)
     axes[-1].set_xlabel("optimizer step")
     axes[-1].set_xlim(0, last * 1.01)
-    _head(figure, title, verdict)
+    if events:
+        _legend(figure, {item.severity for item in events})
+    _head(figure, title, verdict if panels else "", note)
     return _save(figure, stem)
 
 
@@ -137,7 +141,8 @@ def draw_study(stem: str | Path, trials: Sequence[TrialLine], *, title: str) -> 
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    _legend(figure, stopped=any(trial.stop_step is not None for trial in trials))
+    severities = {item.severity for trial in trials for item in trial.events}
+    _legend(figure, severities, stopped=any(trial.stop_step is not None for trial in trials))
     _head(figure, title)
     return _save(figure, stem)
 
@@ -197,7 +202,7 @@ class _Panel:
             axis.spines[side].set_visible(False)
 
     def _limits(self, axis: Axes, values: Any) -> None:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
         low, high = float(values.min()), float(values.max())
         if self.log:
@@ -206,7 +211,7 @@ class _Panel:
             subs = (1.0, 2.0, 5.0) if high / low < 300.0 else (1.0,)
             axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_minor_locator(NullLocator())
         else:
             if self.dots:
                 low = min(low, 0.0)
@@ -221,6 +226,7 @@ class _Panel:
             xytext=(-2, -2 if self.name == "logit_scale" else 2), textcoords="offset points",
             ha="right", va="top" if self.name == "logit_scale" else "bottom",
             fontsize=7, color=_GREY,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
         )  # fmt: skip
 
 
@@ -303,6 +309,8 @@ def _note_stop(axis: Axes, step: int, last: int) -> None:
 
 def _summary(trial: TrialLine) -> str:
     """The verdict, and the markers that count for it."""
+    if not trial.last_step:
+        return "no step was made"
     worth = [item for item in trial.events if item.severity != "info"]
     worst = sorted(worth, key=_by_weight, reverse=True)
     names = list(dict.fromkeys(item.marker for item in worst))[:3]
@@ -314,31 +322,39 @@ def _by_weight(item: Event) -> tuple[int, int]:
     return (list(_SEVERITY).index(item.severity), -PRECEDENCE.index(item.verdict))
 
 
-def _head(figure: Figure, title: str, verdict: str = "") -> None:
+def _head(figure: Figure, title: str, verdict: str = "", note: str = "") -> None:
     top = 1.0 - 0.08 / float(figure.get_figheight())
     look: dict[str, Any] = {"va": "top", "fontsize": 11, "fontweight": "bold"}
     figure.suptitle(title, x=0.012, y=top, ha="left", **look)
     colour = _VERDICT.get(verdict, _GREY)
     figure.text(0.988, top, verdict, ha="right", color=colour, **look)
+    lower = top - 0.24 / float(figure.get_figheight())
+    cut = note if len(note) <= _NOTE else note[: _NOTE - 1] + "…"
+    figure.text(0.012, lower, cut, va="top", ha="left", fontsize=8.5, color=_GREY)
 
 
-def _legend(figure: Figure, *, stopped: bool) -> None:
+def _legend(figure: Figure, severities: Collection[str], *, stopped: bool = False) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    marks: list[Any] = [Patch(color=colour, label=name) for name, colour in _SEVERITY.items()]
+    marks: list[Any] = [
+        Patch(color=colour, label=name) for name, colour in _SEVERITY.items() if name in severities
+    ]
     if stopped:
         marks.append(Line2D([], [], marker="x", color="black", linestyle="", label="stopped"))
+    if not marks:
+        return
     figure.legend(
         handles=marks, loc="outside lower left", ncols=len(marks), fontsize=8, frameon=False
     )
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, *, below: float = 0.34) -> Figure:
+    """A figure whose axes begin `below` inches under its upper edge."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    below_title = ConstrainedLayoutEngine(rect=(0.0, 0.0, 1.0, 1.0 - 0.34 / height))
+    below_title = ConstrainedLayoutEngine(rect=(0.0, 0.0, 1.0, 1.0 - below / height))
     return Figure(figsize=(width, height), layout=below_title, facecolor="white")
 
 

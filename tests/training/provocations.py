@@ -2,7 +2,7 @@
 
 What is wrong comes from the configuration, from the data, or from a change to the task that the
 recipe built (a hook on the model, another optimizer): never from code that the product carries.
-The data set is the emoji one, the model tiny-rn-a, its real small sister of RN50.
+The model is tiny-rn-a, RN50's small sister; the data are emoji.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import small_trials
 import torch
 
@@ -32,11 +31,13 @@ SANE: dict[str, Any] = {
     "epochs": 1,
     "fused": True,
     "grad_clip_norm": 1.0,
-    "train_data": "train/{00000..00007}.tar",
+    "train_data": "train/{00000..00001}.tar",
     "imagenet_val": None,
     "zeroshot_frequency": 0,
 }
-"""A recipe that learns; evaluations only where a provocation needs them."""
+"""A recipe that learns. Evaluations run only where a provocation needs them."""
+
+EVALUATED = {"imagenet_val": "val", "zeroshot_frequency": 1}
 
 Change = Callable[[Task], Task]
 
@@ -46,18 +47,14 @@ class Provoked:
     """A trial that has ended, as its records tell it."""
 
     record: TrialRecord
-    status: str
     result: Mapping[str, Any]
     events: list[dict[str, Any]]
 
     @property
-    def verdict(self) -> str:
-        return str(self.result["verdict"])
-
-    @property
-    def stop(self) -> dict[str, Any] | None:
-        stop: dict[str, Any] | None = self.result["stop"]
-        return stop
+    def ending(self) -> tuple[str, str, str | None]:
+        """Status, verdict, and the marker that stopped it."""
+        stop = self.result["stop"]
+        return self.result["status"], self.result["verdict"], stop and stop["marker"]
 
     def told(self, marker: str, kind: str | None = None) -> list[dict[str, Any]]:
         """Its events of a marker."""
@@ -67,79 +64,156 @@ class Provoked:
             if item["marker"] == marker and kind in (None, item["evidence"]["kind"])
         ]
 
+    @property
+    def markers(self) -> set[str]:
+        return {item["marker"] for item in self.events}
+
 
 def provoke(
     folder: Path,
     data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
+    *changes: Change,
     steps: int,
-    change: Change | None = None,
     markers: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Provoked:
-    """Run one trial of `steps` optimizer steps an epoch to its end, with `change` made to it.
+    """Run one trial of `steps` optimizer steps an epoch to its end, with `changes` made to it.
 
-    Whatever happens, the verdict of the finished trace must be the live one.
+    Whatever happens, its finished trace must be judged as it was judged live.
     """
     fields = {**SANE, **fields}
-    fields["train_num_samples"] = steps * fields["batch_size"]
+    fields.setdefault("train_num_samples", steps * fields["batch_size"])
     record = small_trials.write_trial(folder, data, markers=markers, **fields)
     build = openclip.build
 
-    def changed(*given: Any, **named: Any) -> Task:
+    def build_changed(*given: Any, **named: Any) -> Task:
         task = build(*given, **named)
-        return task if change is None else change(task)
+        for change in changes:
+            task = change(task)
+        return task
 
-    with monkeypatch.context() as patched:
-        patched.setattr(openclip, "build", changed)
+    openclip.build = build_changed
+    try:
         assert worker._run(folder, lambda: False) == 0  # type: ignore[arg-type]
+    finally:
+        openclip.build = build
     result = record.result(1)
     assert result is not None
     judged = judge_trial(folder)
     assert judged.verdict.name == result["verdict"]
-    told = [Event.from_dict(item) for item in record.events()]
-    assert {item.key: item for item in judged.events} == {item.key: item for item in told}
-    return Provoked(record, str(result["status"]), result, record.events())
+    assert judged.to_dict()["stop"] == result["stop"]
+    live = [Event.from_dict(item) for item in record.events()]
+    assert {item.key: item for item in judged.events} == {item.key: item for item in live}
+    return Provoked(record, result, record.events())
 
 
-# --------------------------------------------------------------------------- changes
+# --------------------------------------------------------------------------- changes to a task
 
 
-class Altered:
-    """Samples whose tensors are altered: ``alter(images, tokens, ids)``, images as floats that
-    the recipe takes as they are (normalised, N x 3 x S x S)."""
+def training(module: torch.nn.Module) -> bool:
+    """Whether a forward pass is one of a training step, and not of an evaluation."""
+    return module.training and torch.is_grad_enabled()
+
+
+class _Steps:
+    """Counts the forward passes of training steps, from 1."""
+
+    def __init__(self, wanted: Callable[[int], bool]) -> None:
+        self.wanted = wanted
+        self.seen = 0
+
+    def __call__(self, module: torch.nn.Module) -> bool:
+        self.seen += training(module)
+        return training(module) and self.wanted(self.seen)
+
+
+def inputs_at(
+    wanted: Callable[[int], bool],
+    change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Change:
+    """(images, texts) of the training steps (from 1) that `wanted` names are changed."""
+    due = _Steps(wanted)
+
+    def hook(module: torch.nn.Module, args: Any) -> Any:
+        return change(*args) if due(module) else None
+
+    def apply(task: Task) -> Task:
+        task.model.register_forward_pre_hook(hook)
+        return task
+
+    return apply
+
+
+def gradient_times(factor: float, *, first: int) -> Change:
+    """From step `first` on, the gradient that enters the image tower is this much larger."""
+    due = _Steps(lambda step: step >= first)
+
+    def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        if due(module):
+            output.register_hook(lambda gradient: gradient * factor)
+
+    def apply(task: Task) -> Task:
+        task.model.visual.register_forward_hook(hook)  # type: ignore[union-attr]
+        return task
+
+    return apply
+
+
+def faster(part: str, factor: float) -> Change:
+    """Parameters whose name starts with `part`: `factor` times the learning rate, no decay."""
+
+    def apply(task: Task) -> Task:
+        chosen = [p for name, p in task.model.named_parameters() if name.startswith(part)]
+        others = [p for name, p in task.model.named_parameters() if not name.startswith(part)]
+        optimizer = torch.optim.AdamW(
+            [{"params": others, "weight_decay": 0.2}, {"params": chosen, "weight_decay": 0.0}],
+            lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True,
+        )  # fmt: skip
+
+        def speed_up(given: Any, *args: Any) -> None:
+            given.param_groups[1]["lr"] *= factor  # the loop sets it anew for each step
+
+        optimizer.register_step_pre_hook(speed_up)
+        return dataclasses.replace(task, optimizer=optimizer)
+
+    return apply
+
+
+def weights_times(factor: float) -> Change:
+    """All initial weights but the temperature are this much larger."""
+
+    def apply(task: Task) -> Task:
+        with torch.no_grad():
+            for name, p in task.model.named_parameters():
+                if name != "logit_scale":
+                    p.mul_(factor)
+        return task
+
+    return apply
+
+
+def batch_norms(change: Callable[[torch.nn.BatchNorm2d], None]) -> Change:
+    def apply(task: Task) -> Task:
+        for module in task.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                change(module)
+        return task
+
+    return apply
+
+
+class AlteredSamples:
+    """Samples of which `alter` changes the tensors (images as bytes, tokens)."""
 
     def __init__(self, samples: Any, alter: Callable[..., Any]) -> None:
-        self._samples = samples
-        self._alter = alter
-
-    @property
-    def shard_sizes(self) -> Any:
-        return self._samples.shard_sizes
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self._samples.fingerprint)
+        self._samples, self._alter = samples, alter
+        self.shard_sizes, self.fingerprint = samples.shard_sizes, samples.fingerprint
 
     def batch(self, ids: Any, seeds: Any) -> Any:
         tensors, bad = self._samples.batch(ids, seeds)
-        return self._alter(*tensors, ids), bad
+        return self._alter(*tensors), bad
 
 
-def altered(alter: Callable[..., Any]) -> Change:
-    return lambda task: dataclasses.replace(task, samples=Altered(task.samples, alter))
-
-
-def from_step(first: int, change: Callable[[torch.Tensor], torch.Tensor], last: int = 10**9) -> Any:
-    """A hook for the image tower: its input of training steps `first` to `last` is changed."""
-    seen = 0
-
-    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-        nonlocal seen
-        if not (module.training and torch.is_grad_enabled()):
-            return None
-        seen += 1
-        return (change(args[0]), *args[1:]) if first <= seen <= last else None
-
-    return hook
+def samples(alter: Callable[[torch.Tensor, torch.Tensor], Any]) -> Change:
+    """All training batches are altered, those of the model's health too, if made after it."""
+    return lambda task: dataclasses.replace(task, samples=AlteredSamples(task.samples, alter))

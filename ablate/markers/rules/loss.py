@@ -148,7 +148,7 @@ class LossSpike(Rule):
             detected_at=spike["detected_at"],
             verdict="DEGRADED" if lost else "SPIKY",
             flag="UNRECOVERED_SPIKE" if lost else "LOSS_SPIKE",
-            message=f"loss spiked to {peak:.4g} at step {spike['peak_step']}, {sigmas:.1f} "
+            message=f"loss spiked to {peak:.4g} at step {spike['peak_step']}, {sigmas:.3g} "
             f"deviations above its mean of {mean:.4g}" + (", and did not recover" if lost else ""),
             sigmas=sigmas,
             **{key: spike[key] for key in ("mean", "std", "peak", "peak_step", "hits")},

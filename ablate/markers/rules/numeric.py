@@ -171,7 +171,8 @@ class ScalerSkips(Rule):
                     detected_at=row.step,
                     severity="warning",
                     flag="SCALER_SKIPS",
-                    message=f"the scaler skipped {rate:.1%} of the last {self.window} steps",
+                    message=f"the scaler skipped {self.history.sum():.0f} of the last "
+                    f"{min(self.history.count, self.window)} steps",
                     rate=rate,
                     window=self.window,
                 )

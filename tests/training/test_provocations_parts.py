@@ -1,0 +1,111 @@
+"""Provoked: updates, temperature, fp16's range, dead towers (M7, M10, M11, M14); and sane runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from provocations import faster, gradient_times, provoke, weights_times
+
+from ablate.recipes import Task
+
+pytestmark = pytest.mark.slow
+
+SMALL: dict[str, Any] = {"batch_size": 16}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_sane_run_is_stable(tmp_path: Path, emoji: Path, seed: int) -> None:
+    """The recipe that is provoked elsewhere learns without any event, in 180 steps."""
+    done = provoke(tmp_path / "t", emoji, steps=180, seed=seed)
+    assert done.events == [] and done.ending == ("completed", "STABLE", None)
+    assert done.result["markers"]["silent"] == SILENT
+    losses = [row["loss"] for row in done.record.trace()]
+    assert sum(losses[-20:]) / 20 < sum(losses[20:40]) / 20 - 0.2
+
+
+SILENT = [
+    "attention_logits", "scaler_skips", "batch_norm", "dead_gradient", "accuracy_collapse"
+]  # fmt: skip
+"""Without fp16, evaluations, dead parameters and a 200th step these have nothing to read."""
+
+
+def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
+    """M7: lr 1e-9 moves no weight by a millionth."""
+    done = provoke(tmp_path / "t", emoji, steps=150, lr=1e-9, **SMALL)
+    (event,) = done.told("update_ratio", "low")
+    assert event["evidence"]["count"] > 10 and event["first_step"] == 50
+
+
+def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
+    """M7: with eps 1e-2 Adam's second moments no longer count."""
+    done = provoke(tmp_path / "t", emoji, steps=150, eps=1e-2, **SMALL)
+    (event,) = done.told("update_ratio", "eps")
+    assert event["evidence"]["value"] > 0.9
+    assert done.ending == ("completed", "STABLE", None)
+
+
+def test_a_temperature_without_brake_saturates(tmp_path: Path, few: Path) -> None:
+    """M10: lr x 100 and no decay on the temperature, pairs known by heart: it runs to its limit."""
+    done = provoke(
+        tmp_path / "t", few, faster("logit_scale", 100), steps=140, train_data="train/00000.tar"
+    )
+    assert done.told("logit_scale", "saturated") and done.told("logit_scale", "jump")
+    assert max(row["logit_scale"] for row in done.record.trace()) == pytest.approx(100, rel=1e-4)
+    assert "SATURATED" in done.result["flags"] and done.ending[::2] == ("completed", None)
+
+
+def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
+    """M11: every gradient overflows; the scaler halves until it lifts nothing, and the trial ends.
+    The loss stays finite: this is not M1's business."""
+    done = provoke(
+        tmp_path / "t", emoji, gradient_times(1e12, first=4), steps=40, precision="amp",
+        batch_size=8, fused=False,
+    )  # fmt: skip
+    assert done.ending == ("diverged", "NUMERIC_FAIL", "scaler_skips")
+    (event,) = done.told("scaler_skips", "scale")
+    assert event["first_step"] == done.result["stop"]["step"] < 24
+    assert done.result["skipped_steps"] >= 17 and done.markers == {"scaler_skips"}
+
+
+def test_a_scaler_that_skips_often_is_told(tmp_path: Path, emoji: Path) -> None:
+    """M11: a scale that doubles after every step overflows again and again: a label only."""
+
+    def restless(task: Task) -> Task:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1)
+        return dataclasses.replace(task, scaler=scaler)
+
+    done = provoke(
+        tmp_path / "t", emoji, restless, steps=26, precision="amp", batch_size=8, fused=False
+    )
+    (event,) = done.told("scaler_skips", "rate")
+    assert event["evidence"]["rate"] > 0.01
+    assert done.ending[::2] == ("completed", None)
+
+
+def test_weights_beyond_fp16_have_no_loss(tmp_path: Path, emoji: Path) -> None:
+    """M1, M11 as it is: weights x 1e4 overflow in fp16's forward pass already; the scaler skips
+    each step, and the third NaN loss ends the run before 20 skips could."""
+    done = provoke(
+        tmp_path / "t", emoji, weights_times(1e4), steps=40, precision="amp", batch_size=8,
+        fused=False,
+    )  # fmt: skip
+    assert done.ending == ("diverged", "NUMERIC_FAIL", "non_finite")
+    assert done.result["stop"]["step"] == 3 and done.result["skipped_steps"] >= 3
+
+
+def test_a_detached_tower_is_dead(tmp_path: Path, emoji: Path) -> None:
+    """M14: a graph that is cut behind the image tower: all its parameters, and no others."""
+
+    def detach(task: Task) -> Task:
+        task.model.visual.register_forward_hook(lambda m, args, output: output.detach())  # type: ignore[union-attr]
+        return task
+
+    done = provoke(tmp_path / "t", emoji, detach, steps=100, **SMALL)
+    (event,) = done.told("dead_gradient")
+    assert event["flag"] == "DEAD_PARAM(visual.*)" and event["first_step"] == 11
+    assert event["evidence"]["count"] > 50
+    assert done.ending == ("completed", "STABLE", None)
