@@ -275,6 +275,36 @@ def _ran_away(facts: Facts) -> str:
     return f"the loss or its gradient had run away from step {first:g} on"
 
 
+def _thrown(facts: Facts) -> str:
+    """The temperature was thrown to its floor just before numbers broke."""
+    fell, broke = facts.find("logit_scale", "fallen"), facts.first_step("non_finite")
+    if fell is None or not 0 <= broke - fell.first_step <= 50:
+        return ""
+    return f"{fell.message}, at step {fell.first_step}; step {broke:g} was no longer finite"
+
+
+def _never_finite(facts: Facts) -> str:
+    """No step had a finite loss."""
+    found = facts.find("non_finite", "row")
+    if found is None or found.verdict != "NUMERIC_FAIL" or found.first_step > 1:
+        return ""
+    return "the loss was not finite from the first step on"
+
+
+def _one_point(tower: str) -> Ask:
+    """The features of a tower were all the same from the first step on."""
+
+    def ask(facts: Facts) -> str:
+        for item in facts.events:
+            evidence = item.evidence
+            if evidence["quantity"] == f"{tower}_feature_std" and item.first_step <= 1:
+                if evidence["value"] < 0.01 * evidence["limit"]:
+                    return f"the features of all {tower}s are the same from the first step on"
+        return ""
+
+    return ask
+
+
 def _nothing_else(facts: Facts) -> str:
     others = {item.marker for item in facts.events} - {"logit_scale"}
     return "" if others else "nothing else is unusual"
@@ -284,6 +314,7 @@ _LEARNT = 0.3  # nat below chance from which on a model has learnt something
 _LOW = _precision("pure_fp16", "pure_bf16", "fp16", "bf16")
 _DIVERGED = _either(_said("divergence", "rise"), _said("divergence", "chance"))
 _BN = _said("batch_norm", "drift")
+_ALIKE = _either(_one_point("image"), _one_point("text"))
 
 
 CAUSES: tuple[Cause, ...] = (
@@ -297,6 +328,7 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.5, _said("update_ratio", "high")),
             Clue(0.5, _forgot),
             Clue(0.5, _vanished),
+            Clue(0.8, _thrown),
             Clue(0.3, _said("divergence", "chance")),
             Clue(0.3, _said("logit_scale", "jump")),
             Clue(0.3, _said("feature_collapse")),
@@ -308,6 +340,7 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.5, _said("attention_logits")),
             Clue(0.5, _said("dead_gradient")),
             Clue(0.5, _LOW),
+            Clue(0.8, _ALIKE),
         ),
     ),
     Cause(
@@ -376,7 +409,15 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.8, _said("update_ratio", "low")),
             Clue(0.8, _said("dead_gradient")),
             Clue(0.8, _forgot),
+            Clue(0.8, _ALIKE),
         ),
+    ),
+    Cause(
+        "images or captions that are all alike",
+        {"train_data": "look at a few samples", "aug_cfg": "without what may blank an image"},
+        "a tower that sees one input has one output; no network at initialisation does that to "
+        "inputs that differ",
+        clues=(Clue(0.9, _ALIKE),),
     ),
     Cause(
         "learning rate too low",
@@ -401,6 +442,7 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.8, _said("scaler_skips", "scale")),
             Clue(0.7, _said("scaler_skips", "rate")),
             Clue(0.2, _both(_said("scaler_skips"), _precision("amp"))),
+            Clue(0.7, _both(_precision("amp"), _never_finite)),
         ),
     ),
     Cause(
@@ -422,7 +464,12 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.6, _said("batch_norm", "non_finite")),
             Clue(0.4, _said("non_finite")),
         ),
-        against=(Clue(0.7, _LOW), Clue(0.7, _ran_away), Clue(0.5, _said("scaler_skips"))),
+        against=(
+            Clue(0.7, _LOW),
+            Clue(0.7, _ran_away),
+            Clue(0.7, _thrown),
+            Clue(0.5, _said("scaler_skips")),
+        ),
     ),
     Cause(
         "overflow after the loss ran away",
@@ -483,7 +530,7 @@ CAUSES: tuple[Cause, ...] = (
             Clue(0.6, _said("logit_scale", "fallen")),
             Clue(0.3, _both(_said("logit_scale"), _nothing_else)),
         ),
-        against=(Clue(0.3, _DIVERGED),),
+        against=(Clue(0.3, _DIVERGED), Clue(0.6, _thrown)),
     ),
     Cause(
         "the features collapse",

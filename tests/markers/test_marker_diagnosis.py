@@ -174,6 +174,31 @@ def bn_statistics(rows: Rows, evals: Rows) -> dict[str, Any]:
     return {"precision": "pure_bf16"}
 
 
+def absurd_lr(rows: Rows, evals: Rows) -> dict[str, Any]:
+    """lr 1e3, as measured: the temperature at its floor after one step, NaN from the fourth on."""
+    for row in rows[CONTEXT.warmup :]:
+        row["logit_scale"] = 1.0
+    for row in rows[CONTEXT.warmup + 3 :]:
+        row["loss"] = row["grad_norm"] = math.nan
+    return {"lr": 1e3}
+
+
+def fp16_forward(rows: Rows, evals: Rows) -> dict[str, Any]:
+    """Weights x 1e4 under fp16 autocast, as measured: no step has a loss."""
+    for place, row in enumerate(rows, start=1):
+        row["loss"] = row["grad_norm"] = math.nan
+        row["skipped_steps"], row["scaler_scale"] = place, 65536.0 / 2.0 ** min(place, 40)
+    return {"precision": "amp"}
+
+
+def grey_images(rows: Rows, evals: Rows) -> dict[str, Any]:
+    """All images alike, as measured: ln(batch), with a gradient that is nearly none."""
+    at_chance(rows, norm=1e-4, begin=10)
+    for row in rows:
+        row["image_feature_std"] = 0.0
+    return {}
+
+
 def cut_off(rows: Rows, evals: Rows) -> dict[str, Any]:
     for row in rows:
         for name in ("visual.conv1.weight", "visual.layer1.0.conv1.weight"):
@@ -227,6 +252,9 @@ PLANTED = [
     (fp16_dead, "fp16 runs out of range", "precision"),
     (fp16_weights, "weights in too low a precision", "precision"),
     (infinite_pixel, "an infinite or NaN input", "train_data"),
+    (absurd_lr, "learning rate too high", "lr"),
+    (fp16_forward, "fp16 runs out of range", "precision"),
+    (grey_images, "images or captions that are all alike", "train_data"),
     (overflow, "overflow after the loss ran away", "lr"),
     (bn_statistics, "BatchNorm's running statistics", "precision"),
     (cut_off, "a part of the model gets no gradient", "lock_image"),

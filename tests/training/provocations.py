@@ -17,7 +17,7 @@ import small_trials
 import torch
 
 from ablate.markers import Event
-from ablate.markers.replay import judge_trial
+from ablate.markers.replay import diagnose_run, judge_trial
 from ablate.recipes import Task, openclip
 from ablate.records import TrialRecord
 from ablate.training import worker
@@ -63,6 +63,12 @@ class Provoked:
             for item in self.events
             if item["marker"] == marker and kind in (None, item["evidence"]["kind"])
         ]
+
+    @property
+    def suspect(self) -> str | None:
+        """The likeliest cause, as `ablate diagnose` names it."""
+        found = diagnose_run(self.record.folder).get(self.record.folder.name)
+        return found[0]["cause"] if found else None
 
     @property
     def markers(self) -> set[str]:

@@ -50,6 +50,7 @@ def test_statistics_that_cannot_follow_drift(tmp_path: Path, emoji: Path, provok
     assert len(drifts) == provoked and ("recalibrated_top1" in row) == provoked
     if provoked:
         assert drifts[0]["flag"] == "BN_DRIFT" and row["bn_drift_median"] > 0.5
+        assert done.suspect == "BatchNorm's running statistics"
 
 
 def test_images_that_are_all_alike_collapse(tmp_path: Path, emoji: Path) -> None:
@@ -61,6 +62,7 @@ def test_images_that_are_all_alike_collapse(tmp_path: Path, emoji: Path) -> None
     assert done.result["stop"]["step"] < 80
     first = done.told("feature_collapse")[0]
     assert first["evidence"]["quantity"] == "image_feature_std" and first["first_step"] == 1
+    assert done.suspect == "images or captions that are all alike"
 
 
 def test_a_temperature_of_a_thousandth_collapses(tmp_path: Path, emoji: Path) -> None:
@@ -116,6 +118,7 @@ def test_frozen_statistics_are_junk_at_evaluations(tmp_path: Path, shapes: Path)
     assert drop["first_step"] == 48 and done.result["stop"]["step"] == 54
     (drift,) = [e for e in done.told("batch_norm") if e["last_step"] >= 48]
     assert drift["evidence"]["fault"] == "statistics"
+    assert done.suspect == "BatchNorm's running statistics"
 
 
 def test_damaged_images_are_counted(tmp_path: Path, emoji: Path) -> None:
@@ -135,3 +138,4 @@ def test_damaged_images_are_counted(tmp_path: Path, emoji: Path) -> None:
     assert event["evidence"]["rate"] == pytest.approx(0.01, abs=0.004)
     assert done.ending == ("completed", "STABLE", None)
     assert done.result["data_faults"] >= 10
+    assert done.suspect == "unreadable samples"

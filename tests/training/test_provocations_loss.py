@@ -28,6 +28,7 @@ def test_one_infinite_pixel_ends_the_run(tmp_path: Path, emoji: Path) -> None:
     assert done.ending == ("diverged", "NUMERIC_FAIL", "non_finite")
     (event,) = done.events
     assert (event["first_step"], event["detected_at"]) == (20, 22)
+    assert done.suspect == "an infinite or NaN input"
 
 
 def test_an_evaluation_finds_what_is_poisoned(tmp_path: Path, emoji: Path) -> None:
@@ -52,6 +53,7 @@ def test_a_skipped_step_still_poisons_batch_norm(tmp_path: Path, emoji: Path) ->
     assert [row["step"] for row in rows if not math.isfinite(row["loss"])] == [4]
     assert rows[3]["skipped_steps"] == rows[2]["skipped_steps"] + 1
     assert not done.told("non_finite", "parameters")
+    assert done.suspect == "an infinite or NaN input"
 
 
 def test_an_absurd_learning_rate_ends_the_run(tmp_path: Path, emoji: Path) -> None:
@@ -59,6 +61,7 @@ def test_an_absurd_learning_rate_ends_the_run(tmp_path: Path, emoji: Path) -> No
     done = provoke(tmp_path / "t", emoji, steps=40, lr=1e3, warmup=0, grad_clip_norm=None)
     assert done.ending == ("diverged", "NUMERIC_FAIL", "non_finite")
     assert done.result["stop"]["step"] < 15
+    assert done.suspect == "learning rate too high"
 
 
 def test_two_mispaired_batches_are_a_spike(tmp_path: Path, few: Path) -> None:
@@ -74,6 +77,7 @@ def test_two_mispaired_batches_are_a_spike(tmp_path: Path, few: Path) -> None:
     assert (loss["first_step"], norm["first_step"]) == (70, 70)
     assert {event["first_step"] for event in done.told("rms_spike")} == {70}
     assert "rms/visual.conv1.weight" in {e["evidence"]["quantity"] for e in done.told("rms_spike")}
+    assert done.suspect == "a stretch of bad data"
 
 
 def test_lonely_mispaired_batches_are_a_rate_of_spikes(tmp_path: Path, few: Path) -> None:
@@ -96,6 +100,7 @@ def test_thirty_times_the_learning_rate_never_spikes(tmp_path: Path, emoji: Path
     (chance,) = done.told("divergence", "chance")
     assert chance["evidence"]["chance"] == pytest.approx(math.log(32))
     assert "loss_spike" not in done.markers
+    assert done.suspect == "learning rate too high"
 
 
 def test_a_hundred_times_the_learning_rate_overshoots(tmp_path: Path, emoji: Path) -> None:
@@ -103,6 +108,7 @@ def test_a_hundred_times_the_learning_rate_overshoots(tmp_path: Path, emoji: Pat
     done = provoke(tmp_path / "t", emoji, steps=160, lr=0.1, grad_clip_norm=None, warmup=0)
     assert done.ending == ("diverged", "DIVERGED", "divergence")
     assert done.told("divergence", "overshoot") and done.told("divergence", "chance")
+    assert done.suspect == "learning rate too high"
 
 
 def test_shuffled_captions_are_chance_level(tmp_path: Path, emoji: Path) -> None:
@@ -112,6 +118,7 @@ def test_shuffled_captions_are_chance_level(tmp_path: Path, emoji: Path) -> None
     done = provoke(tmp_path / "t", emoji, change, steps=160)
     assert done.ending == ("diverged", "DIVERGED", "divergence")
     assert done.result["stop"]["step"] < 120
+    assert done.suspect == "images and captions do not belong together"
 
 
 def test_a_batch_of_one_sample_has_no_gradient(tmp_path: Path, emoji: Path) -> None:
@@ -155,3 +162,4 @@ def test_a_text_tower_that_learns_too_fast_is_heard(tmp_path: Path, emoji: Path)
     layers = {event["evidence"]["quantity"] for event in done.told("attention_logits")}
     assert layers == {f"attention_logits/transformer.resblocks.{n}.attn" for n in (0, 1)}
     assert done.ending[::2] == ("completed", None)
+    assert done.suspect == "attention logits grow"

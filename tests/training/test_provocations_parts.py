@@ -38,6 +38,7 @@ def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
     done = provoke(tmp_path / "t", emoji, steps=150, lr=1e-9, **SMALL)
     (event,) = done.told("update_ratio", "low")
     assert event["evidence"]["count"] > 10 and event["first_step"] == 50
+    assert done.suspect == "learning rate too low"
 
 
 def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
@@ -46,6 +47,7 @@ def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
     (event,) = done.told("update_ratio", "eps")
     assert event["evidence"]["value"] > 0.9
     assert done.ending == ("completed", "STABLE", None)
+    assert done.suspect == "epsilon rules the update"
 
 
 def test_a_temperature_without_brake_saturates(tmp_path: Path, few: Path) -> None:
@@ -56,6 +58,7 @@ def test_a_temperature_without_brake_saturates(tmp_path: Path, few: Path) -> Non
     assert done.told("logit_scale", "saturated") and done.told("logit_scale", "jump")
     assert max(row["logit_scale"] for row in done.record.trace()) == pytest.approx(100, rel=1e-4)
     assert "SATURATED" in done.result["flags"] and done.ending[::2] == ("completed", None)
+    assert done.suspect == "the temperature is out of its useful range"
 
 
 def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
@@ -69,6 +72,7 @@ def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
     (event,) = done.told("scaler_skips", "scale")
     assert event["first_step"] == done.result["stop"]["step"] < 24
     assert done.result["skipped_steps"] >= 17 and done.markers == {"scaler_skips"}
+    assert done.suspect == "fp16 runs out of range"
 
 
 def test_a_scaler_that_skips_often_is_told(tmp_path: Path, emoji: Path) -> None:
@@ -95,6 +99,7 @@ def test_weights_beyond_fp16_have_no_loss(tmp_path: Path, emoji: Path) -> None:
     )  # fmt: skip
     assert done.ending == ("diverged", "NUMERIC_FAIL", "non_finite")
     assert done.result["stop"]["step"] == 3 and done.result["skipped_steps"] >= 3
+    assert done.suspect == "fp16 runs out of range"
 
 
 def test_a_detached_tower_is_dead(tmp_path: Path, emoji: Path) -> None:
@@ -109,3 +114,4 @@ def test_a_detached_tower_is_dead(tmp_path: Path, emoji: Path) -> None:
     assert event["flag"] == "DEAD_PARAM(visual.*)" and event["first_step"] == 11
     assert event["evidence"]["count"] > 50
     assert done.ending == ("completed", "STABLE", None)
+    assert done.suspect == "a part of the model gets no gradient"

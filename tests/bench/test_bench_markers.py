@@ -1,0 +1,151 @@
+"""What looking costs: the share of a training loop's processor time that its measurements take.
+
+    pytest tests/bench/test_bench_markers.py -m bench -s
+
+Inside the real loop a clock runs around everything that only looks: gradient norms, second
+moments, updates, features, the copy to the host, records, and the sixteen markers. What is sampled
+every 50 or 200 steps is timed in a step that does it and counted with that share. Processor time
+of one thread, so that nothing hides behind another core.
+
+The cost grows with the parameters and hardly with the batch, and the step grows with both: so the
+share is largest for a small batch of a small model, and shrinks as either grows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablate import recipes
+from ablate.datasets.emoji import prepare_emoji
+from ablate.markers import Context, Monitor
+from ablate.recipes import openclip
+from ablate.records import AttemptWriter
+from ablate.training import loop, optim
+from ablate.training.distributed import Gang
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+
+LIMIT = 0.03
+
+
+class Clock:
+    """Processor time and calls of functions."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self.calls: dict[str, int] = defaultdict(int)
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.process_time()
+            try:
+                return function(*given, **named)
+            finally:
+                self.spent[name] += time.process_time() - began
+                self.calls[name] += 1
+
+        return timed
+
+
+EVERY_STEP = [
+    (optim.GradientNorms, "measure"),
+    (optim.ZeroGradients, "update"),
+    (optim.UpdateMeter, "rms"),
+    (openclip, "_measure"),
+    (loop._Exchange, "push"),
+    (loop._Run, "take"),
+]
+SAMPLED = {"start": loop.UPDATE_STEPS, "finish": loop.UPDATE_STEPS, "look": loop.LOOK_STEPS}
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    os.environ["ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return prepare_emoji(tmp_path_factory.mktemp("data") / "emoji").folder
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "before", "after"),
+    [
+        ("tiny-rn-a", 32, 20, 4),
+        ("tiny-rn-a", 128, 12, 4),
+        ("RN50", 8, 2, 1),
+    ],
+)
+def test_looking_costs_little(
+    tmp_path: Path, emoji: Path, monkeypatch: pytest.MonkeyPatch,
+    model: str, batch_size: int, before: int, after: int,
+) -> None:  # fmt: skip
+    """At most 3 % of a step of RN50, and of its small sister at its own batch size of 128."""
+    clock = Clock()
+    for owner, name in EVERY_STEP:
+        monkeypatch.setattr(owner, name, clock.around(name, getattr(owner, name)))
+    for name in ("start", "finish"):
+        original = getattr(optim.UpdateMeter, name)
+        monkeypatch.setattr(optim.UpdateMeter, name, clock.around(name, original))
+    monkeypatch.setattr(openclip, "_look_inside", _timed_look(clock, openclip._look_inside))
+    per_step_s = _run(tmp_path, emoji, clock, model, batch_size, before, after)
+    costs = {
+        name: spent / clock.calls[name] / SAMPLED.get(name, 1)
+        for name, spent in clock.spent.items()
+        if name in {name for _, name in EVERY_STEP} | set(SAMPLED)
+    }
+    bare_s = per_step_s - sum(costs[name] for _, name in EVERY_STEP)
+    share = sum(costs.values()) / bare_s
+    parts = "  ".join(f"{name} {cost / bare_s:.2%}" for name, cost in sorted(costs.items()))
+    print(f"\n{model} batch {batch_size}: step {bare_s * 1e3:.0f} ms, looking {share:.2%}: {parts}")
+    assert share < (LIMIT if batch_size == 128 or model == "RN50" else 2 * LIMIT)
+
+
+def _timed_look(clock: Clock, make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given: clock.around("look", make(*given))
+
+
+def _run(
+    folder: Path, data: Path, clock: Clock, model: str, batch_size: int, before: int, after: int
+) -> float:
+    """Steps around step 200, in which everything is measured; the seconds of one that samples
+    nothing."""
+    torch.set_num_threads(1)
+    fields = {
+        "model": model, "precision": "fp32", "batch_size": batch_size, "beta2": 0.98,
+        "eps": 1e-6, "warmup": 50, "epochs": 50, "workers": 0, "fused": True,
+        "grad_clip_norm": None, "train_data": "train/{00000..00007}.tar", "imagenet_val": None,
+        "zeroshot_frequency": 0, "train_num_samples": 5824,
+    }  # fmt: skip
+    config = recipes.absolute(openclip.Config(**fields), openclip.PATH_FIELDS, root=data)
+    gang = Gang(0, 1, 0, 1, torch.device("cpu"))
+    task = openclip.build(config, rank=0, world_size=1, device=gang.device)
+    context = Context(global_batch=batch_size, warmup=50, steps_total=400, feature_dim=128)
+    run = loop._Run(
+        task, gang, "bench", folder / "checkpoints", loop.Objective("imagenet_top1"),
+        lambda: False, {}, (), AttemptWriter(folder, 1), Monitor(context=context),
+    )  # fmt: skip
+    first = 200 - before
+    run.per_epoch, run.progress.step, run.total = 10**6, first, 200 + after
+    steps: dict[int, float] = {}
+    next_batches = run.next_batches
+    now = first
+
+    def timed_next(*given: Any) -> Any:
+        nonlocal now
+        steps[now] = time.process_time()
+        now += 1
+        if now == first + 2:  # the first step allocates
+            clock.spent.clear()
+            clock.calls.clear()
+        return next_batches(*given)
+
+    run.next_batches = timed_next  # type: ignore[method-assign]
+    run.run_steps(task.model)
+    steps[now] = time.process_time()
+    plain = [steps[k + 1] - steps[k] for k in range(first + 1, 200 + after) if k != 199]
+    return sum(plain) / len(plain)
