@@ -338,6 +338,25 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
         assert len(client.search_runs([found.experiment_id], search)) == count, search
 
 
+def test_markers_are_metrics(folder: Folder) -> None:
+    """How many events each marker has, and the first step of its first; nothing for the silent."""
+    trial = folder.trials[0]
+    writer = folder.attempt(trial, 1)
+    writer.step(rows(1, 60))
+    for step, marker in ((41, "loss_spike"), (9, "loss_spike"), (12, "rms_spike")):
+        writer.event(event(step) | {"marker": marker})
+    writer.close()
+    folder.end(trial, "completed", 0.2, step=60)
+    tracker = folder.tracker()
+    tracker.update(folder.trials[:1], [])
+    assert tracker.close(timeout_s=200)
+    metrics = content(folder.uri, "two")["trial baseline · seed 0"]["metrics"]
+    found = {name: float(values[-1][2]) for name, values in metrics.items()}
+    assert found["num_events/loss_spike"] == 2 and found["first_step/loss_spike"] == 9
+    assert found["num_events/rms_spike"] == 1 and found["first_step/rms_spike"] == 12
+    assert sum(name.startswith(("num_events/", "first_step/")) for name in found) == 4
+
+
 def test_a_long_trace_is_thinned_by_the_stated_rule(folder: Folder) -> None:
     """Doubling strides, the steps of an event, and the last; the artifact holds every row.
 

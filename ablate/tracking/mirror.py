@@ -568,6 +568,10 @@ class Mirror:
             "peak_memory_gib": outcome.get("peak_memory_gib"),
             "cost": self._ended[trial.id].result.cost,
         }
+        for marker in {str(event["marker"]) for event in events}:
+            steps = [event["first_step"] for event in events if event["marker"] == marker]
+            final[f"num_events/{marker}"] = len(steps)
+            final[f"first_step/{marker}"] = min(steps)
         self._log_metrics(
             client,
             run.run_id,

@@ -103,11 +103,11 @@ def test_thirty_times_the_learning_rate_never_spikes(tmp_path: Path, emoji: Path
     assert done.suspect == "learning rate too high"
 
 
-def test_a_hundred_times_the_learning_rate_overshoots(tmp_path: Path, emoji: Path) -> None:
-    """M6: lr x 100: the loss first climbs, then stays at ln B."""
+def test_a_hundred_times_the_learning_rate_diverges(tmp_path: Path, emoji: Path) -> None:
+    """M6: lr x 100: the loss is at ln B within a few steps, and stays there."""
     done = provoke(tmp_path / "t", emoji, steps=160, lr=0.1, grad_clip_norm=None, warmup=0)
     assert done.ending == ("diverged", "DIVERGED", "divergence")
-    assert done.told("divergence", "overshoot") and done.told("divergence", "chance")
+    assert done.told("divergence", "chance") and done.result["stop"]["step"] < 80
     assert done.suspect == "learning rate too high"
 
 
