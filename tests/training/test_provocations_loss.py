@@ -153,13 +153,12 @@ def test_batch_norm_hides_the_scale_of_its_input(tmp_path: Path, emoji: Path) ->
 
 
 def test_a_text_tower_that_learns_too_fast_is_heard(tmp_path: Path, emoji: Path) -> None:
-    """M5, M8: lr x 30 in the text tower without clipping: its gradients spike, and its attention
-    logits pass 50; the run goes on, labelled."""
+    """M8: lr x 30 in the text tower without clipping: its attention logits pass 50 in both
+    layers, which is a label: even a run that is lost by its loss may go on if the study says so."""
     done = provoke(
-        tmp_path / "t", emoji, faster("transformer.", 30), steps=200, grad_clip_norm=None
-    )
-    assert {"attention_logits", "grad_norm_spike"} <= done.markers
+        tmp_path / "t", emoji, faster("transformer.", 30), steps=200, grad_clip_norm=None,
+        markers={"divergence": {"stop": False}},
+    )  # fmt: skip
     layers = {event["evidence"]["quantity"] for event in done.told("attention_logits")}
     assert layers == {f"attention_logits/transformer.resblocks.{n}.attn" for n in (0, 1)}
     assert done.ending[::2] == ("completed", None)
-    assert done.suspect == "attention logits grow"

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from provocations import faster, gradient_times, provoke, weights_times
@@ -14,7 +15,8 @@ from ablate.recipes import Task
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, Any] = {"batch_size": 16}
+TO_THE_END: dict[str, Any] = {"markers": {"divergence": {"stop": False}}}
+"""Whatever else such a run may become, it goes on until its 150 steps are made."""
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -35,7 +37,7 @@ SILENT = [
 
 def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
     """M7: lr 1e-9 moves no weight by a millionth."""
-    done = provoke(tmp_path / "t", emoji, steps=150, lr=1e-9, **SMALL)
+    done = provoke(tmp_path / "t", emoji, steps=150, lr=1e-9, **TO_THE_END)
     (event,) = done.told("update_ratio", "low")
     assert event["evidence"]["count"] > 10 and event["first_step"] == 50
     assert done.suspect == "learning rate too low"
@@ -43,22 +45,25 @@ def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
 
 def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
     """M7: with eps 1e-2 Adam's second moments no longer count."""
-    done = provoke(tmp_path / "t", emoji, steps=150, eps=1e-2, **SMALL)
+    done = provoke(tmp_path / "t", emoji, steps=150, eps=1e-2, **TO_THE_END)
     (event,) = done.told("update_ratio", "eps")
     assert event["evidence"]["value"] > 0.9
-    assert done.ending == ("completed", "STABLE", None)
+    assert done.ending[::2] == ("completed", None)
     assert done.suspect == "epsilon rules the update"
 
 
-def test_a_temperature_without_brake_saturates(tmp_path: Path, few: Path) -> None:
-    """M10: lr x 100 and no decay on the temperature, pairs known by heart: it runs to its limit."""
+def test_a_temperature_without_brake_jumps(tmp_path: Path, few: Path) -> None:
+    """M10: lr x 100 and no decay on the temperature, pairs known by heart: it leaves its usual
+    pace, and is told. (It stops below its limit when no pair is left to tell apart; a temperature
+    at the limit is provoked with the features' collapse.)"""
     done = provoke(
-        tmp_path / "t", few, faster("logit_scale", 100), steps=140, train_data="train/00000.tar"
+        tmp_path / "t", few, faster("logit_scale", 100), steps=60, train_data="train/00000.tar"
     )
-    assert done.told("logit_scale", "saturated") and done.told("logit_scale", "jump")
-    assert max(row["logit_scale"] for row in done.record.trace()) == pytest.approx(100, rel=1e-4)
-    assert "SATURATED" in done.result["flags"] and done.ending[::2] == ("completed", None)
-    assert done.suspect == "the temperature is out of its useful range"
+    (event, *_) = done.told("logit_scale", "jump")
+    assert "SCALE_JUMP" in done.result["flags"]
+    scales = [row["logit_scale"] for row in done.record.trace()]
+    assert abs(np.log(scales[event["first_step"] - 1] / 14.3)) > 0.25
+    assert done.ending == ("completed", "STABLE", None)
 
 
 def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
@@ -109,9 +114,9 @@ def test_a_detached_tower_is_dead(tmp_path: Path, emoji: Path) -> None:
         task.model.visual.register_forward_hook(lambda m, args, output: output.detach())  # type: ignore[union-attr]
         return task
 
-    done = provoke(tmp_path / "t", emoji, detach, steps=100, **SMALL)
+    done = provoke(tmp_path / "t", emoji, detach, steps=100, **TO_THE_END)
     (event,) = done.told("dead_gradient")
     assert event["flag"] == "DEAD_PARAM(visual.*)" and event["first_step"] == 11
     assert event["evidence"]["count"] > 50
-    assert done.ending == ("completed", "STABLE", None)
+    assert done.ending[::2] == ("completed", None)
     assert done.suspect == "a part of the model gets no gradient"
