@@ -217,9 +217,9 @@ class UpdateMeter:
     def finish(self) -> dict[str, torch.Tensor]:
         """After the step that :meth:`start` preceded."""
         assert self._before is not None
-        changes = [p.detach() - old for (_, p), old in zip(self._named, self._before, strict=True)]
-        moved = torch._foreach_norm(changes)
         weights = torch._foreach_norm(self._before)
+        torch._foreach_sub_(self._before, [p.detach() for _, p in self._named])
+        moved = torch._foreach_norm(self._before)
         self._before = None
         squares: dict[str, list[torch.Tensor]] = {}
         for (name, _), change, weight in zip(self._named, moved, weights, strict=True):

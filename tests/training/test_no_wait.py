@@ -52,8 +52,9 @@ def build(data: Path, device: torch.device, **changes: Any) -> Task:
 def steps(task: Task, device: torch.device, folder: Path, *, first: int, number: int) -> Any:
     """Run steps `first` (counted from 0) and on, none of which ends an epoch."""
     run = loop._Run(
-        task, Gang(0, 1, 0, 1, device), "t", folder, loop.Objective("imagenet_top1"),
-        lambda: False, {}, (), None, Monitor(),
+        task, Gang(0, 1, 0, 1, device), trial_id="t", checkpoints=folder,
+        objective=loop.Objective("imagenet_top1"), stop_asked=lambda: False, config={},
+        may_differ=(), writer=None, monitor=Monitor(), remote=None,
     )  # fmt: skip
     run.per_epoch, run.progress.step, run.total = 10**6, first, first + number
     run.run_steps(task.model)
