@@ -3,16 +3,16 @@
     pytest -m calibration tests/calibration
 
 Each test prints what it measured (pytest -s). The unmarked tests are the small part that runs
-with every suite. Measured with 9 cells, noise 0.6 of the margin (1000 studies; 400 or fewer where
-marked *):
+with every suite. Measured with 9 cells, noise 0.6 of the margin (1000 studies; 400 or fewer, before
+the last refactoring, where marked *):
 
     null, 2/3/5/8 seeds      coverage .941 .947 .946 .956, familywise error .055 .058 .050 .042
     effects at the margin    called EQUIVALENT .045 .052 .044 (3/5/8 seeds)
     power, measured/forecast .743/.746 .650/.638 .233/.252 *
     the same for EQUIVALENT  .257/.262 .652/.650 .908/.901 *
-    interaction of 4 sigma   found .93, invented .055 *
-    survivors 4 sigma better called better .000, worse .945; their averages say better in .590 *
-    divergence at random     accuses a level in .005 to .080 (3 seeds), .000 to .065 (5 seeds) *
+    interaction of 4 sigma   found .919, invented .055
+    survivors 4 sigma better called better .000, worse .944; their averages say better in .643
+    divergence at random     accuses a level in .023 to .051 (3 seeds), .000 to .065 (5 seeds *)
     seeds until decided      familywise error .000, wrong EQUIVALENT .013, 76-84 % of the runs *
     importances              covered .950 .975 (3/5 seeds); resampled seed blocks .635 .784 *
 """
