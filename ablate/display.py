@@ -253,6 +253,14 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         lines.append(
             Text(f"resolves  true differences to the baseline of {value} with probability 0.8")
         )
+        finer: dict[str, list[str]] = {}
+        for factor, level, size in plan.resolution:
+            if size < 0.99 * plan.detectable:
+                finer.setdefault(f"{size:.2g}", []).append(f"{factor}={level}")
+        lines += [
+            Text(f"          of {size} for {', '.join(names)}, averaged over cells")
+            for size, names in finer.items()
+        ]
     lines += [Text(f"note      {note}", style="yellow") for note in plan.notes]
     return Group(*lines)
 

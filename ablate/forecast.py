@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from ablate import design, probe, recipes, referee, warm_start
-from ablate.analysis import anytime, power
+from ablate.analysis import anytime, effects, power
 from ablate.analysis.analysis import ALPHA
-from ablate.analysis.results import result_of
+from ablate.analysis.results import Result, result_of, tabulate
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
 from ablate.runner import planned
-from ablate.study import Search, Study
-from ablate.trial import Trial
+from ablate.study import LeaveOneOut, Search, Study
+from ablate.trial import Cell, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,9 @@ class Plan:
     """Checkpoints, at most two and the best of each trial."""
     detectable: float | None
     """Smallest true difference to the baseline that would be shown with probability 0.8."""
+    resolution: tuple[tuple[str, str, float], ...]
+    """(factor, level, smallest true difference that would be shown) of each contrast; smaller
+    where a contrast averages over cells. `detectable` is that of one cell against the baseline."""
     detectable_in: str
     """Unit of `detectable`: the objective, or standard deviations where none is known yet."""
     notes: tuple[str, ...]
@@ -167,6 +170,7 @@ def plan(
         cost_note=" ".join(part for part in (cost_note, data_note) if part),
         disk_gib=_disk_gib(study, record, trials),
         detectable=detectable,
+        resolution=_resolution(study, cells, detectable),
         detectable_in=unit,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -412,6 +416,32 @@ def _detectable(
     if not math.isfinite(value):
         return None, "these seeds cannot show any difference"
     return value, study.objective.metric if sigma else "standard deviations of one run"
+
+
+def _resolution(
+    study: Study, cells: Sequence[Cell], detectable: float | None
+) -> tuple[tuple[str, str, float], ...]:
+    """`detectable` for each contrast, by the share of the noise that its weights leave."""
+    if detectable is None or isinstance(study.design, (Search, LeaveOneOut)):
+        return ()
+    names = {factor.name for factor in study.compared}
+    table = tabulate(
+        Result(tuple(pair for pair in cell.levels if pair[0] in names), 0, "completed", 0.0)
+        for cell in cells
+    )
+    base = study.baseline_levels()
+    reference = tuple(base[factor] for factor in table.factors)
+    estimand = "auto" if design.fraction(study) is None else "additive"
+    found = []
+    for factor in table.factors:
+        for level in table.levels(factor):
+            if level == base[factor]:
+                continue
+            weights = effects.compare(table, reference, factor, level, estimand=estimand).weights
+            size = float(weights @ weights)
+            if size > 0:  # one cell against another: 2
+                found.append((factor, level, detectable * math.sqrt(size / 2)))
+    return tuple(found)
 
 
 def _residual_sigma(record: StudyRecord, trials: Sequence[Trial]) -> float | None:

@@ -211,3 +211,14 @@ def test_a_makespan_lies_between_its_bounds(durations: list[float], seats: int) 
     bound = max([sum(durations) / seats, *durations, 0.0])
     assert span >= bound - 1e-9
     assert span <= sum(durations) / seats + max([*durations, 0.0]) + 1e-9
+
+
+def test_a_crossing_resolves_more_than_one_cell_against_another(tmp_path: Path) -> None:
+    """A main effect of a 2 x 2 x 2 crossing averages four pairs: half the detectable difference."""
+    text = STUDY.replace("[0.999, 0.98]", "[0.999, 0.98]\n  wd: [0.2, 0.1]\n  lr: [5.0e-4, 2.0e-3]")
+    crossed = parse_study(text + "design: full_factorial\n", path="s.yaml", root=tmp_path)
+    made = plan(crossed, StudyRecord(tmp_path / "none"))
+    assert made.detectable is not None and len(made.resolution) == 3
+    assert all(size == pytest.approx(made.detectable / 2) for _, _, size in made.resolution)
+    single = plan(parse_study(text, path="s.yaml", root=tmp_path), StudyRecord(tmp_path / "none"))
+    assert {size for _, _, size in single.resolution} == {single.detectable}
