@@ -250,8 +250,13 @@ def _fault(where: str) -> Ask:
     """Recalibrated BatchNorm statistics told whether they or the weights are wrong."""
 
     def ask(facts: Facts) -> str:
-        drift = facts.find("batch_norm", "drift")
-        if drift is None or drift.evidence.get("fault") != where:
+        faults = {
+            item.evidence.get("fault")
+            for item in facts.events
+            if item.marker == "batch_norm" and item.evidence["kind"] == "drift"
+        }
+        # Once they were the statistics' fault, an earlier drift that was not acquits nobody.
+        if where not in faults or (where == "weights" and "statistics" in faults):
             return ""
         back = "bring the accuracy back" if where == "statistics" else "do not help"
         return f"BatchNorm statistics that are averaged anew {back}"
