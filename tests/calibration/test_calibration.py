@@ -8,8 +8,8 @@ the last refactoring, where marked *):
 
     null, 2/3/5/8 seeds      coverage .941 .947 .946 .956, familywise error .055 .058 .050 .042
     effects at the margin    called EQUIVALENT .045 .052 .044 (3/5/8 seeds)
-    power, measured/forecast .743/.746 .650/.638 .233/.252 *
-    the same for EQUIVALENT  .257/.262 .652/.650 .908/.901 *
+    power, measured/forecast .747/.746 .638/.638 .250/.252
+    the same for EQUIVALENT  .265/.262 .649/.650 .907/.901
     interaction of 4 sigma   found .919, invented .055
     survivors 4 sigma better called better .000, worse .944; their averages say better in .643
     divergence at random     accuses a level in .023 to .051 (3 seeds), .000 to .065 (5 seeds *)
