@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -20,11 +21,16 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+from synthetic import study_of, write_study
 from test_search import SMALL, make_study, run, score, search
 
+from ablate import design
 from ablate.analysis.results import Result
 from ablate.errors import TrackingError
+from ablate.runner import planned
 from ablate.search import CellBook
+from ablate.tracking import Tracker
 from ablate.tracking.store import checked
 
 DEADLINE_S = 60.0
@@ -32,8 +38,9 @@ BIN = next(
     (str(p.parent) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)),
     os.path.dirname(shutil.which("initdb") or ""),
 )
+HAS_POSTGRES = bool(BIN) and importlib.util.find_spec("psycopg") is not None
 needs_postgres = pytest.mark.skipif(
-    not BIN or importlib.util.find_spec("psycopg") is None,
+    not HAS_POSTGRES,
     reason="no PostgreSQL server, or no psycopg, is installed",
 )
 
@@ -55,6 +62,11 @@ class Postgres:
     @property
     def url(self) -> str:
         return f"postgresql+psycopg://ablate@/optuna?host={self.folder}"
+
+    def url_of(self, database: str) -> str:
+        """The URL of a new, empty database."""
+        self._run("createdb", "-h", str(self.folder), "-U", "ablate", database)
+        return self.url.replace("/optuna?", f"/{database}?")
 
     def start(self) -> None:
         options = f"-c listen_addresses='' -c fsync=off -k {self.folder}"
@@ -139,6 +151,44 @@ def test_a_server_that_goes_away_holds_nothing_up_and_is_caught_up_with(
     assert book.trouble is None
     states = [t.state.name for t in read(postgres.url, "outage")]
     assert sorted(states) == ["COMPLETE"] * 5 + ["WAITING"]
+
+
+COSTED = """\
+recipe: openclip
+baseline: {model: tiny-rn-a, train_data: d.tar, train_num_samples: 640, imagenet_val: data/val}
+factors: {wd: [0.2, 0.1]}
+seeds: [0, 1]
+objective: {metric: imagenet_top1, cost: num_parameters}
+"""
+
+
+def test_mlflow_shows_score_and_cost(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A cell's run holds its mean cost beside its score; on PostgreSQL where there is one."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    if HAS_POSTGRES:
+        uri = request.getfixturevalue("postgres").url_of("mlflow")
+    study = study_of(tmp_path, COSTED, name="costed")
+    record = write_study(tmp_path, study, effects={}, diverged={("wd", "0.1"): (1,)})
+    tracker = Tracker(study, record, score=functools.partial(design.score_of, study), uri=uri)
+    tracker.update(planned(study, record), [])
+    assert tracker.close(timeout_s=DEADLINE_S), tracker.trouble
+    query = sqlalchemy.text(
+        "SELECT r.name, t.value, m.key, m.value FROM runs r "
+        "JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = 'kind' "
+        "JOIN latest_metrics m ON m.run_uuid = r.run_uuid"
+    )
+    engine = sqlalchemy.create_engine(uri)
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    with engine.connect() as connection:
+        for name, kind, key, value in connection.execute(query):
+            found.setdefault((name, kind), {})[key] = value
+    engine.dispose()
+    cells = {name: metrics for (name, kind), metrics in found.items() if kind == "cell"}
+    assert set(cells) == {"baseline", "wd=0.1"}
+    for metrics in cells.values():
+        assert metrics["cost"] == 1_234_567 and metrics["score"] > 0
+    trials = [metrics for (_, kind), metrics in found.items() if kind == "trial"]
+    assert sum("cost" in metrics for metrics in trials) == 3  # the diverged one has none
 
 
 def test_a_missing_driver_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
