@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from small_trials import (
@@ -168,6 +169,36 @@ def test_ranks_share_the_work_and_agree(tmp_path: Path, data: Path, sets: Path) 
     for rank in range(3):
         found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert {n: found[n] for n in MEASURED} == {n: alone[n] for n in MEASURED}
+
+
+def test_wrong_batch_norm_statistics_are_told_from_wrong_weights(
+    tmp_path: Path, data: Path
+) -> None:
+    """A trained model whose running statistics were spoilt: fresh ones bring the accuracy back,
+    the marker blames the statistics, and the spoilt ones are back to the bit. The sound model is
+    not asked."""
+    from ablate.markers import Context, Monitor
+
+    trial = write_trial(tmp_path / "t", data, epochs=10, zeroshot_frequency=10)
+    assert run(trial.folder) == [0]
+    task = build(data)
+    weights = trial.folder / "checkpoints" / "step-000060" / "model.safetensors"
+    task.model.load_state_dict(safetensors.torch.load_file(weights))
+    task.model.eval()
+    zero_shot, health = task.evaluations
+    sound = {**zero_shot.run(task.model, ALONE), **health.run(task.model, ALONE)}
+    assert sound["imagenet_top1"] > 0.6 and "recalibrated_top1" not in sound
+    for name, buffer in task.model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.mul_(40)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    spoilt = {**zero_shot.run(task.model, ALONE), **health.run(task.model, ALONE)}
+    assert spoilt["recalibrated_top1"] > 1.5 * spoilt["imagenet_top1"]
+    after = task.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(module.training for module in task.model.modules())
+    told = Monitor(context=Context()).evaluate({"step": 60, **spoilt})
+    assert [e.evidence["fault"] for e in told if e.marker == "batch_norm"] == ["statistics"]
 
 
 def test_a_study_may_be_judged_by_any_of_them(data: Path, sets: Path) -> None:
