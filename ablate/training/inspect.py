@@ -595,6 +595,11 @@ def _look(
         return None
     if specimen.zero_shot is None:
         not_judged.append("zero-shot: the images have no class names and templates")
+    if _is_untouched(old):
+        not_judged.append(
+            "how much is BatchNorm's: A's statistics have seen no batch, and fitted ones alone "
+            "raise neighbours and probe (give an early checkpoint as A)"
+        )
     sides = []
     for tensors in (old, new):
         try:
@@ -633,6 +638,12 @@ def _measure(
         values=values,
         answers=answers,
     )
+
+
+def _is_untouched(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether BatchNorm statistics are still the means of 0 and variances of 1 they begin with."""
+    counts = [t for name, t in tensors.items() if name.endswith("num_batches_tracked")]
+    return bool(counts) and not any(int(count) for count in counts)
 
 
 def choose(
