@@ -728,11 +728,14 @@ def test_artifacts_are_plain_files_inside_the_folder(tmp_path: Path, name: str) 
 # --------------------------------------------------------------------------- others around
 
 
-def test_studies_of_one_name_do_not_share_an_experiment(tmp_path: Path) -> None:
+def test_studies_of_one_name_do_not_share_an_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two folders whose studies have one name, on one server: neither sees or deletes the other's.
 
     A folder that moves stays who it is.
     """
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts of a store that is not ours
     uri = f"sqlite:///{tmp_path}/shared.db"
     mine, theirs = Folder(tmp_path / "mine"), Folder(tmp_path / "theirs")
     mine.run(mine.trials[0], steps=3, value=0.2)

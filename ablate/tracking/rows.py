@@ -7,10 +7,10 @@ and events are never thinned. Measurements of single tensors and parameters are 
 trace is an artifact of the trial.
 
 The rule does not ask how busy the mirror is, so that what stands in MLflow is the same whenever it
-was told. MLflow takes 0.15 ms of a core for every number (docs/measurements.md), and draws a few
-hundred of a curve. At the half of a core that the mirror takes at most, 100 trials that begin
-together with 10 rows of 20 numbers a second are behind for their first four minutes, and are then
-followed with a third of it.
+was told. MLflow takes 0.17 ms of a core for every number (docs/measurements.md), and draws a few
+hundred of a curve. By that figure, at the half of a core that the mirror takes at most, 100 trials
+that begin together with 10 rows of 20 numbers a second are behind for their first five minutes,
+and are then followed with a fifth of it.
 """
 
 from __future__ import annotations

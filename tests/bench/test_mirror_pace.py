@@ -3,7 +3,7 @@
     pytest tests/bench/test_mirror_pace.py -m bench -s
 
 A process of its own appends rows of 20 measurements to 100 trials' logs, as their workers would,
-for 40 s; the mirror follows into an SQLite file, or into a real server on loopback. Printed is how
+for 20 s; the mirror follows into an SQLite file, or into a real server on loopback. Printed is how
 long the last point of all took to arrive after the trials had ended, what the mirror cost, and by
 how much the writers were late, with the mirror and without it.
 """
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(1200)]
 
 NUM_TRIALS = 100
 ROWS_PER_S = 10
-SECONDS = 40
+SECONDS = 20
 STUDY = f"""
 recipe: openclip
 baseline: {{model: RN50, train_data: x.tar, beta2: 0.999}}
