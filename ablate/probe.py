@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ablate import recipes
-from ablate.cluster import Attempt, Cluster, Gang
+from ablate.cluster import Attempt, Cluster
 from ablate.errors import PlanError
 from ablate.records import StudyRecord, TrialRecord, read_json, write_json
 from ablate.study import Study
@@ -127,9 +127,7 @@ def _run(
     folder = home.write_trial(content)
     number = home.new_attempt(folder)
     began = time.monotonic()
-    cluster.start(
-        Attempt(shape, number, folder.folder.absolute(), Gang(**study.gang.model_dump()), entry)
-    )
+    cluster.start(Attempt(shape, number, folder.folder.absolute(), study.gang.shape(), entry))
     while True:
         ended = None
         for event in cluster.wait(1.0):
