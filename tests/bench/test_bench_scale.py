@@ -16,6 +16,7 @@ from ablate import design, runner
 from ablate.cluster import Attempt
 from ablate.records import StudyRecord
 from ablate.search import CellBook
+from ablate.tracking import Tracker
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from simulated_cluster import Course, SimulatedCluster, complete  # noqa: E402
@@ -84,3 +85,40 @@ def test_cost_per_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         print(f"   200 trials,   20 gangs: {few[0]:6.2f} {few[1]:6.2f} {few[2]:6.1f}")
         print(f"10,000 trials, 1,000 gangs: {many[0]:6.2f} {many[1]:6.2f} {many[2]:6.1f}")
         print(f"ratio: {many[0] / few[0]:.2f} processor, {many[1] / few[1]:.2f} wall")
+
+
+def mirror_cost(folder: Path, *, cells: int) -> float:
+    """Wall ms per trial of mirroring a finished study into an empty MLflow."""
+    study = factorial(folder, cells=cells, seeds=10)
+    record = StudyRecord(folder / study.name)
+    cluster = SimulatedCluster(cells)
+    book = CellBook(
+        study,
+        storage=folder / f"{study.name}.db",
+        score=functools.partial(design.score_of, study),
+    )
+    with runner.controlling(record):
+        runner.launch(
+            study, record, cluster=cluster, book=book, mirror=Nobody(), clock=cluster.clock
+        )
+    book.close()
+    trials = runner.planned(study, record)
+    tracker = Tracker(
+        study,
+        record,
+        score=functools.partial(design.score_of, study),
+        uri=f"sqlite:///{folder / study.name}-mlflow.db",
+    )
+    began = time.monotonic()
+    tracker.update(trials, [])
+    assert tracker.close(timeout_s=3000)
+    return 1e3 * (time.monotonic() - began) / len(trials)
+
+
+def test_cost_of_the_mirror_per_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mirroring 3,000 trials costs per trial what mirroring 200 does."""
+    few = mirror_cost(tmp_path, cells=20)
+    many = mirror_cost(tmp_path, cells=300)
+    with capsys.disabled():
+        print(f"\nMLflow mirror per trial: 200 trials {few:.1f} ms, 3,000 trials {many:.1f} ms")
+        print(f"ratio: {many / few:.2f}")
