@@ -42,6 +42,7 @@ factors:
   loss:
     default: {}
     local_only: {local_loss: true}
+gang: {workers: 2}
 seeds: [0, 1]
 """
 
@@ -271,7 +272,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     good = seen["trial baseline · seed 0"]
     assert good["params"]["beta2"] == "0.999"
     assert good["params"]["seed"] == "0"
-    assert {key.split(".")[0] for key in good["params"]} == set(base0.config)
+    assert {key.split(".")[0] for key in good["params"]} - {"parameter_groups"} == set(base0.config)
     assert good["metrics"]["loss"][2] == (3, int((BEGUN + 3) * 1000), repr(5.0 / 3))
     assert good["metrics"]["imagenet_top1"] == [(30, int((BEGUN + 30.5) * 1000), "0.2")]
     assert "grad_norm/visual" in good["metrics"]
