@@ -215,7 +215,7 @@ def test_the_model_loads_in_open_clip_with_the_weights_that_were_trained(tmp_pat
     study = study_of(tmp_path, TWO)
     record = write_study(tmp_path, study, effects={("beta2", "0.98"): 0.06}, diverged={})
     chosen = choose(read_table(study, record, curves=False)).trial
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(5)
     model = open_clip.create_model("tiny-rn-a", output_dict=True)
     home = record.record(chosen.id).folder / "checkpoints"

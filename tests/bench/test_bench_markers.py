@@ -91,7 +91,9 @@ def test_looking_costs_little(
     for name in ("start", "finish"):
         original = getattr(optim.UpdateMeter, name)
         monkeypatch.setattr(optim.UpdateMeter, name, clock.around(name, original))
-    monkeypatch.setattr(openclip, "_look_inside", _timed_look(clock, openclip._look_inside))
+    monkeypatch.setattr(
+        openclip, "_look_inside", _timed_look(clock, openclip.evaluations.make_look_inside)
+    )
     per_step_s = _run(tmp_path, emoji, clock, model, batch_size, before, after)
     costs = {
         name: spent / clock.calls[name] / SAMPLED.get(name, 1)

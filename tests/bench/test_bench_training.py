@@ -324,7 +324,7 @@ def _peer(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
 
     torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
     torch.set_num_threads(1)
-    openclip._register_models()
+    openclip.model.register_models()
     names, templates = openclip.zero_shot_classes(str(Path(data) / "val"))
     zero_shot.IMAGENET_CLASSNAMES, zero_shot.OPENAI_IMAGENET_TEMPLATES = names, templates
     zero_shot.accuracy = lambda output, target, topk=(1,): [

@@ -261,7 +261,7 @@ def test_schedules_are_the_peers(changes: dict[str, Any]) -> None:
             optimizer, chosen.lr, chosen.warmup, total, 6 * chosen.epochs_cooldown,
             chosen.lr_cooldown_power, chosen.lr_cooldown_end,
         )  # fmt: skip
-    ours = openclip._schedule(chosen, 6)
+    ours = openclip.step.make_schedule(chosen, 6)
     assert [ours(step) for step in range(total)] == [peer(step) for step in range(total)]
 
 
@@ -326,7 +326,7 @@ def test_an_exported_model_loads_with_equal_features(
     import torch
 
     chosen = config(image_mean=[0.4, 0.5, 0.6], **changes)
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(3)
     siglip = {"init_logit_bias": -10} if chosen.siglip else {}
     model, _, transform = open_clip.create_model_and_transforms(
@@ -366,11 +366,14 @@ def test_prompts_are_encoded_without_their_padding(model: str) -> None:
     import open_clip
     import torch
 
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(0)
     net = open_clip.create_model(model).eval()
     texts = open_clip.get_tokenizer(model)(["a", "a photo of a red square", "the cat"])
     with torch.inference_mode():
-        whole, short = openclip._encode_text(net, texts), openclip._encode_prompts(net, texts)
+        whole, short = (
+            openclip.encode.encode_text(net, texts),
+            openclip.encode.encode_prompts(net, texts),
+        )
     assert texts.shape[1] > int(texts.argmax(dim=-1).max()) + 1
     assert torch.allclose(whole, short, atol=1e-6)

@@ -149,7 +149,7 @@ def _main(
     from ablate.recipes import openclip
 
     torch.set_num_threads(1)
-    openclip._register_models()
+    openclip.model.register_models()
     small_trials.add_models()
     chosen = recipes.absolute(small_trials.config(**fields), openclip.PATH_FIELDS, root=data)
     command = openclip.command(chosen, workers=world_size)

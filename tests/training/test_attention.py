@@ -30,7 +30,7 @@ def test_every_attention_of_the_model_is_seen() -> None:
     """Text blocks and the attention pool of RN50's family; nothing of the model is changed."""
     import open_clip
 
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(0)
     model = open_clip.create_model("tiny-rn-a").eval()
     images, texts = torch.randn(2, 3, 32, 32), torch.ones(2, 16, dtype=torch.long)

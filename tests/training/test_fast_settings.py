@@ -57,8 +57,8 @@ def test_channels_last_is_the_layout_of_convolutions(data: Path) -> None:
 
 def test_small_decoding_leaves_room_for_the_smallest_crop() -> None:
     """A crop of a quarter of the area has half the side: the image must be twice the input."""
-    assert openclip._least_size(config(aug_cfg={"scale": [0.25, 1.0]}), 224) == (448, 448)
-    assert openclip._least_size(config(), (32, 64)) == (34, 68)
+    assert openclip.data.least_size(config(aug_cfg={"scale": [0.25, 1.0]}), 224) == (448, 448)
+    assert openclip.data.least_size(config(), (32, 64)) == (34, 68)
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:

@@ -50,7 +50,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fresh_model(seed: int) -> Any:
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(seed)
     return open_clip.create_model("tiny-rn-a")
 

@@ -331,7 +331,7 @@ checkpoints: s3://models/export/
     study = study_of(tmp_path, text)
     record = write_study(tmp_path, study, effects={("beta2", "0.98"): 0.06}, diverged={})
     chosen = choose(read_table(study, record, curves=False)).trial
-    openclip._register_models()
+    openclip.model.register_models()
     model = open_clip.create_model("tiny-rn-a", output_dict=True)
     url = study.checkpoints_of(chosen.id)
     assert url == f"s3://models/export/{study.name}/{chosen.id}"

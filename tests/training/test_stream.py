@@ -47,7 +47,9 @@ def stream(data: Path, start: int, stop: int, **changes: Any) -> Iterator[Any]:
         return torch.tensor([len(text)])
 
     index = index_shards(pattern, cache=None)
-    return openclip._stream(chosen, index, 96, sum_of_pixels, length, world_size=1)(start, stop)
+    return openclip.data.make_stream(chosen, index, 96, sum_of_pixels, length, world_size=1)(
+        start, stop
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

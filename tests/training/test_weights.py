@@ -220,7 +220,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import open_clip
 
     folder = tmp_path_factory.mktemp("exported")
-    openclip._register_models()
+    openclip.model.register_models()
     torch.manual_seed(5)
     model = open_clip.create_model("tiny-rn-a", output_dict=True)
     for module in model.modules():
@@ -242,7 +242,7 @@ def fresh_model() -> nn.Module:
 def test_features_are_checked_after_loading(exported: Path) -> None:
     """Weights exported with their probe's features give the same features where they are loaded."""
     start = config(init_from={"path": str(exported / "open_clip_model.safetensors")})
-    assert "equal" in openclip._load_weights(start, fresh_model())["features"]
+    assert "equal" in openclip.weights.load_initial_weights(start, fresh_model())["features"]
 
 
 def test_swapped_names_are_caught_by_the_features(tmp_path: Path, exported: Path) -> None:
@@ -255,7 +255,7 @@ def test_swapped_names_are_caught_by_the_features(tmp_path: Path, exported: Path
     tensors[one], tensors[two] = tensors[two], tensors[one]
     store(path, tensors)
     with pytest.raises(LoadError, match="features differ.*image by"):
-        openclip._load_weights(config(init_from={"path": str(path)}), fresh_model())
+        openclip.weights.load_initial_weights(config(init_from={"path": str(path)}), fresh_model())
 
 
 def test_a_second_load_in_a_fresh_process_gives_the_same_features(
@@ -301,26 +301,26 @@ def test_a_half_loaded_model_names_what_is_random(
 def test_parameters_that_silently_stay_random_are_an_error(exported: Path, data: Path) -> None:
     """A tower that the report calls loaded and that is not: the other load tells, by name."""
     chosen = config(init_from={"path": str(exported / "open_clip_model.safetensors")})
-    model, _, _, facts = openclip._create_model(chosen, torch.device("cpu"))
-    assert openclip._check_load(chosen, model, facts["init_from"])["random"] == []
+    model, _, _, facts = openclip.model.create_model(chosen, torch.device("cpu"))
+    assert openclip.reload.check_load(chosen, model, facts["init_from"])["random"] == []
     for parameter in model.transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
     with pytest.raises(LoadError, match=r"features differ: text.*random.*transformer\.resblocks"):
-        openclip._check_load(chosen, model, facts["init_from"])
+        openclip.reload.check_load(chosen, model, facts["init_from"])
 
 
 def test_positional_embeddings_can_be_interpolated(tmp_path: Path) -> None:
     """Another context length or image size: refused, or interpolated on request and reported."""
     import open_clip
 
-    openclip._register_models()
+    openclip.model.register_models()
     small = open_clip.create_model("tiny-rn-a", force_context_length=12)
     path = store(tmp_path / "w.safetensors", dict(small.state_dict()))
     with pytest.raises(LoadError, match="positional_embedding is"):
-        openclip._load_weights(config(init_from={"path": str(path)}), fresh_model())
+        openclip.weights.load_initial_weights(config(init_from={"path": str(path)}), fresh_model())
     start = config(init_from={"path": str(path), "on_shape": "interp_pos"})
-    report = openclip._load_weights(start, fresh_model())
+    report = openclip.weights.load_initial_weights(start, fresh_model())
     assert report["resized"] == ("positional_embedding",)
 
 

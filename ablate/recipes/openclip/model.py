@@ -1,0 +1,87 @@
+"""The model with its initial weights, as open_clip_train makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+from ablate.recipes.openclip.config import Config
+from ablate.recipes.openclip.weights import load_initial_weights
+
+
+def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The model with its initial weights and frozen parts, both transforms, facts."""
+    import warnings
+
+    import numpy as np
+    import open_clip
+    import torch
+
+    register_models()
+    _seed_everything(config.seed)
+    siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
+    with warnings.catch_warnings():
+        # It also comes for colour jitter that is applied; Augmentation refuses what is not.
+        warnings.filterwarnings("ignore", "Unused augmentation cfg items")
+        model, train_transform, eval_transform = open_clip.create_model_and_transforms(
+            config.model,
+            precision=config.precision,
+            device=device,
+            force_quick_gelu=config.force_quick_gelu,
+            force_custom_text=config.force_custom_text,
+            force_patch_dropout=config.force_patch_dropout,
+            force_image_size=config.force_image_size,
+            force_context_length=config.force_context_length,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+            image_interpolation=config.image_interpolation,
+            image_resize_mode=config.image_resize_mode,
+            aug_cfg=_augmentation(config),
+            output_dict=True,
+            **siglip,
+        )
+    facts: dict[str, Any] = {}
+    if config.init_from is not None:
+        facts["init_from"] = load_initial_weights(config, model)
+    if config.lock_image:
+        model.lock_image_tower(
+            unlocked_groups=config.lock_image_unlocked_groups,
+            freeze_bn_stats=config.lock_image_freeze_bn_stats,
+        )
+    if config.lock_text:
+        model.lock_text_tower(
+            unlocked_layers=config.lock_text_unlocked_layers,
+            freeze_layer_norm=config.lock_text_freeze_layer_norm,
+        )
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, train_transform, eval_transform, facts
+
+
+def _seed_everything(seed: int) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _augmentation(config: Config) -> dict[str, Any]:
+    return {key: item for key, item in config.aug_cfg if item is not None}
+
+
+def register_models() -> None:
+    """Make the models that ship beside this file known to open_clip."""
+    import open_clip
+
+    for path in sorted(Path(__file__).parent.glob("*.json")):
+        if open_clip.get_model_config(path.stem) is None:
+            open_clip.add_model_config(path)
