@@ -56,6 +56,27 @@ def test_a_stranger_on_this_machine_is_turned_away(
     assert done.returncode != 0 and "InvalidAuthToken" in done.stderr and done.stdout == ""
 
 
+def test_a_private_ray_listens_on_loopback_and_shows_no_dashboard(cluster: RayCluster) -> None:
+    """Every port of every process of a private Ray is on loopback, and none is a dashboard's."""
+    processes = psutil.Process().children(recursive=True)
+    listening = [
+        (process.name(), connection.laddr)
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening, "Ray listens somewhere"
+    assert {address.ip for _, address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    # Ray keeps a process of that name for other work; it has no page and no port.
+    dashboards = [p for p in processes if "dashboard/dashboard.py" in " ".join(p.cmdline())]
+    assert all("--disable-frontend" in p.cmdline() for p in dashboards)
+    assert not any(
+        connection.status == psutil.CONN_LISTEN
+        for process in dashboards
+        for connection in process.net_connections(kind="inet")
+    )
+
+
 def test_the_token_stays_with_ray(cluster: RayCluster) -> None:
     """A private Ray leaves no token in the controller's environment or home folder."""
     assert "RAY_AUTH_TOKEN" not in os.environ
