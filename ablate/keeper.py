@@ -128,8 +128,9 @@ class _Pulse:
             return f"it was stopped by a signal (SIGSTOP) for {self.stopped_s:.0f} s"
         if mark and self.silent_s > patience_s:
             return (
-                f"no step ended for {self.silent_s:.0f} s, the stacks of all threads are in the "
-                "logs; ABLATE_PATIENCE_S sets the least patience"
+                f"no step or evaluation ended for {self.silent_s:.0f} s, the stacks of all threads "
+                "are in the logs; ABLATE_PATIENCE_S and ABLATE_EVALUATION_PATIENCE_S set the least "
+                "patience"
             )
         return ""
 

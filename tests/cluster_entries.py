@@ -196,7 +196,18 @@ def train_and_evaluate() -> int:
 
     pulse = Pulse()
     pulse.step(0.01)
-    pulse.rest()
-    time.sleep(float(os.environ["ABLATE_PATIENCE_S"]) + 3)
+    with pulse.evaluating():
+        time.sleep(float(os.environ["ABLATE_PATIENCE_S"]) + 3)
     pulse.step(0.01)
     return 0
+
+
+def train_and_hang_evaluating() -> int:
+    """An evaluation, and a second one that never ends."""
+    from ablate.training.pulse import Pulse
+
+    pulse = Pulse()
+    with pulse.evaluating():
+        time.sleep(0.01)
+    with pulse.evaluating():
+        return sleep()

@@ -95,29 +95,31 @@ def test_exit_codes_in_words(code: int | None, words: str) -> None:
 def test_a_gang_that_makes_no_progress_ends_and_a_slow_evaluation_does_not(
     tmp_path: Path,
 ) -> None:
-    """A stopped rank and a hung step end their gangs with the reason and, where a rank can still
-    answer, the stack of each thread; what takes long outside of the steps goes on."""
+    """A stopped rank, a hung step and a hung evaluation end their gangs with the reason and, where
+    a rank can still answer, the stack of each thread; an evaluation slower than a step goes on."""
 
     def start(trial: str, workers: int) -> None:
         (tmp_path / trial).mkdir()
-        env = {"PYTHONPATH": str(HERE), "ABLATE_PATIENCE_S": "2"}
+        patience = {"ABLATE_PATIENCE_S": "2", "ABLATE_EVALUATION_PATIENCE_S": "1"}
+        env = {"PYTHONPATH": str(HERE), **patience}
         gang = Gang(workers, cpus_per_worker=0.1)
         entry = f"cluster_entries:train_and_{trial}"
         cluster.start(Attempt(trial, 1, tmp_path / trial, gang, entry, env))
 
     with LocalCluster(num_cpus=2) as cluster:
         began = time.monotonic()
-        for trial, workers in (("stop", 2), ("hang", 2), ("evaluate", 1)):
+        for trial, workers in (("stop", 2), ("hang", 2), ("evaluate", 1), ("hang_evaluating", 1)):
             start(trial, workers)
         last = {}
-        while len(last) < 3:
+        while len(last) < 4:
             assert time.monotonic() < began + 60
             last |= {e.trial_id: e for e in cluster.wait(1.0) if e.kind != "placed"}
     assert last["evaluate"].exit_codes == (0,)
     stopped, hung = last["stop"], last["hang"]
     assert stopped.failed_rank == 1 and "stopped by a signal" in stopped.detail
-    assert hung.failed_rank == 0 and "no step ended" in hung.detail
+    for end in (hung, last["hang_evaluating"]):
+        assert end.failed_rank == 0 and "no step or evaluation ended" in end.detail
     assert stopped.exit_codes == hung.exit_codes == (-signal.SIGKILL,) * 2
-    for trial, rank in (("stop", 0), ("hang", 0), ("hang", 1)):
+    for trial, rank in (("stop", 0), ("hang", 0), ("hang", 1), ("hang_evaluating", 0)):
         log = tmp_path / trial / "attempts" / "1" / f"log-{rank}.txt"
         assert "_wait_forever" in log.read_text()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
+import os
+import signal
 import socket
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -29,6 +35,7 @@ from ablate.masking import artifact_path
 from ablate.records import AttemptWriter, StudyRecord
 from ablate.study import Study, parse_study
 from ablate.tracking import Tracker, default_uri, serve
+from ablate.tracking.store import one_at_a_time
 from ablate.trial import Trial
 
 CHANCE = 0.0016
@@ -594,6 +601,65 @@ def test_a_store_that_cannot_be_written_holds_nothing_up(folder: Folder, tmp_pat
     tracker.update(folder.trials, [])
     wait_for(lambda: tracker.trouble)
     assert tracker.close(timeout_s=1.0) is False
+
+
+_KILLED_IN_THE_TABLES = """
+import os, signal, sys
+import sqlalchemy
+from ablate.tracking.store import load_tables, one_at_a_time
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "after_cursor_execute")
+def end(connection, cursor, statement, *rest):
+    if statement.split()[:3] == ["CREATE", "TABLE", "jobs"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+load_tables()
+if sys.argv[2] == "ours":
+    with one_at_a_time(sys.argv[1]):
+        pass
+else:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    SqlAlchemyStore(sys.argv[1], "/nowhere")
+"""
+
+
+def kill_in_the_tables(uri: str, creator: str) -> None:
+    """Let a process create the store's tables, and kill it when one of the last stands."""
+    code = subprocess.run(
+        [sys.executable, "-c", _KILLED_IN_THE_TABLES, uri, creator],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        check=False,
+    )
+    assert code.returncode == -signal.SIGKILL, code.stderr.decode()
+
+
+@pytest.mark.parametrize("creator", ["ours", "mlflow"])
+def test_a_kill_while_the_tables_are_created_costs_nothing(folder: Folder, creator: str) -> None:
+    """The next launch makes the store whole, whoever had begun it."""
+    folder.record.folder.mkdir(parents=True, exist_ok=True)
+    uri = default_uri(folder.record.folder.parent)
+    kill_in_the_tables(uri, creator)
+    file = Path(uri.removeprefix("sqlite:///"))
+    assert file.exists() == (creator == "mlflow")
+    tracker = Tracker(folder.study, folder.record, score=score)
+    tracker.update(folder.trials, [])
+    assert tracker.close(timeout_s=60), tracker.trouble
+    assert MlflowClient(uri).get_experiment_by_name(folder.study.name) is not None
+    assert not list(file.parent.glob("*.new*"))
+
+
+def test_a_broken_store_with_runs_in_it_is_left_alone(tmp_path: Path) -> None:
+    """What somebody has tracked is not ours to begin anew."""
+    uri = default_uri(tmp_path)
+    kill_in_the_tables(uri, "mlflow")
+    file = Path(uri.removeprefix("sqlite:///"))
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("INSERT INTO experiments (experiment_id, name) VALUES (7, 'theirs')")
+        connection.commit()
+    with one_at_a_time(uri), contextlib.closing(sqlite3.connect(file)) as connection:
+        [(name,)] = connection.execute("SELECT name FROM experiments WHERE experiment_id = 7")
+    assert name == "theirs"
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import gzip
-import logging
 import math
 import os
 import re
@@ -210,8 +209,6 @@ class Mirror:
     def _open(self) -> MlflowClient:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _REQUEST_S)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         with one_at_a_time(self._uri):
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
             self._experiment = self._open_experiment(client)

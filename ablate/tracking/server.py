@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.errors import TrackingError
+from ablate.tracking.store import artifacts_beside, one_at_a_time
 
 
 @dataclass(slots=True)
@@ -112,8 +113,10 @@ def serve(uri: str, *, port: int = 5000, host: str = "127.0.0.1", log: Path) -> 
         "--no-serve-artifacts",  # files are read from where the runs say they are
     ]
     if uri.startswith("sqlite:///"):
-        beside = Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlartifacts")
-        command += ["--default-artifact-root", beside.as_uri()]
+        with one_at_a_time(uri):  # or a server that is ended early leaves half of the tables
+            pass
+        beside = artifacts_beside(Path(uri.removeprefix("sqlite:///")))
+        command += ["--default-artifact-root", beside]
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",

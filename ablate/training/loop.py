@@ -471,8 +471,9 @@ class _Run:
         broadcast_buffers(model, self.gang)
         model.eval()
         measured: dict[str, float] = {}
-        for evaluation in due:
-            measured.update(evaluation.run(model, self.gang))
+        with self.pulse.evaluating():
+            for evaluation in due:
+                measured.update(evaluation.run(model, self.gang))
         model.train()
         progress.eval_s += time.perf_counter() - began
         progress.evaluated = progress.step

@@ -13,10 +13,21 @@ import math
 import mmap
 import os
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PATIENCE_S = 120.0
 """A training step may take this long, or 10 times the slowest before it, whichever is more.
 ABLATE_PATIENCE_S in the environment replaces it."""
+
+EVALUATION_PATIENCE_S = 600.0
+"""An evaluation may take this long, or 10 times the slowest before it, whichever is more.
+ABLATE_EVALUATION_PATIENCE_S in the environment replaces it."""
+
+_FIRST_EVALUATIONS = 12.0
+"""The first evaluation, which may build caches and has no other to compare with, has so many times
+that patience: two hours."""
 
 
 class Pulse:
@@ -28,6 +39,10 @@ class Pulse:
         self._marks = itertools.count(1)
         self._slowest_s = 0.0
         self._floor_s = float(os.environ.get("ABLATE_PATIENCE_S", PATIENCE_S))
+        self._slowest_evaluation_s = 0.0
+        self._evaluation_floor_s = float(
+            os.environ.get("ABLATE_EVALUATION_PATIENCE_S", EVALUATION_PATIENCE_S)
+        )
 
     def step(self, took_s: float) -> None:
         """A step has ended, and the next one begins."""
@@ -35,8 +50,18 @@ class Pulse:
         self._beat(max(self._floor_s, 10 * self._slowest_s))
 
     def rest(self) -> None:
-        """What comes now (an evaluation, a checkpoint, the end) may take any time."""
+        """What comes now (a checkpoint, the end) may take any time."""
         self._beat(math.inf)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The evaluations of one epoch run inside."""
+        slowest_s, began = self._slowest_evaluation_s, time.perf_counter()
+        first = 1.0 if slowest_s else _FIRST_EVALUATIONS
+        self._beat(max(first * self._evaluation_floor_s, 10 * slowest_s))
+        yield
+        self._slowest_evaluation_s = max(slowest_s, time.perf_counter() - began)
+        self.rest()
 
     def _beat(self, patience_s: float) -> None:
         if self._cell is not None:

@@ -539,7 +539,7 @@ def hung_collective(stage: Stage, seed: int) -> Run:
     run = stage.run(text, entry=f"drill_worker:hang_at_{step}")
     stage.check(run, same_as=whole)
     for trial in run.trials:
-        assert "no step ended for" in trial.ends()[0]["detail"]
+        assert "no step or evaluation ended for" in trial.ends()[0]["detail"]
         for rank in (0, 1):
             assert_stacks_are_kept(trial, rank=rank)
     return run
