@@ -88,7 +88,7 @@ _CREATING_S = 5.0
 
 
 def _is_whole(path: Path) -> bool:
-    """False where there is no store, or one whose tables were never all made and that holds nothing.
+    """False where there is no store, or an empty one whose tables were never all made.
 
     MLflow makes its tables one by one in some sixty migrations, and cannot go on after an
     interrupted one.

@@ -1,0 +1,24 @@
+"""Trials in which nothing moves any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import drills
+import pytest
+from drills import Run, Stage
+from test_drills import assert_in_time
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "drill",
+    [drills.stopped_rank, drills.hung_collective, drills.slow_evaluation],
+    ids=lambda drill: drill.__name__,
+)
+def test_a_trial_that_stands_still_is_ended_and_a_slow_one_is_not(
+    stage: Stage, drill: Callable[[Stage, int], Run]
+) -> None:
+    """A stopped rank and a hung collective cost their patience; an evaluation is waited for."""
+    assert_in_time(drill, drill(stage, 1))
