@@ -231,38 +231,42 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         f": {plan.design}, {len(plan.cells)} cells x {len(plan.seeds)} seeds, "
         f"{len(plan.trials)} trials of {plan.workers} workers; {len(plan.to_run)} to run",
     )
-    lines: list[RenderableType] = [head, table]
+    facts = Table.grid(padding=(0, 2))  # a long line goes on below its own beginning
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
     if plan.cost is not None:
         cost = plan.cost
-        lines.append(
-            Text(
-                f"cost      {hours(cost.worker_hours_p50)} of workers "
-                f"(p90 {hours(cost.worker_hours_p90)}), about "
-                f"{duration(cost.makespan_hours * 3600)} with {cost.concurrency} gang(s) at a "
-                f"time; from {cost.basis}"
-            )
+        beside = "gang" if cost.concurrency == 1 else "gangs"
+        facts.add_row(
+            "cost",
+            f"{hours(cost.worker_hours_p50)} of workers (p90 {hours(cost.worker_hours_p90)}), "
+            f"about {duration(cost.makespan_hours * 3600)} with {cost.concurrency} {beside} at a "
+            f"time; from {cost.basis}",
         )
     if plan.cost_note:
-        lines.append(Text(f"cost      {plan.cost_note}"))
+        facts.add_row("cost", Text(plan.cost_note))
     if plan.disk_gib is not None:
-        lines.append(Text(f"disk      up to {plan.disk_gib:.1f} GiB of checkpoints"))
+        facts.add_row("disk", f"up to {plan.disk_gib:.1f} GiB of checkpoints")
     if plan.detectable is None:
-        lines.append(Text(f"resolves  {plan.detectable_in}", style="yellow"))
+        facts.add_row("resolves", Text(plan.detectable_in, style="yellow"))
     else:
         value = f"{plan.detectable:.2g} {plan.detectable_in}"
-        lines.append(
-            Text(f"resolves  true differences to the baseline of {value} with probability 0.8")
+        facts.add_row(
+            "resolves",
+            Text(
+                f"true differences to the baseline of {value} or more, with probability 0.8 or "
+                "more; smaller ones need more seeds"
+            ),
         )
         finer: dict[str, list[str]] = {}
         for factor, level, size in plan.resolution:
             if size < 0.99 * plan.detectable:
                 finer.setdefault(f"{size:.2g}", []).append(f"{factor}={level}")
-        lines += [
-            Text(f"          of {size} for {', '.join(names)}, averaged over cells")
-            for size, names in finer.items()
-        ]
-    lines += [Text(f"note      {note}", style="yellow") for note in plan.notes]
-    return Group(*lines)
+        for size, names in finer.items():
+            facts.add_row("", Text(f"of {size} for {', '.join(names)}, averaged over cells"))
+    for note in plan.notes:
+        facts.add_row("note", Text(note), style="yellow")
+    return Group(head, table, facts)
 
 
 _VERDICT_STYLES = {"STABLE": "green", "SPIKY": "yellow", "DEGRADED": "yellow"}

@@ -255,9 +255,8 @@ def _check(
     """
     concerned: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
-    num_cells = len({trial.cell.levels for trial in trials})
-    for trial in {trial.cell.levels: trial for trial in trials}.values():
-        name = study.change_name(dict(trial.cell.levels))
+    cells = {study.change_name(dict(trial.cell.levels)): trial for trial in trials}
+    for name, trial in cells.items():
         config = recipe.Config(**trial.config)
         workers = study.gang.workers
         steps = None
@@ -277,10 +276,17 @@ def _check(
         raise PlanError(
             "\n".join(f"{study.path}: {'; '.join(names)}: {why}" for why, names in refused.items())
         )
-    return [
-        warning if len(names) == num_cells else f"{'; '.join(names)}: {warning}"
-        for warning, names in concerned.items()
-    ]
+    return [f"{_which(names, list(cells))}{warning}" for warning, names in concerned.items()]
+
+
+def _which(names: Sequence[str], cells: Sequence[str]) -> str:
+    """The cells that a warning concerns, as the shorter list."""
+    others = [name for name in cells if name not in names]
+    if not others:
+        return ""
+    if len(others) < len(names):
+        return f"all but {'; '.join(others)}: "
+    return f"{'; '.join(names)}: "
 
 
 def _refuse_unmeasured(metric: str, measured: Sequence[str]) -> None:
@@ -354,7 +360,7 @@ def _cost(
         if samples_per_s:
             basis = f"{samples_per_s:g} samples/s a gang, as given; evaluations not counted"
         else:
-            basis = f"{len(paces)} probe(s) of the study's shapes, evaluations counted"
+            basis = f"a probe of each of {len(paces)} shapes of trial, evaluations counted"
     elif durations_s:
         typical = median(durations_s), float(np.quantile(durations_s, 0.9))
         known = [typical] * len(remaining_s)

@@ -10,6 +10,7 @@
                                           evals.jsonl    a row per evaluation
                                           events.jsonl   what the markers saw
                                           gang.json      when it had fewer workers than asked
+                                          placed.json    when it got its machines
                                           heartbeat.json the latest numbers, for people
                                           result.json    the attempt's own last word
                                           learning.json  did it learn: last against first weights
@@ -23,11 +24,13 @@ survive as the strings "NaN", "Infinity" and "-Infinity" (JSON has no other way 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,21 +325,41 @@ class TrialRecord:
         row: dict[str, Any] = loads(line)
         return row
 
-    def last_step(self, attempt: int) -> int:
-        """The last optimizer step that an attempt recorded; 0 when it recorded none."""
+    def last_row(self, attempt: int) -> dict[str, Any] | None:
+        """The last whole row of an attempt's trace, or None before its first step."""
         try:
             with open(self.attempt_folder(attempt) / "trace.jsonl", "rb") as file:
                 file.seek(0, os.SEEK_END)
                 file.seek(max(file.tell() - 65_536, 0))
                 lines = file.read().splitlines()
         except FileNotFoundError:
-            return 0
+            return None
         for line in reversed(lines):
             try:
-                return int(loads(line)["step"])
+                row = loads(line)
+                int(row["step"])
             except (ValueError, KeyError, TypeError):
                 continue  # torn
-        return 0
+            return dict(row)
+        return None
+
+    def last_step(self, attempt: int) -> int:
+        """The last optimizer step that an attempt recorded; 0 when it recorded none."""
+        row = self.last_row(attempt)
+        return int(row["step"]) if row else 0
+
+    def seen_s(self, attempt: int) -> float:
+        """Seconds from an attempt's placing (its first step, if that is not known) to the last
+        sign of life on disk: what an attempt took whose end nobody saw."""
+        placed, first, last = None, self.first_row(attempt), self.last_row(attempt)
+        with contextlib.suppress(FileNotFoundError, RecordError):
+            placed = read_json(self.attempt_folder(attempt) / "placed.json")
+        told = [
+            row["time"] for row in (first, last, self.heartbeat(attempt)) if row and "time" in row
+        ]
+        if not told:
+            return 0.0
+        return float(max(max(told) - (placed["time"] if placed else min(told)), 0.0))
 
     def log_tail(self, attempt: int, *, lines: int = 15) -> str:
         """The last lines that a rank of an attempt printed: the one that failed first, if known.
@@ -413,6 +436,11 @@ class StudyRecord:
     def write_gang(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
         """Write gang.json: an attempt has fewer workers than its trial asks for."""
         write_json(record.attempt_folder(attempt) / "gang.json", content)
+
+    def write_placed(self, record: TrialRecord, attempt: int) -> None:
+        """Write placed.json: an attempt has got its machines just now, and begins to cost."""
+        path = record.attempt_folder(attempt) / "placed.json"
+        write_json(path, {"time": time.time()}, durable=False)
 
     def write_end(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
         """Write end.json: how an attempt ended, seen from outside; nothing of it is alive."""

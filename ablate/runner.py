@@ -282,6 +282,7 @@ class _Controller:
         self.order.append(trial)
         self.of_cell[levels].append(trial)
         folder = self.record.write_trial({**trial.to_json(), "fingerprint": self.fingerprint})
+        self._close(folder)
         outcome = folder.outcome()
         self.ledger.spend(folder.ends(), workers=self.study.gang.workers)
         if outcome is not None:
@@ -291,6 +292,24 @@ class _Controller:
         else:
             self.unended[levels] += 1
             self.backlog.add(trial)
+
+    def _close(self, folder: TrialRecord) -> None:
+        """Record how the attempts ended whose controller was killed before it could say so.
+
+        What they spent is counted like any other's; that they ended says nothing against the trial.
+        """
+        for number in folder.attempts():
+            if folder.end(number) is not None:
+                continue
+            result = folder.result(number)
+            done = result is not None and result["status"] != "stopped"
+            self._write_end(
+                folder,
+                number,
+                kind="ended" if done else "abandoned",
+                detail="its controller ended before it could say how the attempt did",
+                wall_s=folder.seen_s(number),
+            )
 
     def _tell(self, levels: _Levels) -> None:
         """Tell the book about a cell whose trials have all ended."""
@@ -499,6 +518,7 @@ class _Controller:
         folder = self.record.record(trial.id)
         if event.kind == "placed":
             self.placed_at[trial.id] = self.clock()
+            self.record.write_placed(folder, event.number)
             return
         del self.active[trial.id]
         result = folder.result(event.number)
@@ -537,25 +557,27 @@ class _Controller:
             self._retry_or_give_up(trial, folder)
 
     def _catch_up(self, trial: Trial, folder: TrialRecord) -> bool:
-        """Record an attempt that had its last word when its controller was killed."""
+        """Conclude a trial whose last attempt had ended when its controller was killed."""
         number = max(folder.attempts(), default=0)
         result, end = folder.result(number), folder.end(number)
-        if result is None or result["status"] == "stopped" or (end and end["kind"] != "ended"):
+        if result is None or end is None or end["kind"] != "ended":
             return False
-        if end is None:
-            detail = "it ended, and its controller before it could say so"
-            wall_s = result.get("wall_s", 0.0)
-            self._end_attempt(trial, number, kind="ended", detail=detail, wall_s=wall_s)
         self._conclude(trial, folder, **_outcome_of(self.study, result))
         return True
 
     def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
-        folder = self.record.record(trial.id)
+        end = self._write_end(self.record.record(trial.id), number, kind=kind, **facts)
+        self.ledger.spend([end], workers=self.study.gang.workers)
+
+    def _write_end(
+        self, folder: TrialRecord, number: int, *, kind: str, **facts: Any
+    ) -> dict[str, Any]:
         content = {"kind": kind, "time": time.time(), "wall_s": 0.0, **facts}
         if (workers := folder.fewer_workers(number)) is not None:
             content["workers"] = workers
-        self.record.write_end(folder, number, {**content, "step": folder.last_step(number)})
-        self.ledger.spend([content], workers=self.study.gang.workers)
+        content["step"] = folder.last_step(number)
+        self.record.write_end(folder, number, content)
+        return content
 
     def _retry_or_give_up(self, trial: Trial, folder: TrialRecord) -> None:
         """A crash says nothing about the setting: try again from the last checkpoint.

@@ -15,7 +15,7 @@ from test_runner import STUDY, Recorder, prepare
 
 from ablate import runner
 from ablate.cluster import Attempt
-from ablate.records import AttemptWriter, StudyRecord, read_json
+from ablate.records import AttemptWriter, StudyRecord, read_json, write_json
 from ablate.status import StudyStatus
 
 
@@ -106,3 +106,35 @@ def test_whatever_trials_take_the_budget_is_not_exceeded(
     with tempfile.TemporaryDirectory() as folder:
         _, _, spent = launch(Path(folder), hours, lambda seed: durations[seed], gangs=gangs)
     assert spent <= hours * (1 + 1e-9)
+
+
+def test_what_a_killed_controller_left_running_is_counted(tmp_path: Path) -> None:
+    """Attempts without an end count from their placing to their last sign of life, once, as spent:
+    a relaunch starts nothing beyond the budget, and a larger budget goes on with them."""
+    launch(tmp_path, 1.0, lambda seed: 36.0)
+    record = StudyRecord(tmp_path / "runs" / "scripted")
+    for folder in record.records():
+        if folder.trial()["seed"] == 0:
+            continue
+        # As a SIGKILL leaves it: 90 s after its placing it had taken a step, 180 s after it beat.
+        number = folder.attempts()[-1]
+        for name in ("outcome.json", f"attempts/{number}/end.json"):
+            (folder.folder / name).unlink()
+        attempt = folder.attempt_folder(number)
+        (attempt / "result.json").unlink()
+        (attempt / "trace.jsonl").unlink()
+        write_json(attempt / "placed.json", {"time": 1000.0})
+        writer = AttemptWriter(folder.folder, number)
+        writer.step([{"step": 1, "attempt": number, "time": 1090.0, "loss": 1.0}])
+        writer.heartbeat({"time": 1180.0, "step": 1})
+        writer.close()
+    status, record, spent = launch(tmp_path, 0.3, lambda seed: 36.0)
+    assert spent == pytest.approx((3 * 36 + 6 * 180) / 3600) and spent > 0.3
+    assert seeds_ended(record) == [0, 0, 0] and "budget" in status.notes[0]
+    assert status.worker_hours == pytest.approx(spent)
+    kinds = [end["kind"] for f in record.records() for end in f.ends()]
+    assert kinds.count("abandoned") == 6
+    status, record, again = launch(tmp_path, 0.3, lambda seed: 36.0)
+    assert again == spent, "counted once"
+    status, record, _ = launch(tmp_path, 2.0, lambda seed: 36.0)
+    assert status.waiting == 0 and len(seeds_ended(record)) == 9

@@ -187,7 +187,7 @@ def test_plan_probes_each_shape_once_with_real_steps(tmp_path: Path) -> None:
         assert 0 < pace.step_s_p50 <= pace.step_s_p90
         assert pace.evaluation_s > 0 and pace.other_s > 0 and pace.checkpoint_gib > 0
     made = plan(study, record, concurrency=2)
-    assert made.cost is not None and "2 probe(s)" in made.cost.basis
+    assert made.cost is not None and "each of 2 shapes" in made.cost.basis
     config = trials[0].config
     steps, evaluations = 1024 // 8 * 10, 5
     assert (config["epochs"], config["zeroshot_frequency"]) == (10, 2)

@@ -97,7 +97,7 @@ def analyze_results(
         is_exploratory=is_exploratory,
         num_runs=int((table.outcomes != "").sum()),
         seeds=table.seeds,
-        headline=sentences.headline(contrasts),
+        headline=sentences.headline(contrasts, interactions),
         factors=factors,
         contrasts=contrasts,
         interactions=interactions,

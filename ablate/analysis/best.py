@@ -152,7 +152,7 @@ def _sentence(
         text += " That it is better than the baseline is not shown: there is no clear winner."
     others = [name for name in rivals if name != "baseline"]
     if others:
-        listed = ", ".join(others[:4]) + (" and others" if len(others) > 4 else "")
+        listed = "; ".join(others[:4]) + (f"; {len(others) - 4} more" if len(others) > 4 else "")
         text += f" Not told apart from it: {listed}."
     return text
 

@@ -158,7 +158,8 @@ def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
     made = []
     for number, (title, members) in enumerate(groups):
         shown = [(label, [cell for cell in cells if cell.trials]) for label, cells in members]
-        for part in range(0, max(len(shown) - 1, 1), _LINES):
+        parts = range(0, max(len(shown) - 1, 1), _LINES)
+        for part in parts:
             # The first member, the reference, stands in every part.
             lines = [shown[0], *shown[1 + part : 1 + part + _LINES]]
             if (
@@ -171,7 +172,8 @@ def curve_groups(table: StudyTable, scale: Scale) -> tuple[CurveGroup, ...]:
                 and len(shown) > 1
             ):
                 continue
-            made.append(_curve_group(table, scale, title, lines, f"{number}-{part // _LINES}"))
+            words = f"{title}, {part // _LINES + 1} of {len(parts)}" if len(parts) > 1 else title
+            made.append(_curve_group(table, scale, words, lines, f"{number}-{part // _LINES}"))
     return tuple(made)
 
 
@@ -287,7 +289,7 @@ def events_picture(table: StudyTable) -> Picture | None:
     """The runs in which a marker saw something, with when it did."""
     tracks = [
         plots.Track(
-            label=_cut(f"{cell.name}, seed {row.seed}", _CELL_WIDTH),
+            label=f"{_cut(cell.name, _CELL_WIDTH)}, seed {row.seed}",
             end=float(max(row.step, *(int(event["last_step"]) for event in row.events))),
             diverged=row.state == Outcome.DIVERGED,
             events=tuple(

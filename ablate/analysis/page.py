@@ -182,7 +182,43 @@ class ContrastRow:
     """The difference is between runs that did not diverge only."""
 
 
-def contrast_row(contrast: Contrast, scale: Scale) -> ContrastRow:
+def contrast_rows(table: StudyTable, question: Question, scale: Scale) -> tuple[ContrastRow, ...]:
+    """The comparisons of one question; those of tuned cells say at which settings they stand."""
+    chosen = _chosen_settings(table)
+    return tuple(
+        _contrast_row(contrast, scale, _stands_at(contrast, question.analysis.baseline, chosen))
+        for contrast in question.analysis.contrasts
+    )
+
+
+def _chosen_settings(table: StudyTable) -> dict[Levels, str]:
+    """Levels of what is compared -> the nuisance settings that were chosen for them."""
+    names = {factor.name for factor in table.study.nuisance}
+    chosen = {}
+    for row in table.tuning:
+        if row.best is not None:
+            levels = row.candidates[row.best].levels
+            compared = tuple(pair for pair in levels if pair[0] not in names)
+            chosen[compared] = ", ".join(f"{f}={x}" for f, x in levels if f in names)
+    return chosen
+
+
+def _stands_at(contrast: Contrast, base: Mapping[str, str], chosen: Mapping[Levels, str]) -> str:
+    """One sentence; empty where the two sides are not one cell each."""
+    if contrast.estimand != "simple":
+        return ""
+    mine, its = (
+        chosen.get(tuple({**base, contrast.factor: level}.items()))
+        for level in (contrast.level, contrast.reference)
+    )
+    if mine is None or its is None:
+        return ""
+    if mine == its:
+        return f" Best for both: {mine}."
+    return f" {contrast.level} stands at its best {mine}, {contrast.reference} at {its}."
+
+
+def _contrast_row(contrast: Contrast, scale: Scale, stands_at: str) -> ContrastRow:
     diverged, runs = contrast.diverged
     return ContrastRow(
         factor=contrast.factor,
@@ -197,7 +233,7 @@ def contrast_row(contrast: Contrast, scale: Scale) -> ContrastRow:
         p_adjusted=probability(contrast.p_adjusted),
         diverged=f"{diverged}/{runs}" if runs else NONE,
         needs=_needs(contrast),
-        sentence=contrast.sentence,
+        sentence=contrast.sentence + stands_at,
         warnings=contrast.warnings,
         survivors=contrast.delta is not None
         and contrast.divergence is not None
@@ -664,6 +700,8 @@ class Page:
     """The best cell in a sentence, and warnings about it."""
     fingerprints: tuple[tuple[str, str], ...]
     noise: str
+    silence: str
+    """What is said in place of an answer."""
     metric: str
     text: str
     """The study file."""
@@ -688,10 +726,7 @@ def read_page(table: StudyTable) -> Page:
         partial=_partial(table),
         questions=asked,
         scale=scale,
-        contrasts={
-            question.key: tuple(contrast_row(c, scale) for c in question.analysis.contrasts)
-            for question in asked
-        },
+        contrasts={question.key: contrast_rows(table, question, scale) for question in asked},
         unasked=_unasked(study, asked),
         instability=instability(table),
         sweep=sweep_of(table),
@@ -718,6 +753,7 @@ def read_page(table: StudyTable) -> Page:
         fingerprints=_fingerprints(table.rows),
         metric=study.objective.metric,
         noise=_noise(asked, scale),
+        silence=_silence(table),
         text=study.text,
         file=_file(study),
     )
@@ -801,6 +837,17 @@ def _partial(table: StudyTable) -> str:
             f"{'takes' if number == 1 else 'take'} no part."
         )
     return " ".join(part for part in (text, table.open_ended, aside) if part)
+
+
+def _silence(table: StudyTable) -> str:
+    tuned = sum(row.best is not None for row in table.tuning)
+    if any(row.ended for row in table.rows) and table.tuning:
+        names = " and ".join(factor.name for factor in table.study.nuisance)
+        return (
+            f"The {names} of {tuned} of {len(table.tuning)} cells is chosen; no trial that is "
+            "compared has ended yet."
+        )
+    return "No trial has ended yet, so there is nothing to say."
 
 
 def _config(study: Study) -> tuple[tuple[str, str, bool], ...]:

@@ -455,6 +455,10 @@ def step_plot(
         _frame(axes, paint)
         axes.set_title(label, loc="left", color=paint["muted"], fontsize=9)
         axes.set_xticks(range(len(ticks)), ticks)
+        if sum(map(len, ticks)) > 9 * width:  # they would run into each other
+            axes.tick_params(axis="x", labelrotation=20)
+            for tick in axes.get_xticklabels():
+                tick.set(ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.3, len(ticks) - 0.7)
         for role, words, positions in lines:
             at = [x for x, values in enumerate(positions) if any(v is not None for v in values)]

@@ -50,8 +50,8 @@ class Scale:
         return text.lstrip("-") if float(text) == 0 else text
 
 
-def headline(contrasts: Sequence[Contrast]) -> str:
-    """How many factors got which answer."""
+def headline(contrasts: Sequence[Contrast], interactions: Sequence[Interaction]) -> str:
+    """How many factors got which answer, and which of them depend on each other."""
     if not contrasts:
         return "There is nothing to compare with the baseline yet."
     factors = list(dict.fromkeys(c.factor for c in contrasts))
@@ -67,6 +67,8 @@ def headline(contrasts: Sequence[Contrast]) -> str:
     ):
         if names:
             parts.append(f"{', '.join(names)} {one if len(names) == 1 else many}")
+    for f, g in dict.fromkeys(i.factors for i in interactions if i.verdict == verdict.MATTERS):
+        parts.append(f"the effects of {f} and {g} depend on each other")
     return "; ".join(parts) + "."
 
 
@@ -185,7 +187,8 @@ def interaction(i: Interaction, say: Scale) -> str:
         return f"{text}, without an interval."
     text = f"{text} (95 % interval {say.interval(i.ci)})"
     return {
-        verdict.MATTERS: f"{text}: the effect of one depends on the other.",
+        verdict.MATTERS: f"{text}: the effect of one depends on the "
+        "other, and what is said of each alone is an average.",
         verdict.NEGLIGIBLE: f"{text}: real, but smaller than the margin.",
         verdict.EQUIVALENT: f"{text}: additive within the margin.",
         verdict.INCONCLUSIVE: f"{text}: undecided.",

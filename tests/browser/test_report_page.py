@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from synthetic import study_of, write_study
+from synthetic import EFFECTS, QUICK, study_of, write_study
 
 from ablate.analysis.report import write_report
+from ablate.analysis.results import result_of
+from ablate.analysis.table import read_table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -58,6 +60,52 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     study = study_of(folder)
     return write_report(study, write_study(folder, study)).html
+
+
+TUNED = re.sub(
+    r"(?s)factors:.*?design: one_at_a_time\nseeds: .*?\n",
+    """factors:
+  warmup: [20, 5]
+  contrastive_loss: {default: {}, local_only: {local_loss: true}}
+nuisance: {settings: {lr: [1.0e-3, 2.0e-3]}, seeds: [1000]}
+seeds: [0, 1]
+""",
+    QUICK,
+)
+SWEEP = (
+    QUICK.replace(
+        "design: one_at_a_time",
+        "design: {name: search, cells: 4, sampler: random, then: leave_one_out}",
+    )
+    .replace("seeds: [0, 1, 2, 3]", "seeds: [0, 1]")
+    .replace("margin: 0.01}", "margin: 0.01, cost: peak_memory_gib}")
+)
+
+
+def tuned_report(folder: Path) -> Path:
+    """A study whose lr is tuned in every level: the candidates first, then what they chose."""
+    study = study_of(folder, TUNED, name="tuned")
+    effects = {**EFFECTS, ("lr", "0.002"): 0.03}
+    record = write_study(folder, study, effects=effects, diverged={})
+    tried = [
+        result_of(trial, outcome)
+        for home in record.records()
+        if (trial := study.recall(home.trial())) and (outcome := home.outcome())
+    ]
+    record = write_study(folder, study, effects=effects, diverged={}, results=tried)
+    return write_report(study, record).html
+
+
+def sweep_report(folder: Path) -> Path:
+    """A search for accuracy and memory, and its best cell taken apart."""
+    study = study_of(folder, SWEEP, name="sweep")
+    usual = study.baseline_levels()
+    changes = ({}, {"precision": "fp32"}, {"beta2": "0.98", "lr": "0.002"}, {"warmup": "5"})
+    asked = [{**usual, **change} for change in changes]
+    planted = {"asked": asked, "memory": {("precision", "fp32"): 3.0}, "diverged": {}}
+    record = write_study(folder, study, **planted)
+    found = read_table(study, record).results
+    return write_report(study, write_study(folder, study, **planted, results=found)).html
 
 
 @contextlib.contextmanager
@@ -110,6 +158,33 @@ def test_the_page_renders_without_an_error_or_a_request(report, tmp_path):
     assert requests_in(net_log) == []
     assert log.count('<svg class="plot"') == 2 * 6 + 3
     assert log.count("<section") == 10
+
+
+@pytest.mark.parametrize(
+    ("write", "sections", "said"),
+    [
+        (
+            tuned_report,
+            {"answer", "tuning"},
+            r"stands? at its best lr=0.002|Best for both: lr=0.002",
+        ),
+        (sweep_report, {"answer", "cost"}, "From the cheapest:"),
+    ],
+)
+def test_a_tuned_study_and_a_search_render_too(write, sections, said, tmp_path):
+    """Their own sections are laid out; nothing is fetched and nothing is logged."""
+    net_log = tmp_path / "net.json"
+    log = browse(
+        f"file://{write(tmp_path)}", "--dump-dom", "--enable-logging=stderr",
+        f"--log-net-log={net_log}",
+    )  # fmt: skip
+    assert console_messages(log) == [] and requests_in(net_log) == []
+    shown = {
+        name: text for name, text in re.findall(r'(?s)<section id="(\w+)"(.*?)</section>', log)
+    }
+    assert sections <= set(shown)
+    assert re.search(said, shown["answer"])
+    assert "<td" in shown[max(sections)]
 
 
 def test_the_check_for_errors_and_requests_can_fail(tmp_path):
