@@ -262,8 +262,8 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         for factor, level, size in plan.resolution:
             if size < 0.99 * plan.detectable:
                 finer.setdefault(f"{size:.2g}", []).append(f"{factor}={level}")
-        for size, names in finer.items():
-            facts.add_row("", Text(f"of {size} for {', '.join(names)}, averaged over cells"))
+        for amount, names in finer.items():
+            facts.add_row("", Text(f"of {amount} for {', '.join(names)}, averaged over cells"))
     for note in plan.notes:
         facts.add_row("note", Text(note), style="yellow")
     return Group(head, table, facts)
