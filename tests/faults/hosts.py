@@ -2,11 +2,14 @@
 
 The bridge lives in a namespace of its own and there is no default route, so nothing can leave.
 Ray's folder is a private mount per host, or the hosts' sockets would collide. Needs root and
-iproute2; ``unavailable()`` says what is missing.
+iproute2; ``unavailable()`` says what is missing. `Nodes` is what is left without them: Ray's nodes
+side by side on this machine, which can be killed and not be cut off.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -84,6 +87,10 @@ class Hosts:
     def namespace(self, host: int) -> str:
         return f"{self.tag}h{host}"
 
+    @property
+    def ray_address(self) -> str:
+        return f"{self.address(0)}:{RAY_PORT}"
+
     def address(self, host: int) -> str:
         return f"10.77.0.{10 + host}"
 
@@ -156,10 +163,8 @@ class Hosts:
         return psutil.Process(self.started[host].pid).children(recursive=True)
 
     def rank(self, host: int) -> psutil.Process:
-        """The rank that runs on a host: a session leader that its keeper forked."""
-        keepers = [p for p in self.processes(host) if "ablate.keeper" in p.cmdline()]
-        pids = {process.pid for process in keepers}
-        (rank,) = (p for p in keepers if p.ppid() in pids and os.getsid(p.pid) == p.pid)
+        """The rank that runs on a host."""
+        (rank,) = ranks(self.processes(host))
         return rank
 
     def kill(self, host: int) -> None:
@@ -180,6 +185,80 @@ class Hosts:
         """Undo cut() or silence()."""
         _do(f"ip -n {self.switch} link set p{host} up")
         _do(f"ip netns exec {self.switch} bridge link set dev p{host} state 3")
+
+
+_NODES = """
+import json, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+nodes = [
+    cluster.add_node(num_cpus=int(cpus), include_dashboard=False, object_store_memory=80_000_000)
+    for cpus in sys.argv[1:]
+]
+raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+print(json.dumps([cluster.address, raylets]), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """``with Nodes(cpus=(0, 1, 1), folder=...)``: the same on `ray.cluster_utils.Cluster`."""
+
+    def __init__(self, cpus: Sequence[int], folder: Path) -> None:
+        self.cpus = tuple(cpus)
+        self.folder = folder
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            **ray_environment(),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+
+    def __enter__(self) -> Nodes:
+        with open(self.folder / "nodes.log", "wb") as log:
+            self.cluster = subprocess.Popen(
+                [sys.executable, "-c", _NODES, *map(str, self.cpus)],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.cluster.stdout is not None
+        said = self.cluster.stdout.readline()
+        if not said:
+            self.__exit__()
+            raise AssertionError((self.folder / "nodes.log").read_text())
+        self.ray_address, self.raylets = json.loads(said)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cluster.communicate(timeout=60)
+
+    def run(self, host: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE)
+
+    def processes(self, host: int) -> list[psutil.Process]:
+        """Everything that a node started."""
+        return psutil.Process(self.raylets[host]).children(recursive=True)
+
+    def kill(self, host: int) -> None:
+        """Every process of the node at once."""
+        for process in [psutil.Process(self.raylets[host]), *self.processes(host)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def ranks(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that are ranks: session leaders that a keeper forked."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            keepers = [p for p in (process, process.parent()) if p is not None]
+            if all("ablate.keeper" in keeper.cmdline() for keeper in keepers) and (
+                os.getsid(process.pid) == process.pid
+            ):
+                found.append(process)
+    return found
 
 
 def _do(command: str) -> None:

@@ -36,8 +36,7 @@ def killed_controller(stage: Stage, seed: int) -> list[float]:
     folder = stage.folder / f"controller-{seed}"
     folder.mkdir()
     downtime_s = DOWNTIMES_S[seed // 2 % len(DOWNTIMES_S)]
-    drill_controller(stage, folder, seed, downtime_s=downtime_s, finished=seed % 2 == 1)
-    return []
+    return drill_controller(stage, folder, seed, downtime_s=downtime_s, finished=seed % 2 == 1)
 
 
 def recovered(drill: Callable[..., object]) -> Callable[[Stage, int], list[float]]:

@@ -1,0 +1,68 @@
+"""A study whose gangs span hosts, and a host that dies."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from drills import Run, Stage, allowed_s, study_text
+from hosts import Hosts, Nodes, ranks, unavailable
+from test_drills_controller import furthest, wait_for
+
+from ablate import runner
+from ablate.records import StudyRecord
+from ablate.status import summarise
+from ablate.study import load_study
+
+pytestmark = pytest.mark.slow
+TEXT = study_text(workers=2)
+KILLED_HOST_S = 15.0
+
+
+@pytest.mark.parametrize("place", [Hosts, Nodes])
+def test_a_study_survives_the_death_of_a_host(
+    stage: Stage,
+    tmp_path: Path,
+    place: type[Hosts] | type[Nodes],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Of three hosts one with a rank of a training is killed: `ablate launch` trains on with the
+    other two, and the report is that of one machine that nothing befell."""
+    if place is Hosts and unavailable():
+        pytest.skip(unavailable())
+    whole = stage.undisturbed(TEXT)
+    study_folder = tmp_path / "study"
+    study_folder.mkdir()
+    (study_folder / "drill.yaml").write_text(TEXT)
+    for name in ("train", "val"):
+        (study_folder / name).symlink_to(stage.data / name)
+    record = StudyRecord(study_folder / "runs" / "drill")
+    with place(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts:
+        inside = ["sh", "-c", 'cd "$0" && exec "$@" >launch.log 2>&1', str(study_folder)]
+        launch = ["launch", "drill.yaml", "--yes", "--address", hosts.ray_address]
+        controller = hosts.run(0, [*inside, sys.executable, "-m", "ablate.cli", *launch])
+        assert controller.stdout is not None
+        controller.stdout.close()
+        try:
+            wait_for(lambda: furthest(record) >= 2, controller)
+            victim = next(host for host in (1, 2, 3) if ranks(hosts.processes(host)))
+            [struck] = [t for t in record.records() if t.attempts() and t.outcome() is None]
+            faulted = time.time()
+            hosts.kill(victim)
+            wait_for(lambda: struck.first_row(2) is not None, controller)
+            again_s = (struck.first_row(2) or {})["time"] - faulted
+            record_property("training_again_s", round(again_s, 1))
+            print(f"{place.__name__}: training again after {again_s:.1f} s")
+            code = controller.wait(120)
+        finally:
+            controller.kill()
+            controller.wait()
+    assert code == 0, (study_folder / "launch.log").read_text()[-3000:]
+    assert again_s < allowed_s(KILLED_HOST_S)
+    assert [end["kind"] for end in struck.ends()] == ["lost", "ended"]
+    study = load_study(study_folder / "drill.yaml", root=study_folder)
+    status = summarise(study, record, runner.planned(study, record))
+    stage.check(Run(study, record, status, ()), same_as=whole)
