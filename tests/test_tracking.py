@@ -165,6 +165,8 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
 
 def runs_in(uri: str, study: str) -> dict[str, Any]:
     """Run name and kind -> run, of all that are not deleted."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return {}  # looking would create the store, in the middle of the mirror's doing so
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study)
     if experiment is None:

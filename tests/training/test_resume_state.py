@@ -178,6 +178,7 @@ NOT_STATE = {
     "format": "in the manifest too, where it is compared",
     "step": "the checkpoint's name; the loop goes by progress/step",
     "torch": "only told in the certificate",
+    "ranks": "only told in the certificate: others may do the same work",
     "progress/evaluated": "has a test of its own, from a checkpoint that was evaluated",
     "progress/eval_s": "a time; nothing follows from it",
     "zero_gradients": "all 0 here; test_loop resumes a model with a layer that nothing uses",
