@@ -6,6 +6,7 @@ Ctrl-C stops the gang with a long grace, and its exit codes are said.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from ablate.cluster import Attempt, Cluster, Gang, LocalCluster
 
 
 def main(kind: str, folder: str, entry: str) -> None:
+    # Tests that were started in the background would hand down that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cluster: Cluster
     if kind == "local":
         cluster = LocalCluster(num_cpus=2)
