@@ -55,6 +55,7 @@ def steps(task: Task, device: torch.device, folder: Path, *, first: int, number:
         task, Gang(0, 1, 0, 1, device), trial_id="t", checkpoints=folder,
         objective=loop.Objective("imagenet_top1"), stop_asked=lambda: False, config={},
         may_differ=(), writer=None, monitor=Monitor(), remote=None,
+        workers=1,
     )  # fmt: skip
     run.per_epoch, run.progress.step, run.total = 10**6, first, first + number
     run.run_steps(task.model)
