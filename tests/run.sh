@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes the environment and runs all tests:  bash tests/run.sh [pytest arguments]
-# TEST_WORKERS (default 2) test files run side by side; about 9 minutes on two cores.
+# TEST_WORKERS (default 2) test files run side by side; about 20 minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 prepare_environment '.[test]'
 export HF_HUB_OFFLINE=1
-exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+# Files in their own order: those with few, long tests would else all come last.
+exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -142,6 +142,20 @@ class Hosts:
             assert time.monotonic() < deadline, (self.folder / "host0.log").read_text()
             time.sleep(0.1)
 
+    def wait_for_nodes(self) -> None:
+        """Until every host has joined Ray."""
+        look = (
+            "import ray, time\n"
+            f"ray.init(address={self.ray_address!r}, log_to_driver=False)\n"
+            f"while sum(node['Alive'] for node in ray.nodes()) < {len(self.cpus)}:\n"
+            "    time.sleep(0.1)\n"
+        )
+        with self.run(0, [sys.executable, "-c", look]) as looking:
+            try:
+                assert looking.wait(60) == 0
+            finally:
+                looking.kill()
+
     def init(self, host: int) -> int:
         """Pid, as seen from outside, of a host's first process."""
         for process in psutil.Process(self.started[host].pid).children(recursive=True):

@@ -41,6 +41,8 @@ def test_a_study_survives_the_death_of_a_host(
         (study_folder / name).symlink_to(stage.data / name)
     record = StudyRecord(study_folder / "runs" / "drill")
     with place(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts:
+        if isinstance(hosts, Hosts):
+            hosts.wait_for_nodes()
         inside = ["sh", "-c", 'cd "$0" && exec "$@" >launch.log 2>&1', str(study_folder)]
         launch = ["launch", "drill.yaml", "--yes", "--address", hosts.ray_address]
         controller = hosts.run(0, [*inside, sys.executable, "-m", "ablate.cli", *launch])
