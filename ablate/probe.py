@@ -170,11 +170,6 @@ def _pace(
     evaluated = [float(row["time"]) for row in folder.evaluations()]
     evaluation_s = max(evaluated[-1] - times[-1], 0.0) if evaluated else 0.0
     counted = steps_s[min(DROPPED, len(steps_s) // 2) :]
-    sizes = [
-        sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        for path in (folder.folder / "checkpoints").glob("step-*")
-        if path.is_dir()
-    ]
     return Pace(
         shape=shape,
         trial=study.change_name(dict(trial.cell.levels)),
@@ -182,7 +177,7 @@ def _pace(
         step_s_p90=float(np.quantile(counted, 0.9)),
         evaluation_s=evaluation_s,
         other_s=max(wall_s - float(times[-1] - times[0]) - evaluation_s, 0.0),
-        checkpoint_gib=max(sizes, default=0) / 2**30,
+        checkpoint_gib=folder.checkpoint_bytes() / 2**30,
         steps=len(counted),
         nodes=tuple(nodes),
         time=time.time(),

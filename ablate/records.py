@@ -98,9 +98,14 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What writers that were killed left half-written, in `folder` and below it."""
+    return sorted(folder.rglob(".*.tmp"))
+
+
 def clear_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed left half-written, in `folder` and below it."""
-    for path in folder.rglob(".*.tmp"):
+    """Remove the :func:`leftovers` of a folder in which nobody writes."""
+    for path in leftovers(folder):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -130,6 +135,15 @@ def read_json(path: Path) -> Any:
             f"{path} is damaged ({error}). Move it away and launch again: "
             "the trial goes on from its last checkpoint."
         ) from error
+
+
+def find_json(path: Path) -> dict[str, Any] | None:
+    """As :func:`read_json`, or None when the file is not there."""
+    try:
+        content: dict[str, Any] = read_json(path)
+    except FileNotFoundError:
+        return None
+    return content
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -231,11 +245,7 @@ class TrialRecord:
 
     def outcome(self) -> dict[str, Any] | None:
         """outcome.json, or None while the trial has none."""
-        try:
-            content: dict[str, Any] = read_json(self.folder / "outcome.json")
-        except FileNotFoundError:
-            return None
-        return content
+        return find_json(self.folder / "outcome.json")
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts so far, ascending."""
@@ -250,29 +260,16 @@ class TrialRecord:
 
     def result(self, attempt: int) -> dict[str, Any] | None:
         """result.json of an attempt, or None when it ended without one."""
-        try:
-            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "result.json")
-        except FileNotFoundError:
-            return None
-        return content
+        return find_json(self.attempt_folder(attempt) / "result.json")
 
     def end(self, attempt: int) -> dict[str, Any] | None:
         """end.json of an attempt, or None when the controller never saw it end."""
-        try:
-            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "end.json")
-        except FileNotFoundError:
-            return None
-        return content
+        return find_json(self.attempt_folder(attempt) / "end.json")
 
     def learned(self) -> dict[str, Any] | None:
         """learning.json of the last attempt, or None when it has none."""
-        for attempt in self.attempts()[-1:]:
-            try:
-                content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "learning.json")
-            except FileNotFoundError:
-                return None
-            return content
-        return None
+        last = max(self.attempts(), default=0)
+        return find_json(self.attempt_folder(last) / "learning.json")
 
     def ends(self) -> list[dict[str, Any]]:
         """How the controller saw each attempt end; those it never saw end are left out."""
@@ -281,18 +278,14 @@ class TrialRecord:
 
     def fewer_workers(self, attempt: int) -> int | None:
         """How many workers an attempt had, where they were fewer than the trial asks for."""
-        try:
-            return int(read_json(self.attempt_folder(attempt) / "gang.json")["workers"])
-        except FileNotFoundError:
-            return None
+        gang = find_json(self.attempt_folder(attempt) / "gang.json")
+        return int(gang["workers"]) if gang else None
 
     def heartbeat(self, attempt: int) -> dict[str, Any] | None:
         """heartbeat.json of an attempt, or None before its first."""
-        try:
-            content: dict[str, Any] = read_json(self.attempt_folder(attempt) / "heartbeat.json")
-        except (FileNotFoundError, RecordError):
-            return None
-        return content
+        with contextlib.suppress(RecordError):
+            return find_json(self.attempt_folder(attempt) / "heartbeat.json")
+        return None
 
     def trace(self) -> list[dict[str, Any]]:
         """One row per optimizer step; steps that a later attempt ran again are its own."""
@@ -352,14 +345,23 @@ class TrialRecord:
         """Seconds from an attempt's placing (its first step, if that is not known) to the last
         sign of life on disk: what an attempt took whose end nobody saw."""
         placed, first, last = None, self.first_row(attempt), self.last_row(attempt)
-        with contextlib.suppress(FileNotFoundError, RecordError):
-            placed = read_json(self.attempt_folder(attempt) / "placed.json")
+        with contextlib.suppress(RecordError):
+            placed = find_json(self.attempt_folder(attempt) / "placed.json")
         told = [
             row["time"] for row in (first, last, self.heartbeat(attempt)) if row and "time" in row
         ]
         if not told:
             return 0.0
         return float(max(max(told) - (placed["time"] if placed else min(told)), 0.0))
+
+    def checkpoint_bytes(self) -> int:
+        """Size of the largest checkpoint on disk; 0 without one."""
+        folders = (path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())
+        sizes = (
+            sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            for path in folders
+        )
+        return max(sizes, default=0)
 
     def log_tail(self, attempt: int, *, lines: int = 15) -> str:
         """The last lines that a rank of an attempt printed: the one that failed first, if known.
@@ -397,11 +399,7 @@ class StudyRecord:
 
     def study(self) -> dict[str, Any] | None:
         """study.json, or None when nothing was launched here yet."""
-        try:
-            content: dict[str, Any] = read_json(self.folder / "study.json")
-        except FileNotFoundError:
-            return None
-        return content
+        return find_json(self.folder / "study.json")
 
     def write_study(self, content: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

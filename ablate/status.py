@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from ablate import referee
-from ablate.records import StudyRecord, TrialRecord, read_json, write_json
+from ablate.records import StudyRecord, TrialRecord, find_json, write_json
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
 
@@ -221,11 +221,8 @@ def write_controller(
 
 def read_controller(record: StudyRecord) -> dict[str, Any] | None:
     """The living controller's note, or None when no controller is at work here."""
-    try:
-        note: dict[str, Any] = read_json(record.folder / "controller.json")
-    except FileNotFoundError:
-        return None
-    if note["state"] == "absent":
+    note = find_json(record.folder / "controller.json")
+    if note is None or note["state"] == "absent":
         return None
     if note["host"] == socket.gethostname():
         alive = psutil.pid_exists(note["pid"])

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import psutil
 
 from ablate.errors import RecordError
-from ablate.records import StudyRecord, TrialRecord, dumps, read_rows
+from ablate.records import StudyRecord, TrialRecord, dumps, leftovers, read_rows
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
 
@@ -189,7 +189,7 @@ def find_remains(folder: Path) -> list[Violation]:
     """
     found = [
         Violation("no_remains", str(path), "a half-written file was left behind")
-        for path in sorted(folder.rglob(".*.tmp"))
+        for path in leftovers(folder)
     ]
     trials = str((folder / "trials").resolve()) + "/"
     for process in psutil.process_iter():
