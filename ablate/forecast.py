@@ -20,6 +20,7 @@ from ablate.analysis.results import Result, result_of, tabulate
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord
 from ablate.runner import planned
+from ablate.status import Ledger
 from ablate.study import LeaveOneOut, Search, Study
 from ablate.trial import Cell, Trial
 
@@ -113,6 +114,7 @@ def plan(
     lines: list[PlannedTrial] = []
     remaining_s: list[tuple[float, float] | None] = []
     durations_s: list[float] = []
+    ended: list[Result] = []
     for trial in trials:
         folder = record.record(trial.id)
         outcome = folder.outcome()
@@ -122,6 +124,7 @@ def plan(
             steps = recipe.num_steps(config, workers=study.gang.workers, num_samples=num_samples)
         if outcome is not None:
             state = outcome["outcome"]
+            ended.append(result_of(trial, outcome))
             durations_s.append(outcome["wall_s"])
         else:
             state = "begun" if folder.attempts() else "to run"
@@ -131,7 +134,6 @@ def plan(
     listed = sorted(trials, key=lambda trial: places.get(_compared(study, trial), len(places)))
     names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
     num_cells = len(cells)
-    ended = [result_of(trial, o) for trial in trials if (o := record.record(trial.id).outcome())]
     for cell, seed in design.pending(study, ended):
         best = " and ".join(factor.name for factor in study.nuisance)
         name = f"{study.change_name(dict(cell.levels))}, at its best {best}"
@@ -158,7 +160,7 @@ def plan(
     notes += [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, paces, concurrency)
     notes += _over_budget(study, record, cost)
-    detectable, unit = _detectable(study, record, trials, num_cells)
+    detectable, unit = _detectable(study, ended, num_cells)
     return Plan(
         study=study.name,
         design=study.design.name,
@@ -168,7 +170,7 @@ def plan(
         workers=study.gang.workers,
         cost=cost,
         cost_note=" ".join(part for part in (cost_note, data_note) if part),
-        disk_gib=_disk_gib(study, record, trials),
+        disk_gib=_disk_gib(record, trials, paces),
         detectable=detectable,
         resolution=_resolution(study, cells, detectable),
         detectable_in=unit,
@@ -397,8 +399,10 @@ def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[s
     limit = study.budget.gpu_hours
     if limit is None or cost is None:
         return []
-    spent_s = sum(end["wall_s"] for folder in record.records() for end in folder.ends())
-    left = limit - spent_s * study.gang.workers / 3600
+    ledger = Ledger()
+    for folder in record.records():
+        ledger.spend(folder.ends(), workers=study.gang.workers)
+    left = limit - ledger.spent_s / 3600
     if cost.worker_hours_p90 <= left:
         return []
     return [
@@ -408,16 +412,14 @@ def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[s
     ]
 
 
-def _detectable(
-    study: Study, record: StudyRecord, trials: Sequence[Trial], num_cells: int
-) -> tuple[float | None, str]:
+def _detectable(study: Study, ended: Sequence[Result], num_cells: int) -> tuple[float | None, str]:
     """The minimum detectable effect of a contrast with the baseline, pooled over cells."""
     n = study.sequential.min if study.sequential else len(study.seeds)
     if isinstance(study.design, Search):
         num_cells = study.design.cells
     if n < 2 or num_cells < 2:
         return None, "one seed cannot show any difference: there is nothing to measure noise with"
-    sigma = _residual_sigma(record, trials)
+    sigma = _residual_sigma(ended)
     value = power.mde(n, sigma=sigma or 1.0, contrasts=num_cells - 1, cells=num_cells)
     if not math.isfinite(value):
         return None, "these seeds cannot show any difference"
@@ -450,13 +452,12 @@ def _resolution(
     return tuple(found)
 
 
-def _residual_sigma(record: StudyRecord, trials: Sequence[Trial]) -> float | None:
+def _residual_sigma(ended: Sequence[Result]) -> float | None:
     """Standard deviation between seeds, pooled over cells, of what has ended so far."""
     values: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for trial in trials:
-        outcome = record.record(trial.id).outcome()
-        if outcome is not None and outcome["value"] is not None:
-            values.setdefault(trial.cell.levels, []).append(outcome["value"])
+    for result in ended:
+        if result.value is not None:
+            values.setdefault(result.levels, []).append(result.value)
     repeated = [group for group in values.values() if len(group) > 1]
     freedom = sum(len(group) - 1 for group in repeated)
     if freedom < 2:
@@ -465,14 +466,12 @@ def _residual_sigma(record: StudyRecord, trials: Sequence[Trial]) -> float | Non
     return math.sqrt(squares / freedom) or None
 
 
-def _disk_gib(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> float | None:
+def _disk_gib(
+    record: StudyRecord, trials: Sequence[Trial], paces: Mapping[str, probe.Pace]
+) -> float | None:
     """Three checkpoints of every trial, by the largest checkpoint there is."""
-    sizes = [
-        sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        for trial in trials
-        for folder in (record.record(trial.id).folder / "checkpoints").glob("step-*")
-        if folder.is_dir()
-    ]
-    largest = [size / 2**30 for size in sizes]
-    largest += [pace.checkpoint_gib for pace in probe.paces(record).values()]
-    return 3 * max(largest) * len(trials) if largest else None
+    largest = max(
+        [record.record(trial.id).checkpoint_bytes() / 2**30 for trial in trials]
+        + [pace.checkpoint_gib for pace in paces.values()]
+    )
+    return 3 * largest * len(trials) if largest else None
