@@ -40,9 +40,7 @@ from typing import IO, Any, NoReturn
 import psutil
 
 from ablate.errors import ClusterError
-
-#: Exit codes of a rank that ended in order: result written, or stopped after a checkpoint.
-ORDERLY = frozenset({0, 75})
+from ablate.trial import ORDERLY
 
 # An orderly end leaves this long to what the rank started (multiprocessing's resource tracker
 # unlinks its semaphores when its pipe closes); after that, and after any other end, SIGKILL.

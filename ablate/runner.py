@@ -26,7 +26,15 @@ from ablate.referee import Referee, referee_of
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.stores import CHECKPOINTS
 from ablate.study import Search, Study
-from ablate.trial import SHARE, Cell, Outcome, Trial
+from ablate.trial import (
+    EXIT_NO_SPACE,
+    EXIT_STOPPED,
+    ORDERLY,
+    SHARE,
+    Cell,
+    Outcome,
+    Trial,
+)
 from ablate.versions import fingerprint
 
 POLL_S = 0.5
@@ -235,7 +243,7 @@ class _Controller:
             if not self.active and (stopping or self.over_budget or not self.backlog):
                 return self._status("absent")
             for event in self.cluster.wait(POLL_S):
-                self._settle(event, stopping=bool(stopping))
+                self._settle(event)
             if not stopping:
                 self._prune()
 
@@ -402,9 +410,7 @@ class _Controller:
 
     def _fill(self) -> None:
         """Hand the cluster as many trials as it can run at once."""
-        if self.over_budget:
-            return
-        if self._next() is None:
+        if self.over_budget or self._next() is None:
             return
         gang, capacity = self._gang()
         if capacity.total == 0:
@@ -511,7 +517,7 @@ class _Controller:
 
     # ------------------------------------------------------------------ record
 
-    def _settle(self, event: GangEvent, *, stopping: bool) -> None:
+    def _settle(self, event: GangEvent) -> None:
         if self.active.get(event.trial_id) != event.number:
             return  # an attempt that was given up; its folder is its own
         trial = self.wanted[event.trial_id]
@@ -527,9 +533,9 @@ class _Controller:
             kind = "ended"  # the last word is on disk, whatever its processes died of afterwards
         elif event.stopped:
             kind = "stopped"
-        elif 75 in event.exit_codes and set(event.exit_codes) <= {0, 75}:
+        elif EXIT_STOPPED in event.exit_codes and ORDERLY.issuperset(event.exit_codes):
             kind = "preempted"  # SIGTERM by someone else: the machine is wanted back
-        elif 74 in event.exit_codes:
+        elif EXIT_NO_SPACE in event.exit_codes:
             kind = "no_space"
         else:
             kind = "lost" if event.kind == "lost" else "crashed"

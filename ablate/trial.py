@@ -1,4 +1,4 @@
-"""Cells, trials, their identity, and the outcomes a trial can have."""
+"""Cells, trials, their identity, the outcomes a trial can have, and the words of its processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+EXIT_STOPPED = 75
+"""Exit status of a rank that was stopped after a checkpoint; as sysexits.h's EX_TEMPFAIL."""
+EXIT_NO_SPACE = 74
+"""Exit status of a rank whose disk is full, which says nothing about the trial; as EX_IOERR."""
+ORDERLY = frozenset({0, EXIT_STOPPED})
+"""Exit statuses of a rank that ended in order: result written, or stopped after a checkpoint."""
 
 SHARE = "ABLATE_SHARE"
 """Environment variable of a worker: how many of the trial's workers each rank stands for."""

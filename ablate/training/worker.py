@@ -29,13 +29,7 @@ from typing import Any
 from ablate import recipes, records
 from ablate.errors import DataError, LoadError, SpaceError
 from ablate.stores import CHECKPOINTS
-from ablate.trial import SHARE
-
-EXIT_STOPPED = 75
-"""As sysexits.h's EX_TEMPFAIL: try again later."""
-
-EXIT_NO_SPACE = 74
-"""As sysexits.h's EX_IOERR: the disk is full, which says nothing about the trial."""
+from ablate.trial import EXIT_NO_SPACE, EXIT_STOPPED, SHARE
 
 PRELOAD = (
     "torch",
