@@ -36,7 +36,7 @@ from ablate.study import (
     Search,
     Study,
 )
-from ablate.trial import Cell, Outcome, Trial
+from ablate.trial import Cell, Levels, Outcome, Trial
 
 MOST_REPEATS = 12
 """Merged cells that are listed one by one."""
@@ -96,7 +96,7 @@ def tune(study: Study, cell: Cell, results: Sequence[Result]) -> Tuning:
         scores.append(_mean_score(study, ended) if len(ended) == len(mine) else None)
     best = None
     if all(score is not None for score in scores):
-        sign = 1.0 if study.objective.direction == "maximize" else -1.0
+        sign = study.objective.sign
         best = candidates[max(range(len(scores)), key=lambda i: sign * (scores[i] or 0.0))]
     return Tuning(cell, candidates, tuple(scores), best)
 
@@ -109,11 +109,7 @@ def settled(study: Study, results: Sequence[Result]) -> list[Result]:
     """
     if not study.candidates:
         return list(results)
-    usual = {factor.name: factor.baseline for factor in study.nuisance}
-    cells = {
-        tuple((name, usual.get(name, level)) for name, level in result.levels): None
-        for result in results
-    }
+    cells = dict.fromkeys(study.untuned(result.levels) for result in results)
     known = {(result.levels, result.seed): result for result in results}
     found = []
     for levels in cells:
@@ -389,8 +385,7 @@ def _ablation_path(
         scores = {name: mean_score(study, levels, results) for name, levels in round_.items()}
         if any(score is None for score in scores.values()):
             return listed
-        sign = 1.0 if study.objective.direction == "maximize" else -1.0
-        best = max(scores, key=lambda name: sign * (scores[name] or 0.0))
+        best = max(scores, key=lambda name: study.objective.sign * (scores[name] or 0.0))
         current = round_[best]
         del left[best]
     return listed
@@ -414,7 +409,7 @@ def winner(study: Study, results: Sequence[Result]) -> dict[str, str] | None:
 
 
 def _num_complete(study: Study, results: Sequence[Result]) -> int:
-    seeds: dict[tuple[tuple[str, str], ...], set[int]] = {}
+    seeds: dict[Levels, set[int]] = {}
     for result in results:
         seeds.setdefault(result.levels, set()).add(result.seed)
     return sum(set(study.seeds) <= ended for ended in seeds.values())
@@ -438,7 +433,6 @@ def _num_experiments(study: Study, *, at_most: int) -> int:
 
 def best_levels(study: Study, results: Sequence[Result]) -> dict[str, str] | None:
     """Levels of the best mean over complete seed blocks; None while no cell is complete."""
-    sign = 1.0 if study.objective.direction == "maximize" else -1.0
     scores = {
         levels: mean_score(study, dict(levels), results)
         for levels in dict.fromkeys(result.levels for result in results)
@@ -446,7 +440,7 @@ def best_levels(study: Study, results: Sequence[Result]) -> dict[str, str] | Non
     known = {levels: score for levels, score in scores.items() if score is not None}
     if not known:
         return None
-    best = max(known.items(), key=lambda item: sign * item[1])
+    best = max(known.items(), key=lambda item: study.objective.sign * item[1])
     return dict(best[0])
 
 
@@ -469,7 +463,7 @@ def _mean_score(study: Study, results: Sequence[Result]) -> float:
     one was pruned."""
     scores = [score for result in results if (score := score_of(study, result)) is not None]
     if not scores or any(result.outcome == Outcome.PRUNED for result in results):
-        return -math.inf if study.objective.direction == "maximize" else math.inf
+        return -math.inf * study.objective.sign
     return fmean(scores)
 
 

@@ -22,7 +22,7 @@ from ablate.records import StudyRecord
 from ablate.runner import planned
 from ablate.status import Ledger
 from ablate.study import LeaveOneOut, Search, Study
-from ablate.trial import Cell, Trial
+from ablate.trial import Cell, Levels, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,9 @@ def plan(
             remaining_s.append(_seconds(study, recipe, trial, steps, samples_per_s, paces))
         name = study.change_name(dict(trial.cell.levels))
         lines.append(PlannedTrial(trial.id, name, trial.seed, state, steps))
-    listed = sorted(trials, key=lambda trial: places.get(_compared(study, trial), len(places)))
+    listed = sorted(
+        trials, key=lambda trial: places.get(study.untuned(trial.cell.levels), len(places))
+    )
     names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
     num_cells = len(cells)
     for cell, seed in design.pending(study, ended):
@@ -176,12 +178,6 @@ def plan(
         detectable_in=unit,
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _compared(study: Study, trial: Trial) -> tuple[tuple[str, str], ...]:
-    """The trial's cell with the nuisance settings at the baseline."""
-    usual = {factor.name: factor.baseline for factor in study.nuisance}
-    return tuple((name, usual.get(name, level)) for name, level in trial.cell.levels)
 
 
 def _too_few_seeds(study: Study, num_cells: int) -> list[str]:
@@ -454,7 +450,7 @@ def _resolution(
 
 def _residual_sigma(ended: Sequence[Result]) -> float | None:
     """Standard deviation between seeds, pooled over cells, of what has ended so far."""
-    values: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    values: dict[Levels, list[float]] = {}
     for result in ended:
         if result.value is not None:
             values.setdefault(result.levels, []).append(result.value)

@@ -50,7 +50,7 @@ class Referee:
         self._report = report
         self._strata = rules.speed_sensitive
         self._rungs = Rungs(rules.rungs, warmup_fractions=_checked(study), keep=rules.keep)
-        self._sign = 1.0 if study.objective.direction == "maximize" else -1.0
+        self._sign = study.objective.sign
         self._passed: dict[str, set[float]] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._finals: set[str] = set()
@@ -253,8 +253,7 @@ def advise(study: Study) -> list[str]:
         )
     fast = recipes.load(study.recipe).SPEED_FIELDS
     for factor in study.factors:
-        touched = {field for level in factor.levels for field, _ in level.fields} or {factor.name}
-        if factor.name in rules.speed_sensitive or not touched & fast:
+        if factor.name in rules.speed_sensitive or not factor.fields & fast:
             continue
         notes.append(
             f"{factor.name} changes how fast a run learns: "

@@ -32,6 +32,7 @@ from ablate.trial import (
     ORDERLY,
     SHARE,
     Cell,
+    Levels,
     Outcome,
     Trial,
 )
@@ -64,8 +65,6 @@ that stays, e.g. a package that a machine lacks."""
 
 LOOKING_SHARE = 0.1
 """Most of the loop's time that goes into the picture of the study for people."""
-
-_Levels = tuple[tuple[str, str], ...]
 
 
 class Book(Protocol):
@@ -200,8 +199,8 @@ class _Controller:
     sizes: dict[str, int] = field(default_factory=dict)
     """Trial id -> workers of its last attempt."""
     placed_at: dict[str, float] = field(default_factory=dict)
-    of_cell: dict[_Levels, list[Trial]] = field(default_factory=dict)
-    unended: Counter[_Levels] = field(default_factory=Counter)
+    of_cell: dict[Levels, list[Trial]] = field(default_factory=dict)
+    unended: Counter[Levels] = field(default_factory=Counter)
     """How many trials of a cell have not ended."""
     begun_seeds: set[int] = field(default_factory=set)
     """Seed blocks of which at least one trial was started."""
@@ -319,7 +318,7 @@ class _Controller:
                 wall_s=folder.seen_s(number),
             )
 
-    def _tell(self, levels: _Levels) -> None:
+    def _tell(self, levels: Levels) -> None:
         """Tell the book about a cell whose trials have all ended."""
         if not self.unended[levels]:
             mine = self.of_cell[levels]

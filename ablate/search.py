@@ -40,11 +40,10 @@ from optuna.trial import TrialState
 from ablate.analysis.results import Result
 from ablate.errors import AnalysisError, PlanError, TrackingError
 from ablate.study import Factor, Search, Study
-from ablate.trial import Cell, Outcome
+from ablate.trial import Cell, Levels, Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-Levels = tuple[tuple[str, str], ...]
 Score = Callable[[Result], float | None]
 
 _MOST_PROPOSALS = 16

@@ -24,7 +24,7 @@ from ablate.factors import FIELDS, Sameness, same_experiment
 from ablate.markers import thresholds as markers
 from ablate.source import Problems, parse_yaml
 from ablate.stores import check_url
-from ablate.trial import Cell, Trial, identify
+from ablate.trial import Cell, Levels, Trial, identify
 
 _MAX_BYTES = 1_000_000
 
@@ -61,6 +61,11 @@ class Objective(_Spec):
     cost: str | None = None
     """What the metric is weighed against: gpu_hours, mean_step_time_s, peak_memory_gib,
     num_parameters, or another evaluation measurement. A search then looks for the Pareto front."""
+
+    @property
+    def sign(self) -> float:
+        """1 where more of the metric is better, -1 where less is."""
+        return 1.0 if self.direction == "maximize" else -1.0
 
     @property
     def cost_direction(self) -> metrics.Direction:
@@ -392,6 +397,13 @@ class Factor:
     def level(self, name: str) -> Level:
         return next(level for level in self.levels if level.name == name)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Fields of the configuration that its levels set."""
+        return frozenset(key for level in self.levels for key, _ in level.fields) or frozenset(
+            {self.name}
+        )
+
     def distinct(self) -> tuple[str, ...]:
         """Names of the levels that differ from each other, the baseline's first."""
         names = [self.baseline, *(item.name for item in self.levels)]
@@ -448,6 +460,25 @@ class Study:
 
     def baseline_levels(self) -> dict[str, str]:
         return {factor.name: factor.baseline for factor in self.factors}
+
+    def compared_baseline(self) -> dict[str, str]:
+        """The baseline's level of every factor that is compared."""
+        return {factor.name: factor.baseline for factor in self.compared}
+
+    def compared_levels(self, levels: Levels) -> Levels:
+        """These levels without the nuisance settings."""
+        settings = self.nuisance_levels(levels)
+        return tuple((name, level) for name, level in levels if name not in settings)
+
+    def nuisance_levels(self, levels: Levels) -> dict[str, str]:
+        """The nuisance settings among these levels."""
+        names = {factor.name for factor in self.nuisance}
+        return {name: level for name, level in levels if name in names}
+
+    def untuned(self, levels: Levels) -> Levels:
+        """These levels with the nuisance settings at the baseline."""
+        usual = {factor.name: factor.baseline for factor in self.nuisance}
+        return tuple((name, usual.get(name, level)) for name, level in levels)
 
     def change_name(self, levels: Mapping[str, str]) -> str:
         """What differs from the baseline, for people: ``beta2=0.999, warmup=1`` or ``baseline``."""
@@ -646,8 +677,7 @@ def _parse_factors(
         factor = _parse_factor(name, spec, file, recipe, resolved, problems)
         if factor is None:
             continue
-        touched = {key for level in factor.levels for key, _ in level.fields}
-        for key in sorted(touched or {name}):
+        for key in sorted(factor.fields):
             if key in owner:
                 problems.add(
                     ("factors", name),
@@ -776,8 +806,7 @@ def _parse_nuisance(
         return (), ()
     place = ("nuisance",)
     known = [field for field in recipe.Config.model_fields if field != "seed"]
-    taken = {key: factor.name for factor in factors for lv in factor.levels for key, _ in lv.fields}
-    taken |= {factor.name: factor.name for factor in factors}
+    taken = {key: factor.name for factor in factors for key in (*factor.fields, factor.name)}
     for name, span in spec.settings.items():
         here = (*place, "settings", name)
         if name not in known:
@@ -978,8 +1007,7 @@ def _twins(
     others = [
         other.levels
         for other in factors
-        if other is not factor
-        and any(name in FIELDS for level in other.levels for name, _ in level.fields)
+        if other is not factor and not other.fields.isdisjoint(FIELDS)
     ]
     if math.prod(map(len, others)) > _MOST_SETTINGS:
         return {}

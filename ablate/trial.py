@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+Levels = tuple[tuple[str, str], ...]
+"""(factor, level name) pairs, in the order of the study's factors."""
+
 EXIT_STOPPED = 75
 """Exit status of a rank that was stopped after a checkpoint; as sysexits.h's EX_TEMPFAIL."""
 EXIT_NO_SPACE = 74
@@ -50,7 +53,7 @@ class Outcome(StrEnum):
 class Cell:
     """One combination of levels: what is varied, without the seed."""
 
-    levels: tuple[tuple[str, str], ...]
+    levels: Levels
     """(factor, level name) for every factor of the study, in the study's order."""
     fields: tuple[tuple[str, Any], ...]
     """Configuration fields that these levels set on top of the baseline."""

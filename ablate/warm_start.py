@@ -102,14 +102,12 @@ def _level_of(study: Study, factor: Factor, config: Mapping[str, Any]) -> str | 
         value = config.get(factor.name)
         inside = isinstance(value, (int, float)) and factor.range.low <= value <= factor.range.high
         return repr(value) if inside else None
-    fields = {field for level in factor.levels for field, _ in level.fields} or {factor.name}
     for level in factor.levels:
         mine = study.config(study.cell({factor.name: level.name}), seed=study.seeds[0])
-        if all(mine.get(field) == config.get(field) for field in fields):
+        if all(mine.get(field) == config.get(field) for field in factor.fields):
             return level.name
     return None
 
 
 def _written(factor: Factor, config: Mapping[str, Any]) -> str:
-    fields = sorted({field for level in factor.levels for field, _ in level.fields})
-    return ", ".join(f"{field}={config.get(field)}" for field in fields or [factor.name])
+    return ", ".join(f"{field}={config.get(field)}" for field in sorted(factor.fields))

@@ -42,7 +42,7 @@ def choose(table: StudyTable) -> Choice:
     Raises:
         AnalysisError: no cell has all its trials scored and one of them completed.
     """
-    sign = 1.0 if table.study.objective.direction == "maximize" else -1.0
+    sign = table.study.objective.sign
     complete = [
         cell
         for cell in table.cells
@@ -158,7 +158,7 @@ def _sentence(
 
 
 def choose_cell(table: StudyTable, levels: Mapping[str, str]) -> Choice:
-    sign = 1.0 if table.study.objective.direction == "maximize" else -1.0
+    sign = table.study.objective.sign
     cell = table.cell(levels)
     if cell is None or not cell.values():
         ran = "; ".join(other.name for other in table.cells if other.values())

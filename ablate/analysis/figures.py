@@ -191,7 +191,7 @@ def _grouped_cells(table: StudyTable) -> list[tuple[str, list[tuple[str, list[Ce
     base = table.baseline
     others = [cell for cell in table.cells if cell is not base]
     if isinstance(study.design, Search):
-        sign = 1 if study.objective.direction == "maximize" else -1
+        sign = study.objective.sign
         ranked = [cell for cell in others if cell.score(table.chance) is not None]
         ranked.sort(key=lambda cell: -sign * (cell.score(table.chance) or 0.0))
         title, others = f"The best {min(len(ranked), _LINES)} cells found", ranked[:_LINES]
@@ -269,7 +269,7 @@ def cells_picture(table: StudyTable, scale: Scale) -> Picture | None:
     if len(cells) < 2:
         return None
     if isinstance(table.study.design, (Search, FullFactorial)):
-        sign = 1 if table.study.objective.direction == "maximize" else -1
+        sign = table.study.objective.sign
         unknown = -math.inf
         cells.sort(key=lambda cell: -sign * mean if (mean := cell.mean) is not None else -unknown)
     strips = [
@@ -384,8 +384,8 @@ def path_picture(table: StudyTable, scale: Scale) -> Picture | None:
     study = table.study
     if not isinstance(study.design, AblationPath):
         return None
-    sign = 1 if study.objective.direction == "maximize" else -1
-    current = {factor.name: factor.baseline for factor in study.compared}
+    sign = study.objective.sign
+    current = study.compared_baseline()
     left = {name: level for name, level in study.design.target.items() if current[name] != level}
     walked = [("baseline", table.baseline)]
     while left:

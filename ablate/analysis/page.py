@@ -21,7 +21,7 @@ from ablate.analysis.pareto import weigh
 from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, plain_number, probability, scale_of
 from ablate.analysis.sweep import Sweep, sweep_of
-from ablate.analysis.table import Levels, StudyTable, TrialRow
+from ablate.analysis.table import StudyTable, TrialRow, name_settings
 from ablate.errors import AnalysisError
 from ablate.study import (
     FractionalFactorial,
@@ -32,7 +32,7 @@ from ablate.study import (
     SequentialSeeds,
     Study,
 )
-from ablate.trial import Outcome
+from ablate.trial import Levels, Outcome
 
 MOST_SEEDS = 50
 """More seeds than this are not proposed."""
@@ -67,7 +67,7 @@ class Question:
 def questions(table: StudyTable) -> tuple[Question, ...]:
     """The study's comparisons, judged; none while nothing has ended."""
     study = table.study
-    base = {factor.name: factor.baseline for factor in study.compared}
+    base = study.compared_baseline()
     tuned = _tuning_note(study)
     if isinstance(study.design, LeaveOneOut):
         return _leave_one_out(table, study.design.target, note=tuned and f"{tuned} ")
@@ -95,7 +95,7 @@ def questions(table: StudyTable) -> tuple[Question, ...]:
 def _leave_one_out(
     table: StudyTable, target: Mapping[str, str], *, note: str = ""
 ) -> tuple[Question, ...]:
-    base = {factor.name: factor.baseline for factor in table.study.compared}
+    base = table.study.compared_baseline()
     target = {**base, **target}
     changed = [name for name in base if base[name] != target[name]]
     reverted = [target, *({**target, name: base[name]} for name in changed)]
@@ -193,13 +193,11 @@ def contrast_rows(table: StudyTable, question: Question, scale: Scale) -> tuple[
 
 def _chosen_settings(table: StudyTable) -> dict[Levels, str]:
     """Levels of what is compared -> the nuisance settings that were chosen for them."""
-    names = {factor.name for factor in table.study.nuisance}
     chosen = {}
     for row in table.tuning:
         if row.best is not None:
             levels = row.candidates[row.best].levels
-            compared = tuple(pair for pair in levels if pair[0] not in names)
-            chosen[compared] = ", ".join(f"{f}={x}" for f, x in levels if f in names)
+            chosen[table.study.compared_levels(levels)] = name_settings(table.study, levels)
     return chosen
 
 
@@ -435,7 +433,7 @@ def _combine(study: Study, asked: Sequence[Question]) -> list[Step]:
     if not isinstance(study.design, OneAtATime) or not asked:
         return []
     best: dict[str, Contrast] = {}
-    sign = 1 if study.objective.direction == "maximize" else -1
+    sign = study.objective.sign
     for contrast in asked[0].analysis.contrasts:
         if contrast.verdict != verdict.MATTERS or contrast.direction != "better":
             continue
@@ -635,12 +633,8 @@ class TuningView:
 
 def tuning_views(table: StudyTable, scale: Scale) -> tuple[TuningView, ...]:
     views = []
-    names = [factor.name for factor in table.study.nuisance]
     for row in table.tuning:
-        settings = [
-            ", ".join(f"{name}={dict(cell.levels)[name]}" for name in names)
-            for cell in row.candidates
-        ]
+        settings = [name_settings(table.study, cell.levels) for cell in row.candidates]
         words = [
             scale.value(score) if score is not None and math.isfinite(score) else
             ("no score" if score is not None else "not ended")
@@ -907,7 +901,7 @@ def _main_aliases(study: Study) -> dict[str, list[str]]:
 def _design_rows(table: StudyTable) -> tuple[tuple[str, ...], ...]:
     if not isinstance(table.study.design, (FractionalFactorial, PlackettBurman)):
         return ()
-    usual = {factor.name: factor.baseline for factor in table.study.compared}
+    usual = table.study.compared_baseline()
     return tuple(
         tuple("\N{MINUS SIGN}" if level == usual[name] else "+" for name, level in cell.levels)
         for cell in table.cells

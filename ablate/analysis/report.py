@@ -30,7 +30,7 @@ from ablate.analysis.page import CostView, Page, Question
 from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import PALETTE
 from ablate.analysis.scale import probability
-from ablate.analysis.table import CellRow, StudyTable, read_table
+from ablate.analysis.table import StudyTable, read_table
 from ablate.records import StudyRecord
 from ablate.study import Study
 
@@ -455,7 +455,11 @@ def verdicts_of(table: StudyTable, page: Page) -> dict[str, Any]:
             {
                 "cell": row.name,
                 "candidates": [
-                    {"settings": _settings(table, cell), "score": score, "chosen": i == row.best}
+                    {
+                        "settings": table.study.nuisance_levels(cell.levels),
+                        "score": score,
+                        "chosen": i == row.best,
+                    }
                     for i, (cell, score) in enumerate(zip(row.candidates, row.scores, strict=True))
                 ],
             }
@@ -465,12 +469,6 @@ def verdicts_of(table: StudyTable, page: Page) -> dict[str, Any]:
         "next": [{"text": step.text, "code": step.code} for step in page.next],
         "not_of_this_study": [row.id for row in table.foreign],
     }
-
-
-def _settings(table: StudyTable, cell: CellRow) -> dict[str, str]:
-    """The nuisance settings of a cell."""
-    names = {factor.name for factor in table.study.nuisance}
-    return {name: level for name, level in cell.levels if name in names}
 
 
 _LATEX = {

@@ -22,12 +22,10 @@ from ablate.analysis.results import Result, cost_of
 from ablate.errors import DataError, PlanError
 from ablate.records import StudyRecord, TrialRecord
 from ablate.study import Study
-from ablate.trial import Outcome, Trial
+from ablate.trial import Levels, Outcome, Trial
 
 CURVE_POINTS = 200
 """Points that a curve of step measurements is thinned to: more than a printed panel resolves."""
-
-Levels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +214,12 @@ class StudyTable:
 
     @property
     def baseline(self) -> CellRow:
-        wanted = tuple(_usual(self.study).items())
+        wanted = tuple(self.study.compared_baseline().items())
         return next(cell for cell in self.cells if cell.levels == wanted)
 
     def cell(self, levels: Mapping[str, str]) -> CellRow | None:
         """The cell of these levels; factors that are not named stand at the baseline."""
-        wanted = {**_usual(self.study), **levels}
+        wanted = {**self.study.compared_baseline(), **levels}
         return next((cell for cell in self.cells if dict(cell.levels) == wanted), None)
 
     def count(self, state: str) -> int:
@@ -300,24 +298,13 @@ def _cells(
     )
 
 
-def _usual(study: Study) -> dict[str, str]:
-    """The baseline's level of every factor that is compared."""
-    return {factor.name: factor.baseline for factor in study.compared}
-
-
-def _compared(study: Study, levels: Levels) -> Levels:
-    """Without the nuisance settings."""
-    names = {factor.name for factor in study.nuisance}
-    return tuple((name, level) for name, level in levels if name not in names)
-
-
 def _tuned_cells(
     study: Study, cells: Sequence[CellRow], ended: Sequence[Result]
 ) -> tuple[tuple[CellRow, ...], tuple[TuningRow, ...]]:
     """The cells that are compared, and how the nuisance settings of each were chosen."""
     by_levels = {cell.levels: cell for cell in cells}
     compared, tuning = [], []
-    for levels in dict.fromkeys(_compared(study, cell.levels) for cell in cells):
+    for levels in dict.fromkeys(study.compared_levels(cell.levels) for cell in cells):
         found = design.tune(study, study.cell(dict(levels)), ended)
         tried = [
             by_levels.get(cell.levels, CellRow(cell.levels, "", ())) for cell in found.candidates
@@ -330,7 +317,7 @@ def _tuned_cells(
                 tuple(
                     CellRow(
                         cell.levels,
-                        f"{name}, {_settings(study, cell.levels)} (tuning)",
+                        f"{name}, {name_settings(study, cell.levels)} (tuning)",
                         tuple(row for row in cell.trials if row.seed in study.tuning_seeds),
                     )
                     for cell in tried
@@ -343,17 +330,16 @@ def _tuned_cells(
         compared.append(
             CellRow(
                 levels,
-                name if best is None else f"{name}, {_settings(study, tried[best].levels)}",
+                name if best is None else f"{name}, {name_settings(study, tried[best].levels)}",
                 tuple(row for row in trials if row.seed in study.seeds),
             )
         )
     return tuple(compared), tuple(tuning)
 
 
-def _settings(study: Study, levels: Levels) -> str:
-    """The nuisance settings of a cell, as ``lr=0.001``."""
-    names = {factor.name for factor in study.nuisance}
-    return ", ".join(f"{name}={level}" for name, level in levels if name in names)
+def name_settings(study: Study, levels: Levels) -> str:
+    """The nuisance settings of a cell, for people: ``lr=0.001``."""
+    return ", ".join(f"{name}={level}" for name, level in study.nuisance_levels(levels).items())
 
 
 def _results(
@@ -367,8 +353,8 @@ def _results(
     # the design.
     own = {cell.levels: cell for cell in cells}
     for twin in merged:
-        levels = _compared(study, twin.cell.levels)
-        home = own.get(_compared(study, twin.home.levels))
+        levels = study.compared_levels(twin.cell.levels)
+        home = own.get(study.compared_levels(twin.home.levels))
         if home is None or levels in own:
             continue
         for row in home.trials:

@@ -47,11 +47,10 @@ from ablate.tracking.rows import (
     write_rows,
 )
 from ablate.tracking.store import one_at_a_time
-from ablate.trial import Outcome, Trial
+from ablate.trial import Levels, Outcome, Trial
 
 Score = Callable[[Result], float | None]
 
-Levels = tuple[tuple[str, str], ...]
 
 _REQUEST_S = "10"
 """Timeout of one request to a server, and one retry: its own defaults are 120 s and 7."""
@@ -331,7 +330,7 @@ class Mirror:
         }
         if not means:
             return None
-        sign = 1.0 if self._study.objective.direction == "maximize" else -1.0
+        sign = self._study.objective.sign
         best = max(means, key=lambda levels: sign * means[levels])
         return best, means[best]
 
