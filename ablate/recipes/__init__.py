@@ -1,4 +1,4 @@
-"""Recipes: how one kind of model is trained. One file each; its name is the recipe's name.
+"""Recipes: how one kind of model is trained; a module or package each, of the recipe's name.
 
 A recipe is a module with these names (:class:`Recipe` is the same as a type):
 
@@ -90,7 +90,7 @@ class Evaluation(Protocol):
     @property
     def name(self) -> str: ...
 
-    def due(self, epoch: int) -> bool:
+    def due(self, epoch: int, /) -> bool:
         """Whether it runs after `epoch` epochs are complete."""
         ...
 

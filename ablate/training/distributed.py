@@ -114,6 +114,15 @@ def sum_over_ranks(tensor: torch.Tensor, gang: Gang) -> torch.Tensor:
     return tensor
 
 
+def gather_rows(mine: torch.Tensor, first: int, total: int, gang: Gang) -> torch.Tensor:
+    """The rows of all ranks, this one's from row `first` on; exact, as each is added to zeros."""
+    if gang.world_size == 1:
+        return mine
+    whole = torch.zeros(total, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
+    whole[first : first + len(mine)] = mine
+    return sum_over_ranks(whole, gang)
+
+
 def broadcast_buffers(model: torch.nn.Module, gang: Gang) -> None:
     """Give every rank rank 0's buffers: running statistics differ between ranks after a step.
 

@@ -36,7 +36,7 @@ from ablate.datasets.shards import ShardIndex
 from ablate.errors import DataError
 from ablate.training import cache, scores
 from ablate.training.data import Tokenizer
-from ablate.training.distributed import Gang, broadcast, sum_over_ranks
+from ablate.training.distributed import Gang, broadcast, gather_rows, sum_over_ranks
 
 Encode = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 
@@ -284,15 +284,6 @@ def share(total: int, gang: Gang) -> tuple[int, int]:
     return total * gang.rank // gang.world_size, total * (gang.rank + 1) // gang.world_size
 
 
-def _gather(mine: torch.Tensor, first: int, total: int, gang: Gang) -> torch.Tensor:
-    """The rows of all ranks, in order; exact, for each row is added to zeros."""
-    if gang.world_size == 1:
-        return mine
-    whole = torch.zeros(total, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
-    whole[first : first + len(mine)] = mine
-    return sum_over_ranks(whole, gang)
-
-
 def image_features(
     model: torch.nn.Module, images: EvalImages, encoder: Encoder, gang: Gang
 ) -> torch.Tensor:
@@ -307,7 +298,7 @@ def image_features(
             f"{len(images)} images are fewer than the {gang.world_size} ranks that share them; "
             "give the evaluation a larger set"
         )
-    return _gather(torch.cat(parts), first, len(images), gang)
+    return gather_rows(torch.cat(parts), first, len(images), gang)
 
 
 def _tokenise_once(
@@ -350,14 +341,11 @@ class ZeroShot:
         self._images = images
         self._prompts = prompts
         self._encoder = encoder
-        self._due = due
+        self.due = due
         self._measures = measures
         self._counts = counts
         self._clock = clock
         self._tokens = _tokenise_once(prompts, tokenizer, tokenizer_name)
-
-    def due(self, epoch: int) -> bool:
-        return self._due(epoch)
 
     def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
         """Both accuracies, number of images, seconds; equal on all ranks."""
@@ -394,9 +382,8 @@ class ZeroShot:
             mine: torch.Tensor = embeddings / embeddings.norm(dim=1, keepdim=True)
         if not shared:
             return mine.T
-        whole = torch.zeros(num_classes, mine.shape[1], device=mine.device)
-        whole[first:last] = mine.float()  # exact: 16-bit floats are 32-bit floats
-        return sum_over_ranks(whole, gang).to(mine.dtype).T
+        # Exact: 16-bit floats are 32-bit floats.
+        return gather_rows(mine.float(), first, num_classes, gang).to(mine.dtype).T
 
     def _correct(
         self,
@@ -413,100 +400,89 @@ class ZeroShot:
         return float(correct[:, 0].sum()), float(correct.sum())
 
 
-class Neighbours:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OnFeatures:
+    """What evaluations of labelled image features have in common."""
+
+    images: EvalImages
+    encoder: Encoder
+    due: Callable[[int], bool]
+    reference: EvalImages | None = None
+    """Labelled images to learn from; None: others of `images`."""
+    label: str = ""
+    """What the measurements' names end in."""
+
+    def _features(
+        self, model: torch.nn.Module, gang: Gang
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Features and labels of the images, and both of the reference."""
+        reference = None
+        features, labels = self._measure(self.images, model, gang)
+        if self.reference is not None:
+            reference = self._measure(self.reference, model, gang)
+        return features, labels, reference
+
+    def _measure(
+        self, images: EvalImages, model: torch.nn.Module, gang: Gang
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        features = image_features(model, images, self.encoder, gang)
+        return features, torch.from_numpy(images.labels).to(features.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours(_OnFeatures):
     """Top-1 accuracy of the nearest neighbours in feature space (:func:`scores.knn_correct`)."""
 
-    def __init__(
-        self,
-        images: EvalImages,
-        *,
-        encoder: Encoder,
-        due: Callable[[int], bool],
-        reference: EvalImages | None = None,
-        neighbours: int = scores.NEIGHBOURS,
-        temperature: float = scores.TEMPERATURE,
-        label: str = "",
-    ) -> None:
-        self.name = f"knn{label}"
-        self._images = images
-        self._reference = reference
-        self._encoder = encoder
-        self._due = due
-        self._options = {"neighbours": neighbours, "temperature": temperature}
-        self._label = label
+    neighbours: int = scores.NEIGHBOURS
+    temperature: float = scores.TEMPERATURE
 
-    def due(self, epoch: int) -> bool:
-        return self._due(epoch)
+    @property
+    def name(self) -> str:
+        return f"knn{self.label}"
 
     def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
         """The accuracy and its seconds; each rank asks for its share of the images."""
         began = time.perf_counter()
-        features = image_features(model, self._images, self._encoder, gang)
+        features, labels, reference = self._features(model, gang)
         correct = scores.knn_correct(
             features,
-            torch.from_numpy(self._images.labels).to(features.device),
-            reference=_reference(model, self._reference, self._encoder, gang),
+            labels,
+            reference=reference,
             rows=slice(*share(len(features), gang)),
-            **self._options,  # type: ignore[arg-type]
+            neighbours=self.neighbours,
+            temperature=self.temperature,
         )
         right = sum_over_ranks(correct.sum(dtype=torch.float64).cpu(), gang)
         return {
-            f"knn_top1{self._label}": float(right) / len(features),
+            f"knn_top1{self.label}": float(right) / len(features),
             f"eval_time_s/{self.name}": time.perf_counter() - began,
         }
 
 
-class LinearProbe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearProbe(_OnFeatures):
     """Top-1 accuracy of a linear classifier on frozen features (:func:`scores.linear_correct`)."""
 
-    def __init__(
-        self,
-        images: EvalImages,
-        *,
-        encoder: Encoder,
-        due: Callable[[int], bool],
-        reference: EvalImages | None = None,
-        penalty: float = scores.PENALTY,
-        label: str = "",
-    ) -> None:
-        self.name = f"linear{label}"
-        self._images = images
-        self._reference = reference
-        self._encoder = encoder
-        self._due = due
-        self._penalty = penalty
-        self._label = label
+    penalty: float = scores.PENALTY
 
-    def due(self, epoch: int) -> bool:
-        return self._due(epoch)
+    @property
+    def name(self) -> str:
+        return f"linear{self.label}"
 
     def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
         """The accuracy and its seconds; features on all ranks, the fit on rank 0."""
         began = time.perf_counter()
-        features = image_features(model, self._images, self._encoder, gang)
-        reference = _reference(model, self._reference, self._encoder, gang)
+        features, labels, reference = self._features(model, gang)
         top1 = None
         if gang.first:
             correct = scores.linear_correct(
-                features,
-                torch.from_numpy(self._images.labels).to(features.device),
-                reference=reference,
-                penalty=self._penalty,
+                features, labels, reference=reference, penalty=self.penalty
             )
             top1 = float(correct.double().mean())
         return {
-            f"linear_top1{self._label}": broadcast(top1, gang),
+            f"linear_top1{self.label}": broadcast(top1, gang),
             f"eval_time_s/{self.name}": time.perf_counter() - began,
         }
-
-
-def _reference(
-    model: torch.nn.Module, images: EvalImages | None, encoder: Encoder, gang: Gang
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if images is None:
-        return None
-    features = image_features(model, images, encoder, gang)
-    return features, torch.from_numpy(images.labels).to(features.device)
 
 
 class Retrieval:
@@ -525,13 +501,10 @@ class Retrieval:
         self.name = f"retrieval{label}"
         self._images = images
         self._encoder = encoder
-        self._due = due
+        self.due = due
         self._label = label
         captions = [[text] for text in images.source.texts]
         self._tokens = _tokenise_once(captions, tokenizer, tokenizer_name)
-
-    def due(self, epoch: int) -> bool:
-        return self._due(epoch)
 
     def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
         """The six recalls and the seconds; each rank ranks its share of the pairs."""
@@ -554,4 +527,4 @@ class Retrieval:
             for begin in range(first, last, TEXTS_PER_BATCH):
                 rows = self._tokens[begin : min(begin + TEXTS_PER_BATCH, last)]
                 parts.append(self._encoder.texts(model, rows).float())
-        return _gather(torch.cat(parts), first, len(self._tokens), gang)
+        return gather_rows(torch.cat(parts), first, len(self._tokens), gang)

@@ -19,7 +19,7 @@ from torch import nn
 from ablate.markers.rules.evaluation import BatchNorm
 from ablate.training.augment import sample_seeds
 from ablate.training.data import Order, child_seeds
-from ablate.training.distributed import Gang, sum_over_ranks
+from ablate.training.distributed import Gang, gather_rows, sum_over_ranks
 
 if TYPE_CHECKING:
     from ablate.recipes import Evaluation, Samples
@@ -69,19 +69,16 @@ class Health:
         self._size = min(PROBE_SAMPLES, num_samples)
         self._seed = seed
         self._look = look
-        self._due = due
+        self.due = due
         self._device = device
         self._batches: list[tuple[torch.Tensor, ...]] | None = None
-
-    def due(self, epoch: int) -> bool:
-        return self._due(epoch)
 
     def run(self, model: nn.Module, gang: Gang) -> dict[str, float]:
         """The measurements above, equal on all ranks; the model is and stays in eval mode."""
         if self._batches is None:
             self._batches = list(self._share(gang))
         measured = {"params_non_finite": _count_non_finite(list(model.parameters()))}
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = batch_norms(model)
         with torch.no_grad():
             eval_loss, features = self._pass(model, self._batches, gang)
             measured.update(_ranks(features, gang))
@@ -165,14 +162,21 @@ def _drift(running: torch.Tensor, fresh: torch.Tensor) -> float:
     return float(ratio.log().abs().median())
 
 
+BatchNorms = list[nn.modules.batchnorm._BatchNorm]
+
+
+def batch_norms(model: nn.Module) -> BatchNorms:
+    """The model's BatchNorm layers."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextmanager
-def _fresh_statistics(
-    model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]
-) -> Iterator[None]:
-    """Train mode with statistics that start anew and average all batches; all put back after."""
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    momenta = [norm.momentum for norm in norms]
-    modes = [module.training for module in model.modules()]
+def averaging(norms: BatchNorms) -> Iterator[None]:
+    """Train mode for these layers, with statistics that start anew and average all batches.
+
+    Momenta and modes are put back after, the statistics stay.
+    """
+    before = [(norm.momentum, norm.training) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -180,10 +184,19 @@ def _fresh_statistics(
             norm.training = True
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
-        for module, mode in zip(model.modules(), modes, strict=True):
-            module.training = mode
+            norm.training = training
+
+
+@contextmanager
+def _fresh_statistics(model: nn.Module, norms: BatchNorms) -> Iterator[None]:
+    """As :func:`averaging`; the statistics are put back, too."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    try:
+        with averaging(norms):
+            yield
+    finally:
         for buffer, value in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(value)
 
@@ -192,11 +205,7 @@ def _ranks(features: dict[str, torch.Tensor], gang: Gang) -> dict[str, float]:
     """Effective rank of each kind of feature over all ranks."""
     measured = {}
     for name, mine in features.items():
-        whole = mine
-        if gang.world_size > 1:
-            whole = torch.zeros(gang.world_size, *mine.shape, device=mine.device)
-            whole[gang.rank] = mine
-            whole = sum_over_ranks(whole, gang).flatten(0, 1)
+        whole = gather_rows(mine, gang.rank * len(mine), gang.world_size * len(mine), gang)
         if len(whole) >= PROBE_SAMPLES:
             measured[f"{name}_rank"] = effective_rank(whole)
     return measured

@@ -35,6 +35,7 @@ from ablate import recipes
 from ablate.errors import AblateError, CheckpointError, LoadError
 from ablate.recipes import Specimen
 from ablate.training import checkpoint, scores
+from ablate.training.health import averaging, batch_norms
 from ablate.training.optim import module_group, named_state
 from ablate.training.scores import Score
 from ablate.training.weights import read_weights
@@ -677,22 +678,10 @@ def _is_untouched(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def _fit_statistics(specimen: Specimen, rows: npt.NDArray[np.int64]) -> None:
     """Set the model's BatchNorm statistics to those of the images that are looked at."""
-    norms = [
-        module
-        for module in specimen.model.modules()
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.training = True
     few = rows[np.linspace(0, len(rows) - 1, min(len(rows), FITTING_IMAGES)).round().astype(int)]
-    # Whole batches: a last one of a single image may have a variance of nothing.
-    specimen.features(specimen.model, np.resize(few, -(-len(few) // 16) * 16))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.training = False
+    with averaging(batch_norms(specimen.model)):
+        # Whole batches: a last one of a single image may have a variance of nothing.
+        specimen.features(specimen.model, np.resize(few, -(-len(few) // 16) * 16))
 
 
 def choose(

@@ -97,24 +97,18 @@ def _evaluation(
     reference = None
     if spec.train_path is not None:
         reference = open_labelled_images(config, spec.train_path, model, transform)
+    common: dict[str, Any] = {
+        "images": images,
+        "encoder": encoder,
+        "due": due,
+        "reference": reference,
+        "label": spec.label,
+    }
     if isinstance(spec, specs.KnnEvaluation):
         return evaluate.Neighbours(
-            images,
-            encoder=encoder,
-            due=due,
-            reference=reference,
-            neighbours=spec.neighbours,
-            temperature=spec.temperature,
-            label=spec.label,
+            **common, neighbours=spec.neighbours, temperature=spec.temperature
         )
-    return evaluate.LinearProbe(
-        images,
-        encoder=encoder,
-        due=due,
-        reference=reference,
-        penalty=spec.penalty,
-        label=spec.label,
-    )
+    return evaluate.LinearProbe(**common, penalty=spec.penalty)
 
 
 def make_encoder(config: Config, device: torch.device, to_input: Any) -> Encoder:
