@@ -67,14 +67,21 @@ def check_rungs(rungs: Sequence[float], warmup_fractions: Iterable[float]) -> No
     Raises:
         PlanError: a rung lies outside (0, 1) or too early; says from where on one is allowed.
     """
-    first = earliest_rung(warmup_fractions)
+    shares = list(warmup_fractions)
+    first = earliest_rung(shares)
     for rung in rungs:
         if not 0 < rung < 1:
             raise PlanError(f"rung {rung:g} is no fraction of a schedule; give one within (0, 1)")
         if rung < first - 1e-9:
             raise PlanError(
-                f"rung {rung:g} is too early: warmup and a tenth of the schedule must be over, "
-                f"and a quarter at least; the first rung allowed is {first:.2f}"
+                f"rung {rung:g} is too early: the longest warmup takes "
+                f"{max(shares, default=0.0):.0%} of its schedule, a tenth must have followed, and "
+                "a quarter be over at least; "
+                + (
+                    f"the first rung allowed is {first:.2f}"
+                    if first < 1
+                    else "no rung is left; remove prune, or shorten the warmup"
+                )
             )
 
 

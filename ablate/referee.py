@@ -17,7 +17,7 @@ from typing import Any
 
 from ablate import recipes
 from ablate.errors import DataError, PlanError
-from ablate.pruning import Decision, Rungs, Stratum, earliest_rung
+from ablate.pruning import Decision, Rungs, Stratum, check_rungs, earliest_rung
 from ablate.records import StudyRecord, TrialRecord
 from ablate.source import dotted, parse_yaml
 from ablate.study import Prune, Search, Study
@@ -283,20 +283,13 @@ def _checked(study: Study) -> list[float]:
         shares = _warmup_shares(study)
     except (DataError, OSError):
         return []
-    first = earliest_rung(shares)
     for index, rung in enumerate(rules.rungs):
-        if rung < first - 1e-9:
+        try:
+            check_rungs([rung], shares)
+        except PlanError as error:
             place = ("design", "prune", "rungs", index)
             line = parse_yaml(study.text, study.path)[1].get(place, 1)
-            raise PlanError(
-                f"{study.path}:{line}: {dotted(place)}: rung {rung:g} is too early: the longest "
-                f"warmup takes {max(shares):.0%} of its schedule, and a tenth must have followed; "
-                + (
-                    f"the first rung allowed is {first:.2f}"
-                    if first < 1
-                    else "no rung is left; remove prune, or shorten the warmup"
-                )
-            )
+            raise PlanError(f"{study.path}:{line}: {dotted(place)}: {error}") from error
     return shares
 
 

@@ -133,11 +133,6 @@ def _said(marker: str, kind: str = "") -> Ask:
     return lambda facts: facts.says(marker, kind)
 
 
-def _silent(marker: str, kind: str = "") -> Ask:
-    """A marker has no event."""
-    return lambda facts: "" if facts.says(marker, kind) else f"no {marker}"
-
-
 def _both(first: Ask, second: Ask) -> Ask:
     """The second's evidence, where the first has some, too."""
     return lambda facts: second(facts) if first(facts) else ""
