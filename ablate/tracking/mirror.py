@@ -43,6 +43,7 @@ from ablate.tracking.rows import (
     metrics_of,
     milliseconds,
     new_rows,
+    plain_key,
     repeats,
     write_rows,
 )
@@ -213,7 +214,7 @@ class Mirror:
             self._experiment = self._open_experiment(client)
         self._cells, self._runs = {}, {}
         self._study_run = self._study_status = ""
-        cells = {_cell_name(levels): levels for levels in self._by_cell}
+        cells = {trials[0].cell.name: levels for levels, trials in self._by_cell.items()}
         for run in _all_runs(client, self._experiment):
             tags, run_id = run.data.tags, run.info.run_id
             if self._fresh:
@@ -346,7 +347,7 @@ class Mirror:
             "mlflow.parentRunId": parent,
             "mlflow.source.name": "ablate",
             "mlflow.user": _user(),
-            "cell": _cell_name(levels),
+            "cell": self._by_cell[levels][0].cell.name,
             **self._level_tags(levels),
         }
         run = client.create_run(
@@ -579,8 +580,9 @@ class Mirror:
         )
         groups = outcome.get("parameter_groups") or {}
         _log_params(client, run.run_id, {"parameter_groups": groups})
+        learned = folder.learned()
         with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
-            self._write_artifacts(Path(scratch), trial, folder, outcome, trace, events)
+            self._write_artifacts(Path(scratch), trial, folder, outcome, trace, events, learned)
             client.log_artifacts(run.run_id, scratch)
         result = self._ended[trial.id].result
         tags = {
@@ -590,7 +592,7 @@ class Mirror:
             "markers": ", ".join(sorted({str(event["marker"]) for event in events})),
             "attempt": str(outcome.get("attempt", "")),
             "reason": str(outcome.get("reason") or ""),
-            "learning": str((folder.learned() or {}).get("verdict", "")),
+            "learning": str((learned or {}).get("verdict", "")),
             "mlflow.note.content": trial_note(result, outcome, events),
         }
         self._set_tags(client, run.run_id, run.tags, tags)
@@ -607,6 +609,7 @@ class Mirror:
         outcome: Mapping[str, Any],
         trace: Sequence[Mapping[str, Any]],
         events: Sequence[Mapping[str, Any]],
+        learned: Mapping[str, Any] | None,
     ) -> None:
         recipe = recipes.load(trial.recipe)
         config = masked("", trial.config)
@@ -618,7 +621,6 @@ class Mirror:
                 recipe.Config(**config), workers=int(trial.gang.get("workers", 1))
             )
             (scratch / "command.txt").write_text(shlex.join(line) + "\n")
-        learned = folder.learned()
         if learned is not None:
             (scratch / "learning.json").write_text(dumps(learned, indent=1) + "\n")
         write_rows(scratch / "events.jsonl", events)
@@ -728,24 +730,14 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _cell_name(levels: Levels) -> str:
-    return ", ".join(f"{factor}={level}" for factor, level in levels) or "baseline"
-
-
 def _log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
-    params = [
-        entities.Param(re.sub(r"[^\w.\- :/]", "_", key)[:250], value[:6000])
-        for key, value in flat(config).items()
-    ]
+    params = [entities.Param(plain_key(key), value[:6000]) for key, value in flat(config).items()]
     for batch in batches(params, 100):
         client.log_batch(run_id, params=batch)
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {
-        re.sub(r"[^\w.\- :/]", "_", key)[:250]: str(masked(key, value))[:5000]
-        for key, value in tags.items()
-    }
+    return {plain_key(key): str(masked(key, value))[:5000] for key, value in tags.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -34,6 +34,8 @@ _WHOLE_STEPS = 128
 _NOT_MIRRORED = frozenset({"rms", "zero_grad_steps"})
 """Grouped measurements with one member per tensor or parameter: hundreds of curves."""
 
+_UNWELCOME = re.compile(r"[^\w.\- :/]")
+
 _AXES = frozenset({"step", "attempt", "time", "samples"})
 """Columns of a row that place it; they are not measurements."""
 
@@ -103,9 +105,9 @@ def repeats(rows: Sequence[Mapping[str, Any]], run: TrialRun, *, step: int, atte
 def begun_at(folder: TrialRecord) -> float:
     """When the trial's first attempt took its first step (unix s); now, if none has yet."""
     for number in folder.attempts()[:1]:
-        rows, _ = read_rows_from(folder.attempt_folder(number) / "trace.jsonl", 0)
-        if rows:
-            return float(rows[0].get("time") or time.time())
+        row = folder.first_row(number)
+        if row is not None:
+            return float(row.get("time") or time.time())
     return time.time()
 
 
@@ -128,11 +130,17 @@ def metrics_of(row: Mapping[str, Any], *, evaluation: bool = False) -> list[enti
             continue
         # An infinite value would be stored as 1.8e308 and flatten its whole chart.
         number = float(value) if math.isfinite(value) else math.nan
-        key = re.sub(r"[^\w.\- :/]", "_", name)[:250]
         found.append(
-            entities.Metric(key, number, milliseconds(row.get("time") or 0.0), int(row["step"]))
+            entities.Metric(
+                plain_key(name), number, milliseconds(row.get("time") or 0.0), int(row["step"])
+            )
         )
     return found
+
+
+def plain_key(name: str) -> str:
+    """`name` as MLflow takes it for a metric, a parameter or a tag."""
+    return _UNWELCOME.sub("_", name)[:250]
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
