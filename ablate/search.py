@@ -39,6 +39,7 @@ from optuna.trial import TrialState
 
 from ablate.analysis.results import Result
 from ablate.errors import AnalysisError, PlanError, TrackingError
+from ablate.masking import masked_url
 from ablate.study import Factor, Search, Study
 from ablate.trial import Cell, Levels, Outcome
 
@@ -705,7 +706,7 @@ class _Mirror:
 
     def _report(self, error: Exception) -> None:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        self.trouble = f"the Optuna storage {_without_password(self._url)} is behind: {reason}"
+        self.trouble = f"the Optuna storage {masked_url(self._url)} is behind: {reason}"
         self._pause_s = min(max(2 * self._pause_s, 2.0), _LONGEST_PAUSE_S)
         self._not_before = time.monotonic() + self._pause_s
         self._forget()
@@ -742,7 +743,7 @@ class _Mirror:
                 e = ImportError("its driver is not installed")
                 advice = "Install it: pip install 'ablate-runner[postgres]'."
             raise TrackingError(
-                f"{_without_password(self._url)} cannot be used as Optuna storage: {e}. {advice}"
+                f"{masked_url(self._url)} cannot be used as Optuna storage: {e}. {advice}"
             ) from e
         space = {
             name: optuna.distributions.distribution_to_json(distribution)
@@ -892,10 +893,3 @@ def _prepare_sqlite(path: Path) -> None:
             connection.close()
     except sqlite3.Error as error:
         raise OSError(f"{path}: {error}") from error
-
-
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
