@@ -6,8 +6,6 @@ import importlib.util
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
-
 from ablate.errors import CheckpointError, suggest
 from ablate.masking import masked_url
 
@@ -71,6 +69,8 @@ def open_store(url: str) -> tuple[Any, str]:
             f"{scheme}:// needs the package {package}, on every machine: "
             f"pip install 'ablate-runner[{scheme}]'"
         )
+    import fsspec  # validating a study file does without it
+
     store = fsspec.filesystem(
         scheme, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS[scheme]
     )
