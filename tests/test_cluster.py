@@ -40,14 +40,15 @@ def ray() -> Cluster:
 @pytest.fixture(scope="module", params=[local, ray])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """One cluster of 3 CPUs for all tests, made by a thread that does not outlive its making."""
+    others = set(psutil.Process().children(recursive=True))  # of other test files
     made: list[Cluster] = []
     maker = threading.Thread(target=lambda: made.append(request.param()))
     maker.start()
     maker.join()
-    before = set(psutil.Process().children(recursive=True))
+    its_own = set(psutil.Process().children(recursive=True)) - others
     yield made[0]
     made[0].close()
-    assert not [process for process in before if process.is_running()]
+    assert not [process for process in its_own if process.is_running()]
 
 
 @pytest.fixture(autouse=True)

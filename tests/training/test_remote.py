@@ -303,8 +303,8 @@ def test_a_trial_goes_on_where_no_disk_has_its_checkpoint(
     shutil.rmtree(trial.folder / "checkpoints")
     assert run(trial.folder, workers=2, **env) == [0, 0]
     last = trial.attempts()[-1]
-    first = trial.first_row(last)
-    assert last == 1 or (first is not None and first["step"] > 1), "it began again"
+    first = trial.first_row(last)  # none: the copy is of the last step, which leaves no training
+    assert last == 1 or first is None or first["step"] > 1, "it began again"
     assert measured(trial) == measured(whole)
     assert Remote(url).steps() == checkpoint.steps(trial.folder / "checkpoints")
     files = [path for path in trial.folder.rglob("*") if path.is_file()]
