@@ -23,13 +23,14 @@ from typing import Any
 
 import pytest
 import torch
+from looking import EVERY_STEP, LOOK, UPDATES
 
 from ablate import recipes
 from ablate.datasets.emoji import prepare_emoji
 from ablate.markers import Context, Monitor
 from ablate.recipes import openclip
 from ablate.records import AttemptWriter
-from ablate.training import loop, optim
+from ablate.training import loop
 from ablate.training.distributed import Gang
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
@@ -54,17 +55,6 @@ class Clock:
         return timed
 
 
-EVERY_STEP = [
-    (optim.GradientNorms, "measure"),
-    (optim.ZeroGradients, "update"),
-    (optim.UpdateMeter, "rms"),
-    (openclip, "_measure"),
-    (loop._Exchange, "push"),
-    (loop._Run, "take"),
-]
-SAMPLED = {"start": loop.UPDATE_STEPS, "finish": loop.UPDATE_STEPS, "look": loop.LOOK_STEPS}
-
-
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
@@ -85,53 +75,54 @@ def test_looking_costs_little(
 ) -> None:  # fmt: skip
     """At most 3 % of a step of RN50 at 224 pixels, even with a batch of 8; of its small sister,
     a thousand times faster, 5 % at its own batch size of 128."""
-    clock = Clock()
-    for owner, name in EVERY_STEP:
-        monkeypatch.setattr(owner, name, clock.around(name, getattr(owner, name)))
-    for name in ("start", "finish"):
-        original = getattr(optim.UpdateMeter, name)
-        monkeypatch.setattr(optim.UpdateMeter, name, clock.around(name, original))
-    monkeypatch.setattr(
-        openclip, "_look_inside", _timed_look(clock, openclip.evaluations.make_look_inside)
-    )
-    per_step_s = _run(tmp_path, emoji, clock, model, batch_size, before, after)
-    costs = {
-        name: spent / clock.calls[name] / SAMPLED.get(name, 1)
-        for name, spent in clock.spent.items()
-        if name in {name for _, name in EVERY_STEP} | set(SAMPLED)
-    }
-    bare_s = per_step_s - sum(costs[name] for _, name in EVERY_STEP)
-    share = sum(costs.values()) / bare_s
-    parts = "  ".join(f"{name} {cost / bare_s:.2%}" for name, cost in sorted(costs.items()))
-    print(f"\n{model} batch {batch_size}: step {bare_s * 1e3:.0f} ms, looking {share:.2%}: {parts}")
-    assert share < limit
-
-
-def _timed_look(clock: Clock, make: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *given: clock.around("look", make(*given))
-
-
-def _run(
-    folder: Path, data: Path, clock: Clock, model: str, batch_size: int, before: int, after: int
-) -> float:
-    """Steps around step 200, in which everything is measured; the seconds of one that samples
-    nothing."""
-    torch.set_num_threads(1)
     fields = {
         "model": model, "precision": "fp32", "batch_size": batch_size, "beta2": 0.98,
         "eps": 1e-6, "warmup": 50, "epochs": 50, "workers": 0, "fused": True,
         "grad_clip_norm": None, "train_data": "train/{00000..00007}.tar", "imagenet_val": None,
         "zeroshot_frequency": 0, "train_num_samples": 5824,
     }  # fmt: skip
+    bare_s, costs = measure(tmp_path, emoji, monkeypatch, fields, before, after)
+    share = sum(costs.values()) / bare_s
+    parts = "  ".join(f"{name} {cost / bare_s:.2%}" for name, cost in sorted(costs.items()))
+    print(f"\n{model} batch {batch_size}: step {bare_s * 1e3:.0f} ms, looking {share:.2%}: {parts}")
+    assert share < limit
+
+
+def measure(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any],
+    before: int, after: int,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """Seconds of a step without what looks; seconds a step of each function that does."""
+    clock = Clock()
+    every = dict.fromkeys([name for _, name in EVERY_STEP], 1)
+    every |= dict.fromkeys([name for _, name in UPDATES], loop.UPDATE_STEPS)
+    for owner, name in (*EVERY_STEP, *UPDATES):
+        monkeypatch.setattr(owner, name, clock.around(name, getattr(owner, name)))
+    task, make_look = LOOK
+    every[make_look] = loop.LOOK_STEPS
+    make = getattr(task, make_look)
+    monkeypatch.setattr(task, make_look, lambda *given: clock.around(make_look, make(*given)))
+    per_step_s = _run(folder, data, clock, fields, before, after)
+    costs = {name: clock.spent[name] / clock.calls[name] / often for name, often in every.items()}
+    return per_step_s - sum(costs[name] for _, name in EVERY_STEP), costs
+
+
+def _run(
+    folder: Path, data: Path, clock: Clock, fields: dict[str, Any], before: int, after: int
+) -> float:
+    """Steps around step 200, in which everything is measured; the seconds of one that samples
+    nothing."""
+    torch.set_num_threads(1)
     config = recipes.absolute(openclip.Config(**fields), openclip.PATH_FIELDS, root=data)
     gang = Gang(0, 1, 0, 1, torch.device("cpu"))
     task = openclip.build(config, rank=0, world_size=1, device=gang.device)
-    context = Context(global_batch=batch_size, warmup=50, steps_total=400, feature_dim=128)
+    context = Context(global_batch=config.batch_size, warmup=50, steps_total=400, feature_dim=128)
+    writer = AttemptWriter(folder, 1)
     run = loop._Run(
         task, gang, trial_id="bench", checkpoints=folder / "checkpoints",
         objective=loop.Objective("imagenet_top1"), stop_asked=lambda: False, config={},
-        may_differ=(), writer=AttemptWriter(folder, 1), monitor=Monitor(context=context),
-        remote=None,
+        may_differ=(), workers=1, writer=writer,
+        monitor=Monitor(context=context), remote=None,
     )  # fmt: skip
     first = 200 - before
     run.per_epoch, run.progress.step, run.total = 10**6, first, 200 + after
@@ -151,5 +142,6 @@ def _run(
     run.next_batches = timed_next  # type: ignore[method-assign]
     run.run_steps(task.model)
     steps[now] = time.process_time()
+    writer.close()
     plain = [steps[k + 1] - steps[k] for k in range(first + 1, 200 + after) if k != 199]
     return sum(plain) / len(plain)
