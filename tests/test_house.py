@@ -49,7 +49,7 @@ def test_planning_needs_no_engine(module: str) -> None:
     ("engine", "door"),
     [
         ("ray", {"ray_cluster.py"}),
-        ("optuna", {"search.py"}),
+        ("optuna", {"search"}),
         ("mlflow", {"tracking"}),
         ("open_clip", {"recipes/openclip"}),
         # preflight.probe and doctor look at accelerators; they import torch when they are called.
