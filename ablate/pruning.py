@@ -15,8 +15,14 @@ So a trial is ended at a rung (a fraction of its schedule) only if all of these 
 - one in ten of those that would be ended is run to its end all the same (a canary), and the rule
   switches itself off when the canaries show that it ends winners.
 
-Pruned trials never enter an interval or a mean. The rule that is restrained here is asynchronous
-successive halving (Li et al. 2018, "A System for Massively Parallel Hyperparameter Tuning").
+Pruned trials never enter an interval or a mean. No learning curve is ever extrapolated, neither to
+end a trial nor to judge one: a curve that has not seen the decay of its learning rate does not hold
+the gain that comes with it, so a fit mistakes the schedule for the setting. What a stop-loss by
+prediction could save safely, runs that are lost for good, the markers end by what was measured
+(divergence, chance level). Costs are forecast from steps, not from scores.
+
+The rule that is restrained here is asynchronous successive halving (Li et al. 2018, "A System for
+Massively Parallel Hyperparameter Tuning").
 """
 
 from __future__ import annotations

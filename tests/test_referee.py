@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import pytest
 import scripted
@@ -66,8 +68,9 @@ def rules() -> list[dict[str, Any]]:
 class Stepping:
     """A cluster in this process: at every wait, each running trial takes a step of its script."""
 
-    def __init__(self, gangs: int) -> None:
+    def __init__(self, gangs: int, rules: Callable[[], list[dict[str, Any]]] = rules) -> None:
         self.gangs = gangs
+        self.rules = rules
         self.running: dict[str, tuple[Attempt, AttemptWriter, int]] = {}
         self.events: list[GangEvent] = []
 
@@ -101,7 +104,7 @@ class Stepping:
 
     def _step(self, attempt: Attempt, writer: AttemptWriter, step: int) -> None:
         trial = read_json(attempt.folder / "trial.json")
-        rule = scripted.choose(rules(), trial["config"])
+        rule = scripted.choose(self.rules(), trial["config"])
         self.running[attempt.trial_id] = (attempt, writer, step)
         writer.step([{"step": step, "attempt": attempt.number, "time": 0.0, "loss": 1.0}])
         writer.heartbeat({"attempt": attempt.number, "step": step, "steps_total": rule["steps"]})
@@ -196,6 +199,32 @@ def test_runs_that_fall_behind_are_ended_and_the_good_ones_are_not(
         by_cell.setdefault(name[:-2], set()).add(outcome_name)
     assert all(len(kinds) == 1 for kinds in by_cell.values())
     assert status.unanswered == ()
+
+
+def misleading() -> list[dict[str, Any]]:
+    """The same scores at the rungs, reached as a fitted curve would read them the wrong way round:
+    the worst rise steeply towards theirs, the best fall."""
+    found = rules()
+    for rule in found:
+        at_rung, last = rule["evals"]["4"], rule["value"]
+        slope = 0.5 * (0.65 - last)
+        rule["evals"] |= {str(step): at_rung - slope * (4 - step) for step in (1, 2, 3)}
+    return found
+
+
+def test_no_curve_is_extrapolated(whole: tuple[Study, Path, StudyStatus], tmp_path: Path) -> None:
+    """Whatever the curves look like before a rung, every decision at it is the same."""
+    study, folder, _ = whole
+    worst, *_, best = (
+        np.polyval(np.polyfit([1, 2, 3, 4], [rule["evals"][str(n)] for n in (1, 2, 3, 4)], 1), 10)
+        for rule in sorted(misleading(), key=lambda rule: rule["value"])
+    )
+    assert worst > 0.5 > 0 > best
+    other = prepare(tmp_path, misleading(), STUDY)
+    _, record = run(other, tmp_path, cluster=Stepping(2, misleading))
+    told = StudyRecord(folder / "runs" / study.name)
+    assert outcomes(other, record) == outcomes(study, told)
+    assert [row[1:] for row in decisions(record)] == [row[1:] for row in decisions(told)]
 
 
 def test_every_end_follows_from_what_was_known_then(
