@@ -400,39 +400,19 @@ class ZeroShot:
         return float(correct[:, 0].sum()), float(correct.sum())
 
 
+Labelled = tuple[torch.Tensor, torch.Tensor]
+"""Features of images and the numbers of their classes, on every rank."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OnFeatures:
-    """What evaluations of labelled image features have in common."""
+class Neighbours:
+    """Top-1 accuracy of the nearest neighbours in feature space (:func:`scores.knn_correct`)."""
 
     images: EvalImages
-    encoder: Encoder
-    due: Callable[[int], bool]
     reference: EvalImages | None = None
     """Labelled images to learn from; None: others of `images`."""
     label: str = ""
-    """What the measurements' names end in."""
-
-    def _features(
-        self, model: torch.nn.Module, gang: Gang
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Features and labels of the images, and both of the reference."""
-        reference = None
-        features, labels = self._measure(self.images, model, gang)
-        if self.reference is not None:
-            reference = self._measure(self.reference, model, gang)
-        return features, labels, reference
-
-    def _measure(
-        self, images: EvalImages, model: torch.nn.Module, gang: Gang
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        features = image_features(model, images, self.encoder, gang)
-        return features, torch.from_numpy(images.labels).to(features.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours(_OnFeatures):
-    """Top-1 accuracy of the nearest neighbours in feature space (:func:`scores.knn_correct`)."""
-
+    """What the measurement's name ends in."""
     neighbours: int = scores.NEIGHBOURS
     temperature: float = scores.TEMPERATURE
 
@@ -440,10 +420,9 @@ class Neighbours(_OnFeatures):
     def name(self) -> str:
         return f"knn{self.label}"
 
-    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
-        """The accuracy and its seconds; each rank asks for its share of the images."""
-        began = time.perf_counter()
-        features, labels, reference = self._features(model, gang)
+    def top1(self, judged: Labelled, reference: Labelled | None, gang: Gang) -> float:
+        """Each rank asks for its share of the images."""
+        features, labels = judged
         correct = scores.knn_correct(
             features,
             labels,
@@ -453,36 +432,66 @@ class Neighbours(_OnFeatures):
             temperature=self.temperature,
         )
         right = sum_over_ranks(correct.sum(dtype=torch.float64).cpu(), gang)
-        return {
-            f"knn_top1{self.label}": float(right) / len(features),
-            f"eval_time_s/{self.name}": time.perf_counter() - began,
-        }
+        return float(right) / len(features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearProbe(_OnFeatures):
+class LinearProbe:
     """Top-1 accuracy of a linear classifier on frozen features (:func:`scores.linear_correct`)."""
 
+    images: EvalImages
+    reference: EvalImages | None = None
+    label: str = ""
     penalty: float = scores.PENALTY
 
     @property
     def name(self) -> str:
         return f"linear{self.label}"
 
-    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
-        """The accuracy and its seconds; features on all ranks, the fit on rank 0."""
-        began = time.perf_counter()
-        features, labels, reference = self._features(model, gang)
-        top1 = None
+    def top1(self, judged: Labelled, reference: Labelled | None, gang: Gang) -> float:
+        """The fit is made on rank 0."""
+        share_right = None
         if gang.first:
-            correct = scores.linear_correct(
-                features, labels, reference=reference, penalty=self.penalty
-            )
-            top1 = float(correct.double().mean())
-        return {
-            f"linear_top1{self.label}": broadcast(top1, gang),
-            f"eval_time_s/{self.name}": time.perf_counter() - began,
-        }
+            correct = scores.linear_correct(*judged, reference=reference, penalty=self.penalty)
+            share_right = float(correct.double().mean())
+        top1: float = broadcast(share_right, gang)
+        return top1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnFeatures:
+    """What is read from the features of labelled images, which are computed once for all of it.
+
+    The features of a set that several `readers` share count in the time of the first of them.
+    """
+
+    readers: tuple[Neighbours | LinearProbe, ...]
+    encoder: Encoder
+    due: Callable[[int], bool]
+
+    @property
+    def name(self) -> str:
+        return "+".join(reader.name for reader in self.readers)
+
+    def run(self, model: torch.nn.Module, gang: Gang) -> dict[str, float]:
+        """Accuracy and seconds of each reader."""
+        known: dict[int, Labelled] = {}
+
+        def measure(images: EvalImages) -> Labelled:
+            if id(images) not in known:
+                features = image_features(model, images, self.encoder, gang)
+                known[id(images)] = features, torch.from_numpy(images.labels).to(features.device)
+            return known[id(images)]
+
+        measured = {}
+        for reader in self.readers:
+            began = time.perf_counter()
+            reference = None if reader.reference is None else measure(reader.reference)
+            top1 = reader.top1(measure(reader.images), reference, gang)
+            kind = reader.name.removesuffix(reader.label)
+            measured[f"{kind}_top1{reader.label}"] = top1
+            measured[f"eval_time_s/{reader.name}"] = time.perf_counter() - began
+        return measured
 
 
 class Retrieval:

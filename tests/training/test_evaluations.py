@@ -89,8 +89,7 @@ def test_every_evaluation_keeps_the_contract(data: Path, sets: Path) -> None:
     task = build(data, evaluations=ALL)
     names = [evaluation.name for evaluation in task.evaluations]
     assert names == [
-        "zero_shot", "knn", "knn/shards", "linear", "linear/from-val", "zero_shot", "retrieval",
-        "health",
+        "zero_shot", "knn+linear+linear/from-val", "knn/shards", "zero_shot", "retrieval", "health",
     ]  # fmt: skip
     task.model.eval()
     told: set[str] = set()
@@ -113,6 +112,41 @@ def test_every_evaluation_keeps_the_contract(data: Path, sets: Path) -> None:
         assert all(p.grad is None and p.requires_grad for p in task.model.parameters())
         told |= set(first)
     assert told >= MEASURED == set(openclip.measures(config(evaluations=ALL)))
+
+
+def test_features_of_a_set_are_computed_once(
+    data: Path, sets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours and probes of one schedule share them; the next run of another model has its own,
+    and each measures what it measures alone."""
+    task = build(data, evaluations=ALL)
+    task.model.eval()
+    computed: list[Any] = []
+    compute = evaluate.image_features
+
+    def count(model: Any, images: Any, encoder: Any, gang: Any) -> torch.Tensor:
+        computed.append(images)
+        return compute(model, images, encoder, gang)
+
+    monkeypatch.setattr(evaluate, "image_features", count)
+    together, later = task.evaluations[1], task.evaluations[2]
+    first = together.run(task.model, ALONE)
+    assert len(computed) == 2 == len(set(map(id, computed)))  # val, and the shards
+    later.run(task.model, ALONE)
+    assert len(set(map(id, computed))) == 2, "another schedule reads the same images"
+    alone: dict[str, float] = {}
+    for number, spec in enumerate(ALL):
+        if spec["kind"] in ("knn", "linear") and "every" not in spec:
+            single = build(data, evaluations=[ALL[number]]).evaluations[1]
+            alone |= single.run(task.model, ALONE)
+    names = ["knn_top1", "linear_top1", "linear_top1/from-val"]
+    assert [first[name] for name in names] == [alone[name] for name in names]
+    with torch.no_grad():
+        for p in task.model.parameters():
+            p.copy_(torch.randn_like(p))
+    before = len(computed)
+    assert together.run(task.model, ALONE)["linear_top1"] != first["linear_top1"]
+    assert len(computed) == before + 2
 
 
 def test_measuring_more_changes_no_training(tmp_path: Path, data: Path, sets: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from ablate.recipes import Evaluation
     from ablate.training.data import ImageTextSamples
-    from ablate.training.evaluate import Encoder, EvalImages, ImageSource
+    from ablate.training.evaluate import Encoder, EvalImages, ImageSource, OnFeatures
     from ablate.training.health import Look
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
 from ablate.recipes.openclip.config import Config
@@ -35,21 +36,43 @@ def make_evaluations(
     to_input: Any,
 ) -> tuple[Evaluation, ...]:
     """The peer's zero-shot evaluation, those of `evaluations`, and the model's health with any."""
-    from ablate.training.evaluate import ZeroShot
+    from ablate.training.evaluate import Retrieval, ZeroShot, captioned_shards
     from ablate.training.health import Health
 
     encoder = make_encoder(config, device, to_input)
     words = {"tokenizer": tokenizer, "tokenizer_name": name_tokenizer(tokenizer)}
+    open_images = cache(lambda path: open_labelled_images(config, path, model, transform))
     found: list[Evaluation] = []
     if zero_shot_runs(config):
         assert config.imagenet_val is not None
-        images = open_labelled_images(config, config.imagenet_val, model, transform)
+        images = open_images(config.imagenet_val)
         prompts = make_prompts(config.imagenet_val, images)
         due = make_due(config.zeroshot_frequency, config.epochs)
         found.append(ZeroShot(images, prompts, encoder=encoder, due=due, **words))
-    found += [
-        _evaluation(spec, config, model, transform, encoder, words) for spec in config.evaluations
-    ]
+    found += _on_features(config, open_images, encoder)
+    for spec in config.evaluations:
+        due = make_due(spec.every, config.epochs)
+        path = spec.path or config.imagenet_val
+        assert path is not None, "Config refuses an evaluation without data"
+        if isinstance(spec, specs.RetrievalEvaluation):
+            pairs = captioned_shards(open_index(path))
+            images = _eval_images(config, pairs, model, transform)
+            found.append(Retrieval(images, encoder=encoder, due=due, label=spec.label, **words))
+        elif isinstance(spec, specs.ZeroShotEvaluation):
+            images = open_images(path)
+            found.append(
+                ZeroShot(
+                    images,
+                    make_prompts(path, images),
+                    encoder=encoder,
+                    due=due,
+                    name=f"zero_shot{spec.label}",
+                    measures=spec.measures(),
+                    counts=None,
+                    clock=f"eval_time_s/zero_shot{spec.label}",
+                    **words,
+                )
+            )
     if not found:
         return ()
     health = Health(
@@ -64,51 +87,32 @@ def make_evaluations(
     return *found, health
 
 
-def _evaluation(
-    spec: specs.Evaluation,
-    config: Config,
-    model: Any,
-    transform: Any,
-    encoder: Encoder,
-    words: Mapping[str, Any],
-) -> Evaluation:
-    from ablate.training import evaluate
+def _on_features(
+    config: Config, open_images: Callable[[str], EvalImages], encoder: Encoder
+) -> list[OnFeatures]:
+    """Neighbours and linear probes: one evaluation for all that have the same schedule."""
+    from ablate.training.evaluate import LinearProbe, Neighbours, OnFeatures
 
-    due = make_due(spec.every, config.epochs)
-    path = spec.path or config.imagenet_val
-    assert path is not None, "Config refuses an evaluation without data"
-    if isinstance(spec, specs.RetrievalEvaluation):
-        pairs = evaluate.captioned_shards(open_index(path))
-        images = _eval_images(config, pairs, model, transform)
-        return evaluate.Retrieval(images, encoder=encoder, due=due, label=spec.label, **words)
-    images = open_labelled_images(config, path, model, transform)
-    if isinstance(spec, specs.ZeroShotEvaluation):
-        return evaluate.ZeroShot(
-            images,
-            make_prompts(path, images),
-            encoder=encoder,
-            due=due,
-            name=f"zero_shot{spec.label}",
-            measures=spec.measures(),
-            counts=None,
-            clock=f"eval_time_s/zero_shot{spec.label}",
-            **words,
+    readers: dict[int, list[Neighbours | LinearProbe]] = {}
+    for spec in config.evaluations:
+        if not isinstance(spec, specs.KnnEvaluation | specs.LinearEvaluation):
+            continue
+        path = spec.path or config.imagenet_val
+        assert path is not None, "Config refuses an evaluation without data"
+        common: dict[str, Any] = {
+            "images": open_images(path),
+            "reference": None if spec.train_path is None else open_images(spec.train_path),
+            "label": spec.label,
+        }
+        readers.setdefault(spec.every, []).append(
+            Neighbours(**common, neighbours=spec.neighbours, temperature=spec.temperature)
+            if isinstance(spec, specs.KnnEvaluation)
+            else LinearProbe(**common, penalty=spec.penalty)
         )
-    reference = None
-    if spec.train_path is not None:
-        reference = open_labelled_images(config, spec.train_path, model, transform)
-    common: dict[str, Any] = {
-        "images": images,
-        "encoder": encoder,
-        "due": due,
-        "reference": reference,
-        "label": spec.label,
-    }
-    if isinstance(spec, specs.KnnEvaluation):
-        return evaluate.Neighbours(
-            **common, neighbours=spec.neighbours, temperature=spec.temperature
-        )
-    return evaluate.LinearProbe(**common, penalty=spec.penalty)
+    return [
+        OnFeatures(readers=tuple(together), encoder=encoder, due=make_due(every, config.epochs))
+        for every, together in readers.items()
+    ]
 
 
 def make_encoder(config: Config, device: torch.device, to_input: Any) -> Encoder:
