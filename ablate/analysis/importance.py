@@ -20,7 +20,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from ablate.analysis.effects import Comparison, Fit, is_crossed
-from ablate.analysis.results import FloatArray, Table
+from ablate.analysis.results import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,28 +127,3 @@ def _noncentrality(f: float, df1: int, df2: int, quantile: float) -> float:
     while below(high) > quantile:
         high *= 2
     return float(optimize.brentq(lambda nc: below(nc) - quantile, 0.0, high, rtol=1e-6))
-
-
-def shapley(values: dict[frozenset[str], float]) -> dict[str, float]:
-    """Exact Shapley shares of the gain from a complete 2^k table: set of changed factors -> value.
-
-    The shares add up to value(all changed) - value(none changed).
-    """
-    players = sorted(frozenset().union(*values))
-    k = len(players)
-    weight = [1.0 / (k * math.comb(k - 1, size)) for size in range(k)]
-    shares: dict[str, float] = {}
-    for player in players:
-        shares[player] = sum(
-            weight[len(rest)] * (values[rest | {player}] - value)
-            for rest, value in values.items()
-            if player not in rest
-        )
-    return shares
-
-
-def path_gains(means: Sequence[float], steps: Sequence[str]) -> FloatArray:
-    """Gain of each step of an executed path: means[0] is the source, one more mean per step."""
-    if len(means) != len(steps) + 1:
-        raise ValueError(f"a path of {len(steps)} steps has {len(steps) + 1} runs: {len(means)}")
-    return np.diff(np.asarray(means, dtype=float))

@@ -38,8 +38,8 @@ def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | No
 
 
 def detection_power(
-    effect: float,
     n: int,
+    effect: float,
     *,
     sigma: float = 1.0,
     alpha: float = 0.05,
@@ -76,26 +76,6 @@ def mde(
     return float(shift * sigma * _scale(n, cells))
 
 
-def seeds_needed(
-    effect: float,
-    *,
-    sigma: float,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    contrasts: int = 1,
-    cells: int | None = None,
-) -> int | None:
-    """Seeds in all with which a true `effect` is shown with probability `power`; None: hopeless."""
-    if effect == 0:
-        return None
-    return _first(
-        lambda n: (
-            detection_power(effect, n, sigma=sigma, alpha=alpha, contrasts=contrasts, cells=cells)
-            >= power
-        )
-    )
-
-
 def equivalence_power(
     n: int,
     margin: float,
@@ -120,34 +100,25 @@ def equivalence_power(
     return float(np.mean(inside))
 
 
-def seeds_for_equivalence(
-    margin: float,
-    *,
-    sigma: float,
-    effect: float = 0.0,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    cells: int | None = None,
-) -> int | None:
-    """Seeds in all with which a true `effect` is shown to lie inside +-margin; None: hopeless."""
-    if abs(effect) >= margin:
-        return None
-    return _first(
-        lambda n: (
-            equivalence_power(n, margin, sigma=sigma, effect=effect, alpha=alpha, cells=cells)
-            >= power
-        )
-    )
+def seeds_needed(power_of: Callable[[int], float], *, power: float = 0.8) -> int | None:
+    """Fewest seeds in all (2 or more) with which `power_of` them reaches `power`; None: hopeless.
 
-
-def smallest_sign_flip_p(n: int) -> float:
-    """The least two-sided p that n sign-flipped pairs (or Wilcoxon) can reach: 2/2^n."""
-    return min(1.0, 2.0 ** (1 - n))
-
-
-def seeds_for_sign_flip(*, alpha: float = 0.05, contrasts: int = 1) -> int:
-    """Fewest pairs with which an exact sign-flip test can reach alpha / contrasts at all."""
-    return next(n for n in range(1, 200) if smallest_sign_flip_p(n) <= alpha / contrasts)
+    `power_of` must not fall with the seeds, as :func:`detection_power` and
+    :func:`equivalence_power` of a true effect.
+    """
+    high = 2
+    while power_of(high) < power:
+        high *= 2
+        if high > MOST_SEEDS:
+            return None
+    low = high // 2 if high > 2 else 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if power_of(middle) >= power:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def sigma_upper(sigma: float, df: float, *, confidence: float = 0.8) -> float:
@@ -182,20 +153,3 @@ def _chi2_grid(df: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         df, (np.arange(500) + 0.5) / 500
     )
     return grid
-
-
-def _first(enough: Callable[[int], bool]) -> int | None:
-    """Smallest n >= 2 for which `enough` holds (monotone), by doubling and bisection."""
-    high = 2
-    while not enough(high):
-        high *= 2
-        if high > MOST_SEEDS:
-            return None
-    low = high // 2 if high > 2 else 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle
-    return high

@@ -141,11 +141,6 @@ def write_report(study: Study, record: StudyRecord, *, folder: Path | None = Non
     )
 
 
-def summarise_results(study: Study, record: StudyRecord) -> Summary:
-    """The terminal's table alone, without reading traces or writing files."""
-    return _summary(pages.read_page(read_table(study, record, curves=False)))
-
-
 def _summary(page: Page) -> Summary:
     return Summary(
         name=page.name,

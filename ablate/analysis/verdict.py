@@ -12,6 +12,8 @@ effect".
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 from ablate.analysis import power
 from ablate.analysis.divergence import fisher
@@ -51,14 +53,14 @@ def more_seeds(
     """
     if not sigma > 0 or not math.isfinite(sigma):
         return max(1, LEAST_SEEDS - n)
+    noise: dict[str, Any] = {"sigma": sigma, "cells": cells, "alpha": alpha}
     if margin and abs(delta) < margin:
-        total = power.seeds_for_equivalence(
-            margin, sigma=sigma, effect=delta, cells=cells, alpha=alpha
-        )
+        power_of = partial(power.equivalence_power, margin=margin, effect=delta, **noise)
+    elif delta:
+        power_of = partial(power.detection_power, effect=delta, contrasts=contrasts, **noise)
     else:
-        total = power.seeds_needed(
-            delta, sigma=sigma, contrasts=contrasts, cells=cells, alpha=alpha
-        )
+        return None
+    total = power.seeds_needed(power_of)
     return None if total is None else max(1, total - n)
 
 

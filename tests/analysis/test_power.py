@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from statsmodels.stats.weightstats import ttost_paired
 from ablate.analysis import power
 from ablate.analysis.analysis import analyze_results, sign_flip_p
 from ablate.analysis.results import Objective, Result
+from ablate.analysis.verdict import more_seeds
 
 
 @pytest.mark.parametrize(("n", "effect"), [(3, 2.0), (5, 1.5), (10, 1.0), (34, 0.5)])
 def test_paired_power_is_statsmodels(n: int, effect: float) -> None:
     """Power of the paired t test for a standardised effect."""
     oracle = TTestPower().power(effect, n, 0.05)
-    assert power.detection_power(effect, n) == pytest.approx(oracle, abs=1e-6)
+    assert power.detection_power(n, effect) == pytest.approx(oracle, abs=1e-6)
 
 
 def test_minimum_detectable_effect_and_seeds_invert_power() -> None:
@@ -27,11 +29,12 @@ def test_minimum_detectable_effect_and_seeds_invert_power() -> None:
     for n in (2, 3, 5, 8):
         for options in ({}, {"contrasts": 8}, {"contrasts": 8, "cells": 9}):
             effect = power.mde(n, **options)
-            assert power.detection_power(effect, n, **options) == pytest.approx(0.8, abs=1e-3)
-    n = power.seeds_needed(1.0, sigma=1.0)
+            assert power.detection_power(n, effect, **options) == pytest.approx(0.8, abs=1e-3)
+    n = power.seeds_needed(partial(power.detection_power, effect=1.0))
     assert n == 10  # the table of Cohen's d = 1
-    assert power.detection_power(1.0, n) >= 0.8 > power.detection_power(1.0, n - 1)
-    assert power.mde(1) == math.inf and power.seeds_needed(0.0, sigma=1.0) is None
+    assert power.detection_power(n, 1.0) >= 0.8 > power.detection_power(n - 1, 1.0)
+    assert power.mde(1) == math.inf
+    assert more_seeds(0.0, 3, sigma=1.0, margin=None, contrasts=1, cells=None) is None
 
 
 def test_pooling_shrinks_what_three_seeds_can_see() -> None:
@@ -52,8 +55,8 @@ def test_equivalence_power_matches_simulation() -> None:
     simulated = ((mean + room < margin) & (mean - room > -margin)).mean()
     forecast = power.equivalence_power(n, margin, effect=effect)
     assert forecast == pytest.approx(simulated, abs=0.01)
-    assert power.seeds_for_equivalence(1.5, sigma=1.0) == 6
-    assert power.seeds_for_equivalence(1.0, sigma=1.0, effect=1.2) is None
+    assert power.seeds_needed(partial(power.equivalence_power, margin=1.5)) == 6
+    assert power.seeds_needed(partial(power.equivalence_power, margin=1.0, effect=1.2)) is None
 
 
 def test_equivalence_p_is_that_of_statsmodels_and_pingouin() -> None:
@@ -77,14 +80,6 @@ def test_equivalence_p_is_that_of_statsmodels_and_pingouin() -> None:
     assert ours.p_equivalence == pytest.approx(float(table["pval"].iloc[0]), abs=1e-4)
 
 
-def test_small_samples_have_a_floor() -> None:
-    """Five pairs can never reach p < 0.05 by sign flips; eight contrasts need nine pairs."""
-    assert power.smallest_sign_flip_p(5) == 0.0625
-    assert power.seeds_for_sign_flip() == 6
-    assert power.seeds_for_sign_flip(contrasts=8) == 9
-    assert sign_flip_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == 0.0625
-
-
 def test_sign_flip_is_scipys_permutation_test() -> None:
     """Exact p of paired differences with ties and both signs."""
     d = np.array([0.3, -0.1, 0.4, 0.4, 0.2, -0.05, 0.6])
@@ -92,6 +87,7 @@ def test_sign_flip_is_scipys_permutation_test() -> None:
         (d,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True
     )
     assert sign_flip_p(d) == pytest.approx(oracle.pvalue)
+    assert sign_flip_p(np.arange(1.0, 6.0)) == 2 / 2**5  # five pairs never reach 0.05
 
 
 def test_pilot_bound_covers() -> None:

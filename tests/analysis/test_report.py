@@ -20,7 +20,6 @@ from ablate.analysis.report import (
     guard,
     latex_text,
     markdown_text,
-    summarise_results,
     write_report,
 )
 from ablate.analysis.scale import scale_of
@@ -337,12 +336,6 @@ def test_leave_one_out_asks_two_questions(tmp_path):
         False
     ]
     assert [c["delta"] > 0 for c in verdicts["added"]["contrasts"] if c["factor"] == "wd"] == [True]
-
-
-def test_the_summary_needs_no_traces(quick, report, tmp_path):
-    """The terminal's table is the report's, without reading step measurements."""
-    study, record = quick
-    assert summarise_results(study, record).rows == report.summary.rows
 
 
 def test_colours_on_text_are_legible():

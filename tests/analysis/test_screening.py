@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +12,6 @@ from statsmodels.stats.anova import anova_lm
 from ablate import factorial
 from ablate.analysis import screening
 from ablate.analysis.analysis import analyze_results
-from ablate.analysis.importance import path_gains, shapley
 from ablate.analysis.results import Objective, tabulate
 
 OBJECTIVE = Objective("top1", "maximize", 0.005)
@@ -115,28 +112,6 @@ def test_lack_of_fit_is_the_anova_of_statsmodels() -> None:
     frame = pd.DataFrame([{**dict(r.levels), "seed": str(r.seed), "y": r.value} for r in results])
     oracle = anova_lm(ols("y ~ C(a)*C(b) + C(seed)", frame).fit())
     assert effects.lack_of_fit_p(table, fitted) == pytest.approx(oracle.loc["C(a):C(b)", "PR(>F)"])
-
-
-def test_shapley_shares_add_up_and_split_a_pure_interaction() -> None:
-    """Efficiency, dummy and symmetry on a table with a known answer; and the ordering average."""
-    names = ("a", "b", "c")
-    subsets = chain.from_iterable(combinations(names, size) for size in range(4))
-
-    def value(s: frozenset[str]) -> float:
-        return 0.1 + 0.02 * ("a" in s) + 0.03 * ({"a", "b"} <= s)
-
-    table = {frozenset(s): value(frozenset(s)) for s in subsets}
-    shares = shapley(table)
-    assert shares == pytest.approx({"a": 0.035, "b": 0.015, "c": 0.0})
-    assert sum(shares.values()) == pytest.approx(table[frozenset(names)] - table[frozenset()])
-
-
-def test_path_gains_add_up() -> None:
-    """Steps of an executed path sum to the whole gain; a missing run is refused."""
-    gains = path_gains([0.2, 0.23, 0.24], ["warmup", "lr"])
-    assert gains == pytest.approx([0.03, 0.01])
-    with pytest.raises(ValueError, match="2 steps has 3 runs"):
-        path_gains([0.2, 0.3], ["warmup", "lr"])
 
 
 def test_a_fraction_of_resolution_five_separates_its_interactions() -> None:

@@ -172,7 +172,7 @@ def test_power_is_as_forecast() -> None:
         tally = simulate(STUDIES, seeds, effects={"a=1": effect}, first=777_000 + 10_000 * seeds)
         # MATTERS: shown to differ, and the estimate reaches the margin; the rarer of the two.
         reaches = float(stats.norm.sf((MARGIN - effect) / (SIGMA * np.sqrt(2 / seeds))))
-        differs = power.detection_power(effect, seeds, sigma=SIGMA, contrasts=8, cells=9)
+        differs = power.detection_power(seeds, effect, sigma=SIGMA, contrasts=8, cells=9)
         forecast = min(differs, reaches)
         found = np.mean(tally.matters["a=1"])
         same = np.mean([np.mean(tally.equivalent[name]) for name in ("b=1", "c=2", "e=1")])
