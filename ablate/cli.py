@@ -111,15 +111,22 @@ def main() -> None:
 @app.command()
 def check(study: StudyArg) -> None:
     """Validate a study file; says every problem with its line."""
-    from ablate.study import load_study
+    from ablate.study import Search, load_study
 
     found = load_study(study)
+    notes: list[str] = []
+    if isinstance(found.design, Search) and found.design.prune is not None:
+        from ablate.referee import advise  # brings scipy
+
+        notes = advise(found)
     levels = sum(len(factor.levels) - 1 for factor in found.factors)
     out.print(
         f"{study}: fine. {len(found.factors)} factors with {levels} levels beside the baseline, "
         f"{found.design.name}, {len(found.seeds)} seeds, {found.gang.workers} workers a trial.",
         markup=False,
     )
+    for note in notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
 
 
 @app.command()
@@ -163,6 +170,7 @@ def plan(
         record,
         samples_per_s=samples_per_s,
         concurrency=concurrency,
+        count_groups=True,
     )
     if as_json:
         _print_json(made.to_json())

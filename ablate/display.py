@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate.analysis.report import Summary
-from ablate.forecast import Plan
+from ablate.forecast import Plan, which
 from ablate.status import Running, StudyStatus
 
 _OUTCOME_STYLES = {
@@ -264,6 +264,8 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
                 finer.setdefault(f"{size:.2g}", []).append(f"{factor}={level}")
         for amount, names in finer.items():
             facts.add_row("", Text(f"of {amount} for {', '.join(names)}, averaged over cells"))
+    for groups in plan.groups:
+        facts.add_row("decay", Text(which(groups.cells, plan.cells) + groups.sentence))
     for note in plan.notes:
         facts.add_row("note", Text(note), style="yellow")
     return Group(head, table, facts)

@@ -54,6 +54,17 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """The parameter groups of an optimizer, as trials record them."""
+
+    cells: tuple[str, ...]
+    """Names of the cells that have them."""
+    counts: Mapping[str, Any]
+    """Weight decay, tensors and numbers of each group, and a hash of who is in which."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What `launch` would do."""
 
@@ -76,6 +87,8 @@ class Plan:
     where a contrast averages over cells. `detectable` is that of one cell against the baseline."""
     detectable_in: str
     """Unit of `detectable`: the objective, or standard deviations where none is known yet."""
+    groups: tuple[Groups, ...]
+    """What the optimizers decay; empty where that was not asked for."""
     notes: tuple[str, ...]
     """Warnings of the recipe, equivalent levels, the design's alias table."""
 
@@ -93,15 +106,18 @@ def plan(
     *,
     samples_per_s: float | None = None,
     concurrency: int = 1,
+    count_groups: bool = False,
 ) -> Plan:
     """The exact list of trials that launch would run, what they cost and what they can show.
 
     `samples_per_s` is the throughput of one gang; without it the cost comes from the folder's
     probes (:mod:`ablate.probe`), or from trials of this study that have ended. `concurrency` is
-    how many gangs run at a time.
+    how many gangs run at a time. `count_groups` also tells what each optimizer decays, which
+    imports torch.
 
     Raises:
-        PlanError: a configuration cannot run on the gang that is asked for.
+        PlanError: a configuration cannot run on the gang that is asked for, or would train a
+            parameter that is in no group of its optimizer, or in two.
     """
     recipe = recipes.load(study.recipe)
     trials = planned(study, record)
@@ -135,6 +151,10 @@ def plan(
         trials, key=lambda trial: places.get(study.untuned(trial.cell.levels), len(places))
     )
     names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
+    groups: tuple[Groups, ...] = ()
+    if count_groups:
+        groups, unknown = _groups(study, recipe, listed)
+        notes += unknown
     num_cells = len(cells)
     for cell, seed in design.pending(study, ended):
         best = " and ".join(factor.name for factor in study.nuisance)
@@ -162,7 +182,13 @@ def plan(
     notes += [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, paces, concurrency)
     notes += _over_budget(study, record, cost)
-    detectable, unit = _detectable(study, ended, num_cells)
+    sigma = _noise(ended)
+    detectable, unit = _detectable(study, sigma, num_cells)
+    if sigma is not None:
+        notes.append(
+            f"the noise between seeds is taken as {sigma:.2g} {study.objective.metric}: the upper "
+            "80 % bound of what the ended trials show, since few of them often show too little"
+        )
     return Plan(
         study=study.name,
         design=study.design.name,
@@ -176,6 +202,7 @@ def plan(
         detectable=detectable,
         resolution=_resolution(study, cells, detectable),
         detectable_in=unit,
+        groups=groups,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -270,14 +297,50 @@ def _check(
             continue
         for warning in found:
             concerned.setdefault(warning, []).append(name)
+    _refuse(study, refused)
+    return [f"{which(names, list(cells))}{warning}" for warning, names in concerned.items()]
+
+
+def _groups(
+    study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]
+) -> tuple[tuple[Groups, ...], list[str]]:
+    """Parameter groups of all cells, each with its cells; and why some cannot be told here."""
+    try:
+        from ablate.training.optim import sentence
+    except ImportError as error:
+        return (), [f"what the optimizers decay cannot be counted here: {error}"]
+    found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    unknown: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
+    cells = {study.change_name(dict(trial.cell.levels)): trial for trial in trials}
+    for name, trial in cells.items():
+        try:
+            counts = recipe.parameter_groups(recipe.Config(**trial.config))
+        except ValueError as error:
+            refused.setdefault(str(error), []).append(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            # An architecture that needs files of another machine, or that torch cannot sketch.
+            unknown.setdefault(str(error), []).append(name)
+        else:
+            found.setdefault(sentence(counts), ([], counts))[0].append(name)
+    _refuse(study, refused)
+    return (
+        tuple(Groups(tuple(names), counts, text) for text, (names, counts) in found.items()),
+        [
+            f"{which(names, list(cells))}what the optimizer decays cannot be counted here: {why}"
+            for why, names in unknown.items()
+        ],
+    )
+
+
+def _refuse(study: Study, refused: Mapping[str, Sequence[str]]) -> None:
     if refused:
         raise PlanError(
             "\n".join(f"{study.path}: {'; '.join(names)}: {why}" for why, names in refused.items())
         )
-    return [f"{_which(names, list(cells))}{warning}" for warning, names in concerned.items()]
 
 
-def _which(names: Sequence[str], cells: Sequence[str]) -> str:
+def which(names: Sequence[str], cells: Sequence[str]) -> str:
     """The cells that a warning concerns, as the shorter list."""
     others = [name for name in cells if name not in names]
     if not others:
@@ -408,14 +471,13 @@ def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[s
     ]
 
 
-def _detectable(study: Study, ended: Sequence[Result], num_cells: int) -> tuple[float | None, str]:
+def _detectable(study: Study, sigma: float | None, num_cells: int) -> tuple[float | None, str]:
     """The minimum detectable effect of a contrast with the baseline, pooled over cells."""
     n = study.sequential.min if study.sequential else len(study.seeds)
     if isinstance(study.design, Search):
         num_cells = study.design.cells
     if n < 2 or num_cells < 2:
         return None, "one seed cannot show any difference: there is nothing to measure noise with"
-    sigma = _residual_sigma(ended)
     value = power.mde(n, sigma=sigma or 1.0, contrasts=num_cells - 1, cells=num_cells)
     if not math.isfinite(value):
         return None, "these seeds cannot show any difference"
@@ -448,8 +510,11 @@ def _resolution(
     return tuple(found)
 
 
-def _residual_sigma(ended: Sequence[Result]) -> float | None:
-    """Standard deviation between seeds, pooled over cells, of what has ended so far."""
+def _noise(ended: Sequence[Result]) -> float | None:
+    """Upper 80 % bound of the standard deviation between seeds, pooled over the ended cells.
+
+    None below two degrees of freedom.
+    """
     values: dict[Levels, list[float]] = {}
     for result in ended:
         if result.value is not None:
@@ -459,7 +524,7 @@ def _residual_sigma(ended: Sequence[Result]) -> float | None:
     if freedom < 2:
         return None
     squares = sum((len(group) - 1) * float(np.var(group, ddof=1)) for group in repeated)
-    return math.sqrt(squares / freedom) or None
+    return power.sigma_upper(math.sqrt(squares / freedom), freedom) or None
 
 
 def _disk_gib(

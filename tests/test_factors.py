@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def config(**fields: Any) -> dict[str, Any]:
-    given = {"train_data": "x-{0000..0001}.tar", "precision": "fp32"} | fields
+    given = {"train_data": "x-{0000..0001}.tar", "precision": "fp32", "lr": 5e-4} | fields
     return Config(**given).model_dump()
 
 

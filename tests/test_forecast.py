@@ -12,14 +12,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trials import make_data
+from scipy import stats
+from small_trials import add_models, make_data
 
 from ablate import probe, runner
+from ablate.analysis.results import Result
 from ablate.cluster import LocalCluster
 from ablate.errors import PlanError
-from ablate.forecast import makespan_s, plan
+from ablate.forecast import _noise, makespan_s, plan
+from ablate.recipes import openclip
 from ablate.records import StudyRecord
 from ablate.study import parse_study
+from ablate.training import optim
 
 STUDY = """\
 name: planned
@@ -222,3 +226,117 @@ def test_a_crossing_resolves_more_than_one_cell_against_another(tmp_path: Path) 
     assert all(size == pytest.approx(made.detectable / 2) for _, _, size in made.resolution)
     single = plan(parse_study(text, path="s.yaml", root=tmp_path), StudyRecord(tmp_path / "none"))
     assert {size for _, _, size in single.resolution} == {single.detectable}
+
+
+def test_the_noise_of_few_runs_is_taken_at_its_upper_bound() -> None:
+    """Seeds of two cells with variances 1 and 4: the pooled deviation, at what a chi-squared of 4
+    degrees of freedom leaves above it in one case of five."""
+    values = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0)}
+    ended = [
+        Result((("lr", level),), seed, "completed", value)
+        for level, seen in values.items()
+        for seed, value in enumerate(seen)
+    ]
+    quantile = stats.chi2(4).ppf(0.2)
+    assert _noise(ended) == pytest.approx((2.5 * 4 / quantile) ** 0.5)
+    assert _noise(ended[:2]) is None
+
+
+def test_the_plan_counts_what_the_real_optimizer_decays(tmp_path: Path) -> None:
+    """RN50's groups, built without memory, are those of the optimizer that trains it: of each
+    weight decay and rule, with the cells that have it, also for scripts."""
+    text = STUDY.replace("[0.999, 0.98]", "[0.999, 0.98]\n  wd: [0.2, 0.0]")
+    text = text.replace("seeds:", "  param_groups: [open_clip, open_clip_next]\nseeds:")
+    study = parse_study(text, path="planned.yaml", root=tmp_path)
+    record = StudyRecord(tmp_path / "none")
+    made = plan(study, record, count_groups=True)
+    real = openclip.model.create_model(openclip.Config(**study.baseline), torch.device("cpu"))[0]
+    told = {}
+    for groups in made.groups:
+        told |= dict.fromkeys(groups.cells, groups.counts)
+        assert groups.counts["hash"] in groups.sentence
+    assert list(told) == ["baseline", "beta2=0.98", "wd=0.0", "param_groups=open_clip_next"]
+    for trial in runner.planned(study, record):
+        config = openclip.Config(**trial.config)
+        optimizer, _ = openclip.step.make_optimizer(config, real)
+        counts = told[study.change_name(dict(trial.cell.levels))]
+        assert [
+            {
+                "weight_decay": group["weight_decay"],
+                "tensors": len(group["params"]),
+                "parameters": sum(p.numel() for p in group["params"]),
+            }
+            for group in optimizer.param_groups
+        ] == [counts["no_decay"], counts["decay"]]
+    assert told["baseline"]["no_decay"]["tensors"] == 213
+    assert told["baseline"]["hash"] != told["param_groups=open_clip_next"]["hash"]
+    assert made.to_json()["groups"][0]["cells"] == ("baseline", "beta2=0.98")
+    assert plan(study, record).groups == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"fused": True, "precision": "pure_bf16"},
+        {"siglip": True},
+        {"lock_image": True, "lock_image_freeze_bn_stats": True},
+        {"opt": "timm/lamb", "eps": 1e-6, "lr": 1e-3},
+        {"model": "tiny-test-vit", "force_custom_text": True, "force_patch_dropout": 0.5},
+    ],
+)
+def test_the_sketch_of_a_model_has_its_parameters(fields: dict[str, object]) -> None:
+    """Whatever shapes the model, names, sizes and groups are those of the model that is trained."""
+    add_models()
+    config = openclip.Config(**{"model": "tiny-rn-a", "precision": "fp32", **fields})
+    real = openclip.model.create_model(config, torch.device("cpu"))[0]
+    _, groups = openclip.step.make_optimizer(config, real)
+    assert openclip.parameter_groups(config) == optim.describe(groups)
+
+
+def test_a_parameter_in_no_group_or_in_two_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer that would leave one out, or step it twice, ends the plan with its name."""
+    grouped = optim.group_parameters
+
+    def twice(model: torch.nn.Module, **options: object) -> tuple[optim.Group, optim.Group]:
+        undecayed, decayed = grouped(model, **options)
+        both = optim.Group("decay", 0.2, (*decayed.parameters, undecayed.parameters[0]))
+        return undecayed, both
+
+    def never(model: torch.nn.Module, **options: object) -> tuple[optim.Group, optim.Group]:
+        undecayed, decayed = grouped(model, **options)
+        return undecayed, optim.Group("decay", 0.2, decayed.parameters[1:])
+
+    study = parse_study(STUDY.replace("RN50", "tiny-rn-a"), path="planned.yaml", root=tmp_path)
+    for grouping, count in ((twice, 2), (never, 0)):
+        monkeypatch.setattr(optim, "group_parameters", grouping)
+        with pytest.raises(PlanError, match=rf"1 trainable parameters .* \(in {count}\)"):
+            plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
+
+
+@pytest.mark.parametrize(("opt", "says"), [("timm/lamb", "eps None"), ("timm/lamp", ".*lamp")])
+def test_an_optimizer_that_cannot_be_made_is_refused(tmp_path: Path, opt: str, says: str) -> None:
+    """Before any trial has started: unknown to timm, or without a setting that it needs."""
+    study = parse_study(
+        STUDY.replace("warmup: 4}", f"warmup: 4, lr: 1.0e-3, opt: {opt}}}")
+        .replace("RN50", "tiny-rn-a")
+        .replace("beta2: [0.999, 0.98]", "lr: [1.0e-3, 2.0e-3]"),
+        path="planned.yaml",
+        root=tmp_path,
+    )
+    with pytest.raises(PlanError, match=f"opt: {opt} cannot be made with {says}"):
+        plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
+
+
+def test_what_cannot_be_counted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the files that an architecture needs the plan stands, with the reason in a note."""
+
+    def offline(config: object) -> None:
+        raise OSError("no route to the files of that text tower")
+
+    monkeypatch.setattr(openclip, "parameter_groups", offline)
+    study = parse_study(STUDY, path="planned.yaml", root=tmp_path)
+    made = plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
+    assert made.groups == () and any("cannot be counted here: no route" in n for n in made.notes)

@@ -23,6 +23,9 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     fields that are known to change how fast a run learns, not only how good it becomes
 ``measures(config)``
     names of the measurements that its evaluations give
+``parameter_groups(config)``
+    what its optimizer decays, counted; imports torch, needs no memory for weights; ValueError for
+    a parameter in no group or in two
 ``num_evaluations(config)``, ``shorten(config, *, steps, workers)``
     epochs after which something is evaluated; a run of a few steps of the same shape, for probes
 ``chance(config, *, root, metric)``
@@ -211,6 +214,8 @@ class Recipe(Protocol):
     def warmup_steps(self, config: Any) -> int: ...
 
     def share_out(self, config: Any, *, workers: int, ranks: int, num_samples: int) -> Any: ...
+
+    def parameter_groups(self, config: Any) -> Mapping[str, Any]: ...
 
     def num_evaluations(self, config: Any) -> int: ...
 

@@ -15,6 +15,7 @@ Three rules say which parameters are not decayed:
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -58,6 +59,19 @@ def read_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Gro
         )
         for number, group in enumerate(optimizer.param_groups)
     )
+
+
+def refuse_uneven(model: nn.Module, groups: Iterable[Group]) -> None:
+    """Raise ValueError unless every trainable parameter is in exactly one group."""
+    seen = Counter(name for group in groups for name, _ in group.parameters)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    wrong = {name: seen[name] for name in sorted(trainable | set(seen)) if seen[name] != 1}
+    if wrong:
+        name, count = next(iter(wrong.items()))
+        raise ValueError(
+            f"{len(wrong)} trainable parameters are not in exactly one of the optimizer's groups, "
+            f"{name} among them (in {count}): choose another param_groups or opt"
+        )
 
 
 def describe(groups: Iterable[Group]) -> dict[str, Any]:

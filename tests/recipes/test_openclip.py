@@ -157,6 +157,7 @@ REFUSED = {
     "local loss of siglip": ({"siglip": True, "local_loss": True}, "does nothing with siglip"),
     "unlock without lock": ({"lock_text_unlocked_layers": 2}, "lock_text: true"),
     "csv": ({"train_data": "pairs.csv"}, "WebDataset"),
+    "no lr": ({"opt": "timm/lamb", "beta2": None, "lr": None}, "no default learning rate; give lr"),
     "one beta": ({"opt": "timm/lamb", "beta1": 0.9, "beta2": None}, "both betas"),
     "nan": ({"lr": float("nan")}, "lr"),
     "precision": ({"precision": "fp8"}, "amp_bf16"),

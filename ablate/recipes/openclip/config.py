@@ -273,6 +273,8 @@ class Config(_Frozen):
             data["dataset_type"] = _dataset_type(data.get("train_data"))
         names = ["lr", "beta1", "beta2", "eps"]
         if str(data.get("opt", "adamw")).startswith("timm/"):
+            if data.get("lr") is None:
+                raise ValueError(f"opt: {data['opt']} has no default learning rate; give lr")
             for name in names[1:]:
                 data.setdefault(name, None)
             return data

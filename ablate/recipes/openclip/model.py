@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +19,10 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
     """The model with its initial weights and frozen parts, both transforms, facts."""
     import warnings
 
-    import numpy as np
     import open_clip
-    import torch
 
     register_models()
     _seed_everything(config.seed)
-    siglip = {"init_logit_scale": np.log(10), "init_logit_bias": -10} if config.siglip else {}
     with warnings.catch_warnings():
         # It also comes for colour jitter that is applied; Augmentation refuses what is not.
         warnings.filterwarnings("ignore", "Unused augmentation cfg items")
@@ -30,37 +30,75 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
             config.model,
             precision=config.precision,
             device=device,
-            force_quick_gelu=config.force_quick_gelu,
-            force_custom_text=config.force_custom_text,
-            force_patch_dropout=config.force_patch_dropout,
-            force_image_size=config.force_image_size,
-            force_context_length=config.force_context_length,
             image_mean=config.image_mean,
             image_std=config.image_std,
             image_interpolation=config.image_interpolation,
             image_resize_mode=config.image_resize_mode,
             aug_cfg=_augmentation(config),
-            output_dict=True,
-            **siglip,
+            **_architecture(config),
         )
     facts: dict[str, Any] = {}
     if config.init_from is not None:
         facts["init_from"] = load_initial_weights(config, model)
-    if config.lock_image:
-        model.lock_image_tower(
-            unlocked_groups=config.lock_image_unlocked_groups,
-            freeze_bn_stats=config.lock_image_freeze_bn_stats,
-        )
-    if config.lock_text:
-        model.lock_text_tower(
-            unlocked_layers=config.lock_text_unlocked_layers,
-            freeze_layer_norm=config.lock_text_freeze_layer_norm,
-        )
+    _lock(model, _locks(config))
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     return model, train_transform, eval_transform, facts
+
+
+def sketch_model(config: Config) -> torch.nn.Module:
+    """The model's parameters, frozen ones too, without memory for their values."""
+    return _sketch(
+        config.model, tuple(_architecture(config).items()), tuple(_locks(config).items())
+    )
+
+
+@lru_cache(maxsize=8)
+def _sketch(
+    name: str, architecture: tuple[tuple[str, Any], ...], locks: tuple[tuple[str, Any], ...]
+) -> torch.nn.Module:
+    import open_clip
+    import torch
+
+    register_models()
+    with torch.device("meta"):
+        model: Any = open_clip.create_model(name, device="meta", **dict(architecture))
+        _lock(model, dict(locks))
+    sketched: torch.nn.Module = model
+    return sketched
+
+
+def _architecture(config: Config) -> dict[str, Any]:
+    """What decides which parameters a model of that name has, as open_clip's arguments."""
+    siglip = {"init_logit_scale": math.log(10), "init_logit_bias": -10} if config.siglip else {}
+    return {
+        "force_quick_gelu": config.force_quick_gelu,
+        "force_custom_text": config.force_custom_text,
+        "force_patch_dropout": config.force_patch_dropout,
+        "force_image_size": config.force_image_size,
+        "force_context_length": config.force_context_length,
+        "output_dict": True,
+        **siglip,
+    }
+
+
+def _locks(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in config if name.startswith("lock_")}
+
+
+def _lock(model: Any, locks: Mapping[str, Any]) -> None:
+    if locks["lock_image"]:
+        model.lock_image_tower(
+            unlocked_groups=locks["lock_image_unlocked_groups"],
+            freeze_bn_stats=locks["lock_image_freeze_bn_stats"],
+        )
+    if locks["lock_text"]:
+        model.lock_text_tower(
+            unlocked_layers=locks["lock_text_unlocked_layers"],
+            freeze_layer_norm=locks["lock_text_freeze_layer_norm"],
+        )
 
 
 def _seed_everything(seed: int) -> None:

@@ -7,15 +7,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablate.datasets.shard_names import expand_shards
-
-if TYPE_CHECKING:
-    pass
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
 from ablate.recipes.openclip.config import Config, is_vit
 from ablate.recipes.openclip.data import open_index
+from ablate.recipes.openclip.model import sketch_model
+from ablate.recipes.openclip.step import make_optimizer
 
 LONG_WARMUP = 0.1
 """A warmup above this share of the steps is warned of."""
@@ -85,6 +84,18 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     if steps is not None:
         warnings += _warmup_warning(config, steps)
     return warnings
+
+
+def parameter_groups(config: Config) -> dict[str, Any]:
+    """What the optimizer decays, counted and hashed as the trial records it; imports torch.
+
+    Raises:
+        ValueError: a trainable parameter would be in no group, or in two.
+    """
+    from ablate.training.optim import describe
+
+    plain = config.model_copy(update={"fused": False})  # its kernels want parameters with memory
+    return describe(make_optimizer(plain, sketch_model(config))[1])
 
 
 def _check_locks(config: Config) -> None:

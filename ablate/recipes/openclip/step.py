@@ -14,13 +14,19 @@ from ablate.recipes.openclip.config import Config
 
 
 def make_optimizer(config: Config, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW on our parameter groups, or timm's optimizer of that name; and the groups."""
+    """AdamW on our parameter groups, or timm's optimizer of that name; and the groups.
+
+    Raises:
+        ValueError: there is no such optimizer, or it refuses its settings; a trainable parameter
+            is in no group, or in two.
+    """
     import torch
 
     from ablate.training import optim
 
     if config.opt == "adamw":
         groups = optim.group_parameters(model, rule=config.param_groups, weight_decay=config.wd)
+        optim.refuse_uneven(model, groups)
         assert config.beta1 is not None and config.beta2 is not None and config.eps is not None
         adamw = torch.optim.AdamW(
             [group.for_optimizer() for group in groups],
@@ -37,15 +43,24 @@ def make_optimizer(config: Config, model: torch.nn.Module) -> tuple[torch.optim.
         options["betas"] = (config.beta1, config.beta2)
     if config.momentum is not None:
         options["momentum"] = config.momentum
-    optimizer = create_optimizer_v2(
-        model,
-        config.opt.removeprefix("timm/"),
-        lr=config.lr,
-        weight_decay=config.wd,
-        eps=config.eps,
-        **options,
-    )
-    return optimizer, optim.read_groups(model, optimizer)
+    try:
+        optimizer = create_optimizer_v2(
+            model,
+            config.opt.removeprefix("timm/"),
+            lr=config.lr,
+            weight_decay=config.wd,
+            eps=config.eps,
+            **options,
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        given = f"eps {config.eps}, beta1 {config.beta1}, momentum {config.momentum}"
+        raise ValueError(
+            f"opt: {config.opt} cannot be made with {given} (handed on as given, as the peer "
+            f"does): {error}"
+        ) from error
+    read = optim.read_groups(model, optimizer)
+    optim.refuse_uneven(model, read)
+    return optimizer, read
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
