@@ -13,7 +13,7 @@ import numpy as np
 from ablate.analysis.results import Result
 from ablate.search.cells import Ended, Entry, Score, end_of
 from ablate.search.sampler import sampler_of
-from ablate.search.space import directions_of, level_name, params_of, space_of
+from ablate.search.space import directions_of, name_level, params_of, space_of
 from ablate.search.storage import Storage
 from ablate.study import Factor, Study
 from ablate.trial import Cell, Levels
@@ -173,7 +173,7 @@ class CellBook:
         return self._nearest_new(last, rng)
 
     def _name(self, params: Mapping[str, Any]) -> Levels:
-        return tuple((f.name, level_name(params[f.name])) for f in self._study.factors)
+        return tuple((f.name, name_level(params[f.name])) for f in self._study.factors)
 
     def _is_new(self, levels: Levels) -> bool:
         known = self._cells.get(levels)

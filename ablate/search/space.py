@@ -81,7 +81,7 @@ def _number(name: str) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-def level_name(value: Any) -> str:
+def name_level(value: Any) -> str:
     """The name of the level that a parameter stands for."""
     return repr(value) if isinstance(value, (int, float)) else str(value)
 

@@ -1,0 +1,325 @@
+"""The factors of a study file: levels, nuisance settings, and levels that are one experiment."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ablate import recipes
+from ablate.errors import suggest
+from ablate.factors import FIELDS, Sameness, same_experiment
+from ablate.source import Problems
+from ablate.study.schema import Nuisance, Range, Search, StudyFile
+from ablate.study.study import Factor, Level, name_level
+
+_MOST_SETTINGS = 1024
+"""Up to this many settings of other factors are gone through to prove that levels are the same."""
+
+
+def parse_factors(
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> tuple[Factor, ...]:
+    """The factors as written, each level tried against the recipe; problems are noted."""
+    factors = []
+    owner: dict[str, str] = {}  # field -> the factor that sets it
+    for name, spec in file.factors.items():
+        factor = _parse_factor(name, spec, file, recipe, resolved, problems)
+        if factor is None:
+            continue
+        for key in sorted(factor.fields):
+            if key in owner:
+                problems.add(
+                    ("factors", name),
+                    f"factors {owner[key]!r} and {name!r} both set {key}, so their levels "
+                    f"contradict each other; let one factor set {key}",
+                )
+            owner[key] = name
+        factors.append(factor)
+    return tuple(factors)
+
+
+def _parse_factor(
+    name: str,
+    spec: Any,
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> Factor | None:
+    place = ("factors", name)
+    known = [field for field in recipe.Config.model_fields if field != "seed"]
+    if name == "seed":
+        problems.add(place, "seeds are replicates, never a factor; list them under seeds")
+        return None
+    if isinstance(spec, Mapping) and "low" in spec and "high" in spec:
+        return _parse_range(name, spec, known, resolved, problems)
+    if isinstance(spec, list):
+        if name not in known:
+            problems.add(
+                place,
+                f"{name!r} is no field of the {file.recipe} recipe; {suggest(name, known)}. "
+                "A factor with a name of its own needs named levels: "
+                "{level name: {field: value, ...}, ...}",
+            )
+            return None
+        named = [(name_level(value), {name: value}, (*place, i)) for i, value in enumerate(spec)]
+    elif isinstance(spec, Mapping):
+        named = []
+        for level, fields in spec.items():
+            if not isinstance(fields, Mapping):
+                if name not in known:
+                    problems.add(
+                        (*place, level),
+                        f"level {level!r} must be a mapping of fields, not {fields!r}",
+                    )
+                    continue
+                fields = {name: fields}
+            named.append((str(level), dict(fields), (*place, level)))
+    else:
+        problems.add(
+            place,
+            f"levels must be a list of values or named levels, not {spec!r}; "
+            f"write {name}: [{name_level(spec)}, ...]",
+        )
+        return None
+    if not named:
+        problems.add(place, "the factor has no level; list at least two values")
+        return None
+
+    levels: list[Level] = []
+    seen: dict[str, str] = {}  # resolved configuration -> level name
+    baseline_name: str | None = None
+    for level_name, fields, where in named:
+        config = resolve(recipe, file.baseline, fields, problems, where)
+        if config is None:
+            continue
+        key = json.dumps(config, sort_keys=True)
+        if key in seen:
+            problems.add(
+                where,
+                f"level {level_name!r} is the same experiment as level {seen[key]!r}; remove one",
+            )
+            continue
+        seen[key] = level_name
+        if config == resolved:
+            baseline_name = level_name
+        levels.append(Level(level_name, tuple(sorted(fields.items()))))
+    if baseline_name is None:
+        # A list such as lr: [3e-3] asks for these values against the baseline's own.
+        value = resolved.get(name)
+        baseline_name = name_level(value) if name in resolved else "baseline"
+        levels.insert(0, Level(baseline_name, ()))
+    if len(levels) < 2 and not problems.at(place):
+        problems.add(
+            place,
+            f"the only level, {baseline_name!r}, is the baseline itself; add a level to compare",
+        )
+        return None
+    return Factor(name, tuple(levels), baseline_name)
+
+
+def _parse_range(
+    name: str,
+    spec: Mapping[str, Any],
+    known: Sequence[str],
+    resolved: Mapping[str, Any],
+    problems: Problems,
+) -> Factor | None:
+    place = ("factors", name)
+    if name not in known:
+        problems.add(place, f"{name!r} is no field of the recipe; {suggest(name, known)}")
+        return None
+    try:
+        span = Range.model_validate(dict(spec))
+    except ValidationError as error:
+        problems.add_validation(error, place, Range)
+        return None
+    value = resolved[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        problems.add(place, f"{name} is not a number, so it cannot be drawn from a range")
+        return None
+    return Factor(name, (), name_level(value), span)
+
+
+def parse_nuisance(
+    file: StudyFile,
+    recipe: recipes.Recipe,
+    resolved: Mapping[str, Any],
+    factors: Sequence[Factor],
+    seeds: Sequence[int],
+    problems: Problems,
+) -> tuple[tuple[Factor, ...], tuple[dict[str, str], ...]]:
+    """The nuisance settings as factors, and the candidates as levels of them."""
+    spec = file.nuisance
+    if spec is None:
+        return (), ()
+    place = ("nuisance",)
+    known = [field for field in recipe.Config.model_fields if field != "seed"]
+    taken = {key: factor.name for factor in factors for key in (*factor.fields, factor.name)}
+    for name, span in spec.settings.items():
+        here = (*place, "settings", name)
+        if name not in known:
+            problems.add(here, f"{name!r} is no field of the recipe; {suggest(name, known)}")
+        elif name in taken:
+            problems.add(
+                here, f"factor {taken[name]!r} sets {name}, too; compare it or tune it, not both"
+            )
+        elif isinstance(span, Range) and not isinstance(resolved[name], (int, float)):
+            problems.add(here, f"{name} is not a number; list the values to try")
+        elif isinstance(span, list) and len(span) < 2:
+            problems.add(here, "list at least two values to choose from")
+    ranges = [name for name, span in spec.settings.items() if isinstance(span, Range)]
+    if ranges and spec.points is None:
+        problems.add(place, f"{ranges[0]} is a range: say how many points to try, e.g. points: 3")
+    if not ranges and spec.points is not None:
+        problems.add(
+            (*place, "points"),
+            "points is for ranges; listed values are tried in all combinations",
+        )
+    both = sorted(set(spec.seeds) & set(seeds))
+    if both:
+        problems.add(
+            (*place, "seeds"),
+            f"seed {both[0]} is one of the study's seeds, so the choice would be judged by the "
+            "runs that made it; give other seeds, e.g. seeds: [1000]",
+        )
+    if len(set(spec.seeds)) < len(spec.seeds) or min(spec.seeds) < 0:
+        problems.add((*place, "seeds"), "seeds are different numbers, 0 or more")
+    if isinstance(file.design, Search):
+        problems.add(
+            place,
+            "a search chooses among all settings by itself: make the nuisance a factor of the "
+            "search, or set another design",
+        )
+    if problems.at(place):
+        return (), ()
+    candidates: list[dict[str, str]] = []
+    levels: dict[str, dict[str, Level]] = {
+        name: {name_level(resolved[name]): Level(name_level(resolved[name]), ())}
+        for name in spec.settings
+    }
+    for point in _points(spec, resolved):
+        if resolve(recipe, file.baseline, point, problems, (*place, "settings")) is None:
+            return (), ()
+        names = {name: name_level(value) for name, value in point.items()}
+        for name, value in point.items():
+            levels[name].setdefault(names[name], Level(names[name], ((name, value),)))
+        if names not in candidates:
+            candidates.append(names)
+    made = tuple(
+        Factor(name, tuple(found.values()), name_level(resolved[name]), is_nuisance=True)
+        for name, found in levels.items()
+    )
+    return made, tuple(candidates)
+
+
+def _points(spec: Nuisance, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The values of the nuisance settings to try, in order."""
+    names = list(spec.settings)
+    if spec.points is None:
+        lists = [span for span in spec.settings.values() if isinstance(span, list)]
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
+    if len(names) == 1:
+        places = [[i / (spec.points - 1)] for i in range(spec.points)]
+    else:
+        from scipy.stats import qmc
+
+        places = qmc.Halton(len(names), scramble=True, rng=0).random(spec.points).tolist()
+    return [
+        {
+            name: _value_at(span, share, whole=isinstance(resolved[name], int))
+            for (name, span), share in zip(spec.settings.items(), place, strict=True)
+        }
+        for place in places
+    ]
+
+
+def _value_at(span: list[Any] | Range, share: float, *, whole: bool) -> Any:
+    """The value at a share in [0, 1] of a range (three digits are kept) or of a list."""
+    if isinstance(span, list):
+        return span[min(int(share * len(span)), len(span) - 1)]
+    if span.log:
+        value = span.low * (span.high / span.low) ** share
+    else:
+        value = span.low + (span.high - span.low) * share
+    return round(value) if whole else float(f"{value:.3g}")
+
+
+def find_twins(
+    factor: Factor, file: StudyFile, recipe: recipes.Recipe, factors: Sequence[Factor]
+) -> dict[str, tuple[str, Sameness]]:
+    """Levels that repeat an earlier one in every setting of the other factors."""
+    controls = file.controls.get(factor.name, ())
+    others = [
+        other.levels
+        for other in factors
+        if other is not factor and not other.fields.isdisjoint(FIELDS)
+    ]
+    if math.prod(map(len, others)) > _MOST_SETTINGS:
+        return {}
+    settings = list(itertools.product(*others))
+
+    def experiment(level: Level, setting: Sequence[Level]) -> dict[str, Any] | None:
+        fields = {**file.baseline, **dict(level.fields)}
+        for other in setting:
+            fields.update(other.fields)
+        try:
+            config: dict[str, Any] = recipe.Config(**fields).model_dump(mode="json")
+        except ValidationError:
+            return None  # no cell of this setting can be run
+        return {name: value for name, value in config.items() if name not in recipe.NOT_IDENTITY}
+
+    def sameness(one: Level, two: Level) -> Sameness | None:
+        found: dict[str, Sameness] = {}
+        for setting in settings:
+            pair = experiment(one, setting), experiment(two, setting)
+            if pair[0] is None or pair[1] is None:
+                continue
+            same = same_experiment(pair[0], pair[1], workers=file.gang.workers)
+            if same is None:
+                return None
+            found.setdefault(",".join(same.reasons), same)
+        return next(iter(found.values()), None)
+
+    homes: list[Level] = []
+    twins: dict[str, tuple[str, Sameness]] = {}
+    ordered = sorted(factor.levels, key=lambda level: level.name != factor.baseline)
+    for level in ordered:
+        if level.name in controls:
+            continue
+        for home in homes:
+            same = sameness(home, level)
+            if same is not None:
+                twins[level.name] = (home.name, same)
+                break
+        else:
+            homes.append(level)
+    return twins
+
+
+def resolve(
+    recipe: recipes.Recipe,
+    baseline: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    problems: Problems,
+    place: tuple[Any, ...],
+) -> dict[str, Any] | None:
+    """The configuration of the baseline with these fields; None, with problems noted at `place`."""
+    if "seed" in fields:
+        problems.add(place, "a level must not set the seed: seeds are replicates")
+        return None
+    try:
+        config = recipe.Config(**{**baseline, **fields})
+    except ValidationError as error:
+        problems.add_validation(error, place, recipe.Config)
+        return None
+    resolved: dict[str, Any] = config.model_dump(mode="json")
+    return resolved
