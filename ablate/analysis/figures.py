@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ablate.analysis import plots, verdict
-from ablate.analysis.page import MOST_SEEDS, Question, verdict_role, verdict_words
 from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import NUM_LEVEL_COLOURS, Picture, level_role
+from ablate.analysis.questions import MOST_SEEDS, Question, verdict_role, verdict_words
 from ablate.analysis.scale import Scale
 from ablate.analysis.table import CellRow, StudyTable, TrialRow
 from ablate.study import (

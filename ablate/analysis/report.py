@@ -24,13 +24,14 @@ import jinja2
 from markupsafe import Markup
 
 from ablate import records
-from ablate.analysis import page as pages
 from ablate.analysis.figures import Figures, figures_of
-from ablate.analysis.page import CostView, Page, Question
+from ablate.analysis.page import Page, read_page
 from ablate.analysis.pareto import weigh
 from ablate.analysis.picture import PALETTE
+from ablate.analysis.questions import Question
 from ablate.analysis.scale import probability
 from ablate.analysis.table import StudyTable, read_table
+from ablate.analysis.views import CostView, cost_view
 from ablate.records import StudyRecord
 from ablate.study import Study
 
@@ -90,9 +91,9 @@ class ReportPaths:
 def write_report(study: Study, record: StudyRecord, *, folder: Path | None = None) -> ReportPaths:
     """Read the records, judge them, and write the report into `folder` (the study folder)."""
     table = read_table(study, record)
-    page = pages.read_page(table)
+    page = read_page(table)
     folder = folder or record.folder
-    cost = pages.cost_view(table, str(record.folder), page.scale)
+    cost = cost_view(table, str(record.folder), page.scale)
     figures = figures_of(table, page.questions, page.scale)
     drawn = {name: Markup(picture.svg()) for name, picture in figures.core().items()}
     if figures.trade is not None:
