@@ -78,7 +78,15 @@ def trained_after(record: StudyRecord, moment: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("seed", "downtime_s", "finished"), [(1, 0.0, False), (2, 3.0, False), (3, 0.0, True)]
+    ("seed", "downtime_s", "finished"),
+    [
+        (1, 0.0, False),
+        (2, 3.0, False),
+        (3, 0.0, True),
+        pytest.param(4, 20.0, False, marks=pytest.mark.exhaustive),
+        pytest.param(5, 60.0, False, marks=pytest.mark.exhaustive),
+        pytest.param(6, 60.0, True, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_killed_controller_costs_time_and_changes_nothing(
     stage: Stage, tmp_path: Path, seed: int, downtime_s: float, finished: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import socket
 import socketserver
 import sqlite3
@@ -155,7 +156,13 @@ def _pump(
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real MLflow server."""
-    folder = tmp_path_factory.mktemp("mlflow")
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """A real MLflow server that keeps its files in `folder`; gives its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -193,9 +200,53 @@ def test_a_tracking_server_in_trouble_holds_nothing_up(
     finally:
         door.shutdown()
         door.server_close()
+    assert_ended_the_same(stage, run)
+    assert_mirrored_once(f"http://127.0.0.1:{mlflow}", run)
+
+
+def assert_ended_the_same(stage: Stage, run: Run) -> None:
+    """Under a name of its own, by which MLflow tells it from others, a study has the values of the
+    one that nothing befell."""
     stage.check(run)
-    assert {(trial.trial_id, (trial.outcome() or {})["value"]) for trial in run.trials} == {
-        (trial.trial_id, (trial.outcome() or {})["value"])
-        for trial in stage.undisturbed(TEXT).trials
-    }
+    values = [
+        {trial.trial_id: (trial.outcome() or {})["value"] for trial in which.trials}
+        for which in (run, stage.undisturbed(TEXT))
+    ]
+    assert values[0] == values[1]
+
+
+@pytest.mark.exhaustive
+def test_a_tracking_server_away_for_a_minute_holds_nothing_up(
+    stage: Stage, mlflow: int, tmp_path: Path
+) -> None:
+    """It goes in the midst of a study, and comes back when the study has ended long ago."""
+    drill_tracking_away(stage, mlflow, tmp_path, 1, away_s=60.0)
+
+
+def drill_tracking_away(
+    stage: Stage, mlflow: int, folder: Path, seed: int, *, away_s: float
+) -> None:
+    """The server goes away at a random step; all points are there, once, when it is back."""
+    text = TEXT.replace("name: drill", f"name: drill_away_{seed}")
+    study: Study = parse_study(text, path="drill.yaml", root=stage.data)
+    record = StudyRecord(folder / "runs" / study.name)
+    door = Door(mlflow)
+    back = threading.Timer(away_s, door.turn, ["open"])
+    score = functools.partial(design.score_of, study)
+
+    def leave() -> None:
+        door.turn("shut")
+        back.start()
+
+    try:
+        tracker = Tracker(study, record, score=score, uri=door.url)
+        step = random.Random(seed).randrange(1, STEPS)
+        run = stage.run(text, at_step(step, leave), folder=record.folder, mirror=tracker)
+        assert tracker.close(timeout_s=away_s + 120), tracker.trouble
+        assert tracker.trouble is None and door.refused > 0
+    finally:
+        back.cancel()
+        door.shutdown()
+        door.server_close()
+    assert_ended_the_same(stage, run)
     assert_mirrored_once(f"http://127.0.0.1:{mlflow}", run)
