@@ -145,6 +145,12 @@ class Cluster(Protocol):
     def capacity(self, gang: Gang) -> Capacity:
         """How many such gangs fit, in total and now."""
 
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        """Place nothing more on a machine, unless then no such gang could ever be placed.
+
+        Whether it was done; what runs there goes on. A machine that leaves and comes back is used.
+        """
+
     def pids(self) -> dict[str, tuple[int, ...]]:
         """The rank processes now running, by trial."""
 
@@ -267,6 +273,9 @@ class GangCluster:
 
     def stop(self, trial_id: str, *, grace_s: float) -> None:
         self._loop.call_soon_threadsafe(self._stop, trial_id, max(0.0, grace_s))
+
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        return False  # a cluster of one machine
 
     def pids(self) -> dict[str, tuple[int, ...]]:
         with self._lock:

@@ -224,6 +224,7 @@ class RayCluster(GangCluster):
         self._estate: Estate | None = None
         self._hosts: dict[str, _RayHost] = {}
         self._seen: dict[str, dict[str, Any]] = {}
+        self._aside: set[str] = set()
         self._queue: deque[_Waiting] = deque()
         self._asking: tuple[Gang, asyncio.Task[None]] | None = None
         self._idle: list[_Idle] = []
@@ -295,13 +296,14 @@ class RayCluster(GangCluster):
     def capacity(self, gang: Gang) -> Capacity:
         """Total counts every node seen so far: one that was lost may be replaced."""
         alive = self._machines()
-        seen = {self._name(node): facts["Resources"] for node, facts in self._seen.items()}
+        usable = {n: facts for n, facts in self._seen.items() if n not in self._aside}
+        seen = {self._name(node): facts["Resources"] for node, facts in usable.items()}
         total = count_gangs(gang, list(seen.values()))
         # Idle groups are given up, or over, to whoever comes.
         free = {
             node: {kind: float(left.get(kind, 0.0)) for kind in ("CPU", "GPU")}
             for node, left in ray._private.state.available_resources_per_node().items()
-            if node in alive
+            if node in alive and node in usable
         }
         for idle in list(self._idle):
             held = idle.placement.gang
@@ -309,7 +311,7 @@ class RayCluster(GangCluster):
                 if isinstance(seat.host, _RayHost) and seat.host.node in free:
                     free[seat.host.node]["CPU"] += held.cpus_per_worker
                     free[seat.host.node]["GPU"] += held.gpus_per_worker
-        answering = [facts["Resources"] for node, facts in self._seen.items() if node in alive]
+        answering = [facts["Resources"] for node, facts in usable.items() if node in alive]
         return Capacity(
             total,
             min(total, count_gangs(gang, list(free.values()))),
@@ -336,6 +338,24 @@ class RayCluster(GangCluster):
         name = str(self._seen[node]["NodeManagerHostname"])
         twins = [n for n, facts in self._seen.items() if facts["NodeManagerHostname"] == name]
         return name if twins == [node] else f"{name}/{node[:6]}"
+
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        return self._call(self._set_aside(node, gang))
+
+    async def _set_aside(self, name: str, gang: Gang) -> bool:
+        aside = {node for node in self._machines() if self._name(node) == name} | self._aside
+        left = [facts["Resources"] for node, facts in self._seen.items() if node not in aside]
+        if not count_gangs(gang, left):
+            return False
+        self._aside = aside
+        if self._asking is not None:  # for any node
+            self._asking[1].cancel()
+            self._asking = None
+        for idle in list(self._idle):
+            if not self._stands(idle.placement):
+                self._drop(idle)
+        self._serve_queue()
+        return True
 
     # -- seats -----------------------------------------------------------------------------------
 
@@ -384,7 +404,12 @@ class RayCluster(GangCluster):
         bundle: dict[str, float] = {"CPU": gang.cpus_per_worker}
         if gang.gpus_per_worker:
             bundle["GPU"] = gang.gpus_per_worker
-        group = placement_group([bundle] * gang.workers, strategy=gang.strategy)
+        where = {"ray.io/node-id": f"!in({','.join(sorted(self._aside))})"} if self._aside else {}
+        group = placement_group(
+            [bundle] * gang.workers,
+            strategy=gang.strategy,
+            bundle_label_selector=[where] * gang.workers,
+        )
         try:
             await group.ready()
             placement = await self._seat(gang, group)
@@ -441,10 +466,10 @@ class RayCluster(GangCluster):
             self._serve_queue()
 
     def _stands(self, placement: Placement) -> bool:
-        """Every node of the placement is alive, and answers through its agent."""
-        alive = self._machines()
+        """Every node of the placement is alive, in use, and answers through its agent."""
+        usable = self._machines().keys() - self._aside
         hosts = [seat.host for seat in placement.seats if isinstance(seat.host, _RayHost)]
-        return all(host.node in alive and not host.lost for host in hosts)
+        return all(host.node in usable and not host.lost for host in hosts)
 
     async def _shut_down(self) -> None:
         if ray.is_initialized():

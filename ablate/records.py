@@ -10,7 +10,6 @@
                                           evals.jsonl    a row per evaluation
                                           events.jsonl   what the markers saw
                                           gang.json      when it had fewer workers than asked
-                                          placed.json    when it got its machines
                                           heartbeat.json the latest numbers, for people
                                           result.json    the attempt's own last word
                                           learning.json  did it learn: last against first weights
@@ -183,6 +182,7 @@ class AttemptWriter:
         self.attempt = attempt
         self.folder.mkdir(parents=True, exist_ok=True)
         self._logs: dict[str, IO[bytes]] = {}
+        self._began = time.monotonic()
 
     def step(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows of step measurements to trace.jsonl."""
@@ -197,8 +197,10 @@ class AttemptWriter:
         self._append("events.jsonl", [row])
 
     def heartbeat(self, row: Mapping[str, Any]) -> None:
-        """Replace heartbeat.json: the latest numbers, for people and watchdogs."""
-        write_json(self.folder / "heartbeat.json", row, durable=False)
+        """Replace heartbeat.json: the latest numbers, for people, and the seconds since the start,
+        for an attempt whose end nobody sees."""
+        wall_s = round(time.monotonic() - self._began, 3)
+        write_json(self.folder / "heartbeat.json", {**row, "wall_s": wall_s}, durable=False)
 
     def sync(self) -> None:
         """Bring all rows so far to the disk; before a checkpoint that later rows go on from."""
@@ -342,17 +344,9 @@ class TrialRecord:
         return int(row["step"]) if row else 0
 
     def seen_s(self, attempt: int) -> float:
-        """Seconds from an attempt's placing (its first step, if that is not known) to the last
-        sign of life on disk: what an attempt took whose end nobody saw."""
-        placed, first, last = None, self.first_row(attempt), self.last_row(attempt)
-        with contextlib.suppress(RecordError):
-            placed = find_json(self.attempt_folder(attempt) / "placed.json")
-        told = [
-            row["time"] for row in (first, last, self.heartbeat(attempt)) if row and "time" in row
-        ]
-        if not told:
-            return 0.0
-        return float(max(max(told) - (placed["time"] if placed else min(told)), 0.0))
+        """Seconds from an attempt's start to its last heartbeat: what one took whose end nobody
+        saw. The time of day, which may leap, has no part in it."""
+        return float((self.heartbeat(attempt) or {}).get("wall_s", 0.0))
 
     def checkpoint_bytes(self) -> int:
         """Size of the largest checkpoint on disk; 0 without one."""
@@ -434,11 +428,6 @@ class StudyRecord:
     def write_gang(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
         """Write gang.json: an attempt has fewer workers than its trial asks for."""
         write_json(record.attempt_folder(attempt) / "gang.json", content)
-
-    def write_placed(self, record: TrialRecord, attempt: int) -> None:
-        """Write placed.json: an attempt has got its machines just now, and begins to cost."""
-        path = record.attempt_folder(attempt) / "placed.json"
-        write_json(path, {"time": time.time()}, durable=False)
 
     def write_end(self, record: TrialRecord, attempt: int, content: Mapping[str, Any]) -> None:
         """Write end.json: how an attempt ended, seen from outside; nothing of it is alive."""

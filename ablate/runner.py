@@ -26,6 +26,7 @@ from ablate.referee import Referee, referee_of
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.stores import CHECKPOINTS
 from ablate.study import Search, Study
+from ablate.suspects import Suspects, culprit
 from ablate.trial import (
     EXIT_NO_SPACE,
     EXIT_STOPPED,
@@ -206,10 +207,16 @@ class _Controller:
     """Seed blocks of which at least one trial was started."""
     fingerprint: dict[str, str] = field(default_factory=fingerprint)
     ledger: Ledger = field(default_factory=Ledger)
+    suspects: Suspects = field(default_factory=Suspects)
+    aside: dict[str, str] = field(default_factory=dict)
+    """Machines on which nothing more is placed, with what the last attempt there said."""
     short_of_space: str = ""
     """What the last attempt said when the disk was full; empty once another has gone on."""
     exhausted: bool = False
     over_budget: bool = False
+    """Nothing more is started."""
+    cut: bool = False
+    """What ran was stopped for the budget's sake."""
     proposed_at: int = -1
     """Number of results at which the design was last asked."""
 
@@ -495,9 +502,9 @@ class _Controller:
     def _cut(self) -> None:
         """Stop what runs while there is still time for a checkpoint within the budget."""
         grace_s = self._grace_s(len(self.active)) if self.active else None
-        if grace_s is None or self.over_budget:
+        if grace_s is None or self.cut:
             return
-        self.over_budget = True
+        self.over_budget = self.cut = True
         for trial_id in self.active:
             self.cluster.stop(trial_id, grace_s=grace_s)
 
@@ -523,7 +530,7 @@ class _Controller:
         folder = self.record.record(trial.id)
         if event.kind == "placed":
             self.placed_at[trial.id] = self.clock()
-            self.record.write_placed(folder, event.number)
+            self.suspects.machines.update(event.nodes)
             return
         del self.active[trial.id]
         result = folder.result(event.number)
@@ -538,7 +545,7 @@ class _Controller:
             kind = "no_space"
         else:
             kind = "lost" if event.kind == "lost" else "crashed"
-        self._end_attempt(
+        end = self._end_attempt(
             trial,
             event.number,
             kind=kind,
@@ -549,6 +556,9 @@ class _Controller:
             wall_s=self.clock() - self.placed_at.pop(trial.id, self.clock()),
         )
         self.short_of_space = event.detail if kind == "no_space" else ""
+        node = self.suspects.note(trial.id, end)
+        if node is not None and self.cluster.set_aside(node, self.study.gang.shape()):
+            self.aside[node] = event.detail
         if kind == "ended":
             assert result is not None
             self._conclude(trial, folder, **_outcome_of(self.study, result))
@@ -570,9 +580,10 @@ class _Controller:
         self._conclude(trial, folder, **_outcome_of(self.study, result))
         return True
 
-    def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> None:
+    def _end_attempt(self, trial: Trial, number: int, *, kind: str, **facts: Any) -> dict[str, Any]:
         end = self._write_end(self.record.record(trial.id), number, kind=kind, **facts)
         self.ledger.spend([end], workers=self.study.gang.workers)
+        return end
 
     def _write_end(
         self, folder: TrialRecord, number: int, *, kind: str, **facts: Any
@@ -588,7 +599,8 @@ class _Controller:
         """A crash says nothing about the setting: try again from the last checkpoint.
 
         Attempts that got further than all before them do not count; a trial that keeps dying
-        without progress is given up, with the tail of its log, and the study goes on.
+        without progress is given up, with the tail of its log, and the study goes on. The word of
+        one machine is not enough while there are others.
         """
         ends = folder.ends()
         fruitless, best = 0, -1
@@ -606,6 +618,9 @@ class _Controller:
         limit = self.study.budget.attempts
         if only_lost:
             limit = ALIKE_LIMIT if stays else LOST_LIMIT
+        culprits = {culprit(end) for end in ends}
+        if len(culprits) == 1 and None not in culprits and len(self.suspects.machines) > 1:
+            limit = LOST_LIMIT
         if fruitless < limit:
             pause_s = min(2.0 ** (fruitless - 1), 60.0) - 1.0
             self.backlog.add(trial, not_before=self.clock() + pause_s)
@@ -657,6 +672,11 @@ class _Controller:
         notes = [trouble for trouble in (self.mirror.trouble, self.book.trouble) if trouble]
         if self.short_of_space:
             notes.append(f"the disk is full; free some space, it goes on: {self.short_of_space}")
+        notes += [
+            f"{node} is set aside: trial after trial failed there before its first step, the last: "
+            f"{detail}; mend it, and restart its Ray node or launch again to use it"
+            for node, detail in self.aside.items()
+        ]
         if self.over_budget:
             notes.append(
                 f"the budget of {self.study.budget.gpu_hours} accelerator-hours is spent, or does "

@@ -203,11 +203,13 @@ def train_and_evaluate() -> int:
 
 
 def train_and_hang_evaluating() -> int:
-    """An evaluation, and a second one that never ends."""
-    from ablate.training.pulse import Pulse
+    """A first evaluation that is long, batch by batch, and then hangs within a batch."""
+    from ablate.training.pulse import Pulse, part_ended
 
-    pulse = Pulse()
-    with pulse.evaluating():
-        time.sleep(0.01)
-    with pulse.evaluating():
+    patience_s = 3 * float(os.environ["ABLATE_EVALUATION_PATIENCE_S"])
+    with Pulse().evaluating():
+        for _ in range(7):
+            time.sleep(0.2 * patience_s)
+            part_ended()
+        print("seven batches", flush=True)
         return sleep()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ablate.cluster import Attempt, Capacity, Gang, GangEvent
@@ -41,11 +41,20 @@ def complete(attempt: Attempt) -> Course:
 
 
 class SimulatedCluster:
-    """`gangs` seats of one shape. `act` is called when an attempt is placed."""
+    """`gangs` seats of one shape, on the machines of `seats` in turn. `act` is called when an
+    attempt is placed; :attr:`machine_of` then says where."""
 
-    def __init__(self, gangs: int, act: Callable[[Attempt], Course] = complete) -> None:
+    def __init__(
+        self,
+        gangs: int,
+        act: Callable[[Attempt], Course] = complete,
+        *,
+        seats: Sequence[str] = ("simulated",),
+    ) -> None:
         self.gangs = gangs
         self.act = act
+        self.machine_of: dict[str, str] = {}
+        self._seats = [seats[number % len(seats)] for number in range(gangs)]
         self.now = 0.0
         self.most_running = 0
         self._running: dict[str, tuple[Attempt, int]] = {}
@@ -53,6 +62,7 @@ class SimulatedCluster:
         self._ends: list[tuple[float, int, Attempt, Course]] = []
         self._events: list[GangEvent] = []
         self._ticket = itertools.count()
+        self._aside: set[str] = set()
 
     def clock(self) -> float:
         """Seconds of this cluster's own time."""
@@ -88,6 +98,16 @@ class SimulatedCluster:
     def capacity(self, gang: Gang) -> Capacity:
         return Capacity(self.gangs, self.gangs - len(self._running), "")
 
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        taken = list(self.machine_of.values())
+        left = [seat for seat in (*self._seats, *taken) if seat != node]
+        if not left:
+            return False
+        self.gangs = len(left)
+        self._seats = [seat for seat in self._seats if seat != node]
+        self._aside.add(node)
+        return True
+
     def pids(self) -> dict[str, tuple[int, ...]]:
         return {}
 
@@ -96,13 +116,14 @@ class SimulatedCluster:
             self.stop(trial_id, grace_s=grace_s)
 
     def _place(self) -> None:
-        while self._queue and len(self._running) < self.gangs:
+        while self._queue and self._seats:
             attempt = self._queue.pop(0)
+            machine = self.machine_of[attempt.trial_id] = self._seats.pop(0)
             ticket = next(self._ticket)
             self._running[attempt.trial_id] = (attempt, ticket)
             self.most_running = max(self.most_running, len(self._running))
             self._events.append(
-                GangEvent(attempt.trial_id, attempt.number, "placed", "", 0.0, ("simulated",))
+                GangEvent(attempt.trial_id, attempt.number, "placed", "", 0.0, (machine,))
             )
             course = self.act(attempt)
             heapq.heappush(self._ends, (self.now + course.duration_s, ticket, attempt, course))
@@ -113,6 +134,9 @@ class SimulatedCluster:
         self._place()
 
     def _tell(self, attempt: Attempt, course: Course, *, stopped: bool) -> None:
+        machine = self.machine_of.pop(attempt.trial_id, None)
+        if machine is not None and machine not in self._aside:
+            self._seats.append(machine)
         kind = "lost" if course.kind == "lost" else "exited"
         self._events.append(
             GangEvent(
@@ -121,8 +145,9 @@ class SimulatedCluster:
                 kind,  # type: ignore[arg-type]
                 f"exit codes {course.exit_codes}",
                 0.0,
-                ("simulated",),
+                () if machine is None else (machine,),
                 exit_codes=course.exit_codes,
+                failed_rank=0 if course.exit_codes == (1,) else None,
                 stopped=stopped,
             )
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_cluster import Course, SimulatedCluster, complete
 from test_runner import STUDY, Recorder, prepare
@@ -99,6 +99,7 @@ def test_trials_that_overrun_are_stopped_within_the_budget_and_go_on_later(tmp_p
     durations=st.lists(st.floats(1, 300), min_size=3, max_size=3),
     gangs=st.integers(1, 4),
 )
+@example(hours=0.001, durations=[2.0, 1.0, 1.0], gangs=4)  # a free seat must not stop the cut
 def test_whatever_trials_take_the_budget_is_not_exceeded(
     hours: float, durations: list[float], gangs: int
 ) -> None:
@@ -109,25 +110,24 @@ def test_whatever_trials_take_the_budget_is_not_exceeded(
 
 
 def test_what_a_killed_controller_left_running_is_counted(tmp_path: Path) -> None:
-    """Attempts without an end count from their placing to their last sign of life, once, as spent:
-    a relaunch starts nothing beyond the budget, and a larger budget goes on with them."""
+    """Attempts without an end count from their start to their last heartbeat, once, as spent: a
+    relaunch starts nothing beyond the budget, and a larger budget goes on with them."""
     launch(tmp_path, 1.0, lambda seed: 36.0)
     record = StudyRecord(tmp_path / "runs" / "scripted")
     for folder in record.records():
         if folder.trial()["seed"] == 0:
             continue
-        # As a SIGKILL leaves it: 90 s after its placing it had taken a step, 180 s after it beat.
+        # As a SIGKILL leaves it: it had taken a step, and beat last after 180 s.
         number = folder.attempts()[-1]
         for name in ("outcome.json", f"attempts/{number}/end.json"):
             (folder.folder / name).unlink()
         attempt = folder.attempt_folder(number)
         (attempt / "result.json").unlink()
         (attempt / "trace.jsonl").unlink()
-        write_json(attempt / "placed.json", {"time": 1000.0})
         writer = AttemptWriter(folder.folder, number)
         writer.step([{"step": 1, "attempt": number, "time": 1090.0, "loss": 1.0}])
-        writer.heartbeat({"time": 1180.0, "step": 1})
         writer.close()
+        write_json(attempt / "heartbeat.json", {"step": 1, "wall_s": 180.0})
     status, record, spent = launch(tmp_path, 0.3, lambda seed: 36.0)
     assert spent == pytest.approx((3 * 36 + 6 * 180) / 3600) and spent > 0.3
     assert seeds_ended(record) == [0, 0, 0] and "budget" in status.notes[0]

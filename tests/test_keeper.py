@@ -95,12 +95,13 @@ def test_exit_codes_in_words(code: int | None, words: str) -> None:
 def test_a_gang_that_makes_no_progress_ends_and_a_slow_evaluation_does_not(
     tmp_path: Path,
 ) -> None:
-    """A stopped rank, a hung step and a hung evaluation end their gangs with the reason and, where
-    a rank can still answer, the stack of each thread; an evaluation slower than a step goes on."""
+    """A stopped rank, a hung step and a first evaluation that hangs within a batch end their gangs
+    with the reason and, where a rank can still answer, the stack of each thread; an evaluation
+    slower than a step goes on, and so does one whose batches end in time."""
 
     def start(trial: str, workers: int) -> None:
         (tmp_path / trial).mkdir()
-        patience = {"ABLATE_PATIENCE_S": "2", "ABLATE_EVALUATION_PATIENCE_S": "1"}
+        patience = {"ABLATE_PATIENCE_S": "2", "ABLATE_EVALUATION_PATIENCE_S": "2"}
         env = {"PYTHONPATH": str(HERE), **patience}
         gang = Gang(workers, cpus_per_worker=0.1)
         entry = f"cluster_entries:train_and_{trial}"
@@ -123,3 +124,4 @@ def test_a_gang_that_makes_no_progress_ends_and_a_slow_evaluation_does_not(
     for trial, rank in (("stop", 0), ("hang", 0), ("hang", 1), ("hang_evaluating", 0)):
         log = tmp_path / trial / "attempts" / "1" / f"log-{rank}.txt"
         assert "_wait_forever" in log.read_text()
+        assert trial != "hang_evaluating" or "seven batches" in log.read_text()

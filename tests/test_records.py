@@ -115,18 +115,18 @@ def test_a_wrong_folder_names_the_studies_nearby(tmp_path: Path) -> None:
         find_study(tmp_path / "quikstart")
 
 
-def test_how_long_an_attempt_was_seen_reads_its_signs_of_life(tmp_path: Path) -> None:
-    """From the placing to the last row or heartbeat; from the first row when the placing is not
-    known; nothing for an attempt that gave no sign, and a torn last row is no sign."""
+def test_how_long_an_attempt_was_seen_is_what_its_last_heartbeat_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds since the attempt's start, whatever the time of day did; nothing for an attempt that
+    gave no sign."""
     folder = TrialRecord(tmp_path)
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     writer = AttemptWriter(tmp_path, 1)
     assert folder.seen_s(1) == 0.0
-    writer.step([{"step": step, "time": 100.0 + step} for step in (1, 2, 30)])
+    for now[0], moment in ((1030.0, 7_000_000.0), (1040.0, 5.0)):
+        writer.step([{"step": 1, "time": moment}])
+        writer.heartbeat({"time": moment})
     writer.close()
-    with open(tmp_path / "attempts" / "1" / "trace.jsonl", "ab") as log:
-        log.write(b'{"step": 99, "time": 9')
-    assert folder.seen_s(1) == 29.0 and folder.last_step(1) == 30
-    writer.heartbeat({"time": 140.0})
-    assert folder.seen_s(1) == 39.0
-    (tmp_path / "attempts" / "1" / "placed.json").write_text('{"time": 50.0}')
-    assert folder.seen_s(1) == 90.0
+    assert folder.seen_s(1) == 40.0

@@ -96,6 +96,9 @@ class Stepping:
     def capacity(self, gang: Gang) -> Capacity:
         return Capacity(self.gangs, self.gangs - len(self.running), "")
 
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        return False
+
     def pids(self) -> dict[str, tuple[int, ...]]:
         return {}
 

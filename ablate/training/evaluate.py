@@ -37,6 +37,7 @@ from ablate.errors import DataError
 from ablate.training import cache, scores
 from ablate.training.data import Tokenizer
 from ablate.training.distributed import Gang, broadcast, gather_rows, sum_over_ranks
+from ablate.training.pulse import part_ended
 
 Encode = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 
@@ -272,10 +273,12 @@ class Encoder:
 
     def images(self, model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         """Features of a batch of 8-bit images; call within `autocast`."""
+        part_ended()
         return self.encode_image(model, self.to_input(pixels.to(self.device)))
 
     def texts(self, model: torch.nn.Module, tokens: npt.NDArray[np.int32]) -> torch.Tensor:
         """Features of a batch of token numbers; call within `autocast`."""
+        part_ended()
         return self.encode_text(model, torch.from_numpy(tokens.astype(np.int64)).to(self.device))
 
 

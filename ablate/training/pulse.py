@@ -14,20 +14,28 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 PATIENCE_S = 120.0
 """A training step may take this long, or 10 times the slowest before it, whichever is more.
 ABLATE_PATIENCE_S in the environment replaces it."""
 
 EVALUATION_PATIENCE_S = 600.0
-"""An evaluation may take this long, or 10 times the slowest before it, whichever is more.
-ABLATE_EVALUATION_PATIENCE_S in the environment replaces it."""
+"""A batch of an evaluation, or what it computes behind the last one, may take this long, or 10
+times the slowest evaluation before it, whichever is more. ABLATE_EVALUATION_PATIENCE_S in the
+environment replaces it."""
 
-_FIRST_EVALUATIONS = 12.0
-"""The first evaluation, which may build caches and has no other to compare with, has so many times
-that patience: two hours."""
+_FIRST_EVALUATIONS = 3.0
+"""The first evaluation, which has no other to compare with, has so many times that patience."""
+
+_part_ended: ContextVar[Callable[[], None]] = ContextVar("part_ended", default=lambda: None)
+
+
+def part_ended() -> None:
+    """A batch of an evaluation has ended; outside of :meth:`Pulse.evaluating` nothing happens."""
+    _part_ended.get()()
 
 
 class Pulse:
@@ -58,8 +66,13 @@ class Pulse:
         """The evaluations of one epoch run inside."""
         slowest_s, began = self._slowest_evaluation_s, time.perf_counter()
         first = 1.0 if slowest_s else _FIRST_EVALUATIONS
-        self._beat(max(first * self._evaluation_floor_s, 10 * slowest_s))
-        yield
+        patience_s = max(first * self._evaluation_floor_s, 10 * slowest_s)
+        self._beat(patience_s)
+        before = _part_ended.set(lambda: self._beat(patience_s))
+        try:
+            yield
+        finally:
+            _part_ended.reset(before)
         self._slowest_evaluation_s = max(slowest_s, time.perf_counter() - began)
         self.rest()
 

@@ -1,7 +1,8 @@
 """The real worker with one thing wrong inside of it, where no signal from outside reaches.
 
 Entries: ``nan_at_<step>`` (one rank's images), ``hang_at_<step>`` (one rank, first attempt),
-``slow_evaluation``, ``clock_jumps_at_<step>``, ``no_memory_at_<step>``, ``break_one``.
+``slow_evaluation``, ``hung_evaluation``, ``clock_jumps_at_<step>``, ``no_memory_at_<step>``,
+``break_one``.
 """
 
 from __future__ import annotations
@@ -54,19 +55,47 @@ def _hang(step: int) -> int:
 
 
 def slow_evaluation() -> int:
-    """An evaluation that takes longer than any step may."""
-    from ablate.training import loop
-
+    """A first evaluation that takes longer than a step may, and longer than one of its batches."""
     os.environ["ABLATE_PATIENCE_S"] = str(PATIENCE_S)
-    evaluate = loop._Run.evaluate
+    os.environ["ABLATE_EVALUATION_PATIENCE_S"] = str(PATIENCE_S / 2)  # first: 3 times as much
+    return _evaluate(lambda: time.sleep(PATIENCE_S))
 
-    def evaluate_slowly(run: Any, epoch: int) -> Any:
-        if epoch == 1:
-            time.sleep(PATIENCE_S + 3)
-        return evaluate(run, epoch)
 
-    loop._Run.evaluate = evaluate_slowly  # type: ignore[method-assign]
-    return _work()
+def hung_evaluation() -> int:
+    """One rank never ends a batch of its first evaluation."""
+    os.environ["ABLATE_EVALUATION_PATIENCE_S"] = str(PATIENCE_S / 3)
+
+    def hang() -> None:
+        while os.environ["RANK"] == "1" and os.environ["ABLATE_ATTEMPT"] == "1":
+            time.sleep(60)
+
+    return _evaluate(hang)
+
+
+def _evaluate(after_batch: Callable[[], None]) -> int:
+    """Run the worker; `after_batch` follows the batches of the first evaluation."""
+    from ablate.training import evaluate, loop, worker
+
+    images, texts, run = evaluate.Encoder.images, evaluate.Encoder.texts, loop._Run.evaluate
+    epochs = [0]
+
+    def follow(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def encode_and_follow(*given: Any) -> Any:
+            features = encode(*given)
+            if epochs[-1] == 1:
+                after_batch()
+            return features
+
+        return encode_and_follow
+
+    def note(self: Any, epoch: int) -> Any:
+        epochs.append(epoch)
+        return run(self, epoch)
+
+    evaluate.Encoder.images = follow(images)  # type: ignore[method-assign]
+    evaluate.Encoder.texts = follow(texts)  # type: ignore[method-assign]
+    loop._Run.evaluate = note  # type: ignore[method-assign]
+    return worker.main([])
 
 
 def _clock(step: int) -> int:

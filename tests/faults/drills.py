@@ -556,8 +556,20 @@ def hung_collective(stage: Stage, seed: int) -> Run:
     return run
 
 
+def hung_evaluation(stage: Stage, seed: int) -> Run:
+    """One rank never ends a batch of the first evaluation: the gang is ended and goes on."""
+    text = study_text(workers=2)
+    run = stage.run(text, entry="drill_worker:hung_evaluation")
+    stage.check(run, same_as=stage.undisturbed(text))
+    for trial in run.trials:
+        assert [end["step"] for end in trial.ends()] == [STEPS_PER_EPOCH, STEPS]
+        assert "no step or evaluation ended for" in trial.ends()[0]["detail"]
+        assert_stacks_are_kept(trial, rank=1, where="hang")
+    return run
+
+
 def slow_evaluation(stage: Stage, seed: int) -> Run:
-    """An evaluation that takes longer than any step may is waited for."""
+    """An evaluation is waited for as long as its batches end, however many there are."""
     text = study_text(workers=1)
     run = stage.run(text, entry="drill_worker:slow_evaluation")
     stage.check(run, same_as=stage.undisturbed(text))
@@ -565,9 +577,9 @@ def slow_evaluation(stage: Stage, seed: int) -> Run:
     return run
 
 
-def assert_stacks_are_kept(trial: TrialRecord, *, rank: int) -> None:
+def assert_stacks_are_kept(trial: TrialRecord, *, rank: int, where: str = "run_steps") -> None:
     log = (trial.attempt_folder(1) / f"log-{rank}.txt").read_text()
-    assert "Current thread" in log and "in run_steps" in log, log[-2000:]
+    assert "Current thread" in log and f"in {where}" in log, log[-2000:]
 
 
 # ------------------------------------------------------------------- D10: clocks
@@ -766,6 +778,8 @@ DRILLS: tuple[Callable[[Stage, int], Run], ...] = (
     nan_on_one_rank,
     stopped_rank,
     hung_collective,
+    hung_evaluation,
+    slow_evaluation,
     clock_jumps,
     bad_data,
     out_of_memory,

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -206,8 +206,10 @@ import json, sys
 from ray.cluster_utils import Cluster
 cluster = Cluster()
 nodes = [
-    cluster.add_node(num_cpus=int(cpus), include_dashboard=False, object_store_memory=80_000_000)
-    for cpus in sys.argv[1:]
+    cluster.add_node(
+        num_cpus=cpus, env_vars=env, include_dashboard=False, object_store_memory=80_000_000
+    )
+    for cpus, env in json.loads(sys.argv[1])
 ]
 raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
 print(json.dumps([cluster.address, raylets]), flush=True)
@@ -217,10 +219,18 @@ cluster.shutdown()
 
 
 class Nodes:
-    """``with Nodes(cpus=(0, 1, 1), folder=...)``: the same on `ray.cluster_utils.Cluster`."""
+    """``with Nodes(cpus=(0, 1, 1), folder=...)``: the same on `ray.cluster_utils.Cluster`.
 
-    def __init__(self, cpus: Sequence[int], folder: Path) -> None:
-        self.cpus = tuple(cpus)
+    `variables` are set on a node alone.
+    """
+
+    def __init__(
+        self,
+        cpus: Sequence[int],
+        folder: Path,
+        variables: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.nodes = [(each, dict((variables or {}).get(n, {}))) for n, each in enumerate(cpus)]
         self.folder = folder
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -231,7 +241,7 @@ class Nodes:
     def __enter__(self) -> Nodes:
         with open(self.folder / "nodes.log", "wb") as log:
             self.cluster = subprocess.Popen(
-                [sys.executable, "-c", _NODES, *map(str, self.cpus)],
+                [sys.executable, "-c", _NODES, json.dumps(self.nodes)],
                 env=self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -117,6 +117,9 @@ class Machines:
         if trial_id in self.running:
             self._end(trial_id, "exited", 75, stopped=True)
 
+    def set_aside(self, node: str, gang: Gang) -> bool:
+        return False
+
     def wait(self, timeout_s: float) -> list[GangEvent]:
         self.now += timeout_s + 100.0 * (not self.running)
         for worker in self.stale:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +27,21 @@ RELAUNCHED_S = 10.0
 
 
 @contextmanager
-def launching(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def launching(
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("launch", "drill.yaml", "--yes", "--cluster", "local", "--cpus", "2"),
+) -> Iterator[subprocess.Popen[bytes]]:
     """`ablate launch` of the study in `folder`, in a session of its own."""
-    command = ["launch", "drill.yaml", "--yes", "--cluster", "local", "--cpus", "2"]
     with open(folder / "launch.log", "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ablate.cli", *command],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                **(environment or {}),
+            },
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -44,6 +51,19 @@ def launching(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
+
+
+def lay_out(stage: Stage, folder: Path, text: str = TEXT) -> None:
+    """A study file in `folder`, and the data that it names."""
+    (folder / "drill.yaml").write_text(text)
+    for name in ("train", "val"):
+        (folder / name).symlink_to(stage.data / name)
+
+
+def summary(folder: Path, record: StudyRecord) -> Run:
+    """The study in `folder` as a run that other processes made."""
+    study = load_study(folder / "drill.yaml", root=folder)
+    return Run(study, record, summarise(study, record, runner.planned(study, record)), ())
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -105,9 +125,7 @@ def drill_controller(
     """Seconds from the relaunch to training again, where anything was left to train."""
     again_s = []
     whole = stage.undisturbed(TEXT)
-    (folder / "drill.yaml").write_text(TEXT)
-    for name in ("train", "val"):
-        (folder / name).symlink_to(stage.data / name)
+    lay_out(stage, folder)
     record = StudyRecord(folder / "runs" / "drill")
     step = random.Random(seed).randrange(1, STEPS - 2)
     with launching(folder) as first:
@@ -129,9 +147,7 @@ def drill_controller(
             print(f"controller relaunched: training again after {again_s[0]:.1f} s")
             assert again_s[0] < allowed_s(RELAUNCHED_S)
         assert second.wait(120) == 0, (folder / "launch.log").read_text()[-3000:]
-    study = load_study(folder / "drill.yaml", root=folder)
-    status = summarise(study, record, runner.planned(study, record))
-    stage.check(Run(study, record, status, ()), same_as=whole)
+    stage.check(summary(folder, record), same_as=whole)
     assert bool(done) == finished
     for trial_id in done:
         assert len(record.record(trial_id).attempts()) == 1, "it was run again"

@@ -14,11 +14,16 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "drill",
-    [drills.stopped_rank, drills.hung_collective, drills.slow_evaluation],
+    [
+        drills.stopped_rank,
+        drills.hung_collective,
+        drills.hung_evaluation,
+        drills.slow_evaluation,
+    ],
     ids=lambda drill: drill.__name__,
 )
 def test_a_trial_that_stands_still_is_ended_and_a_slow_one_is_not(
     stage: Stage, drill: Callable[[Stage, int], Run]
 ) -> None:
-    """A stopped rank and a hung collective cost their patience; an evaluation is waited for."""
+    """What hangs costs its patience; a slow evaluation is waited for."""
     assert_in_time(drill, drill(stage, 1))

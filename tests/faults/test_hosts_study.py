@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drills import Run, Stage, allowed_s, study_text
+from drills import Stage, allowed_s, study_text
 from hosts import Hosts, Nodes, ranks, unavailable
-from test_drills_controller import furthest, wait_for
+from test_drills_controller import furthest, launching, lay_out, summary, wait_for
 
-from ablate import runner
 from ablate.records import StudyRecord
-from ablate.status import summarise
-from ablate.study import load_study
+from ablate.status import read_controller
 
 pytestmark = pytest.mark.slow
 TEXT = study_text(workers=2)
@@ -36,9 +34,7 @@ def test_a_study_survives_the_death_of_a_host(
     whole = stage.undisturbed(TEXT)
     study_folder = tmp_path / "study"
     study_folder.mkdir()
-    (study_folder / "drill.yaml").write_text(TEXT)
-    for name in ("train", "val"):
-        (study_folder / name).symlink_to(stage.data / name)
+    lay_out(stage, study_folder, TEXT)
     record = StudyRecord(study_folder / "runs" / "drill")
     with place(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts:
         if isinstance(hosts, Hosts):
@@ -65,6 +61,34 @@ def test_a_study_survives_the_death_of_a_host(
     assert code == 0, (study_folder / "launch.log").read_text()[-3000:]
     assert again_s < allowed_s(KILLED_HOST_S)
     assert [end["kind"] for end in struck.ends()] == ["lost", "ended"]
-    study = load_study(study_folder / "drill.yaml", root=study_folder)
-    status = summarise(study, record, runner.planned(study, record))
-    stage.check(Run(study, record, status, ()), same_as=whole)
+    stage.check(summary(study_folder, record), same_as=whole)
+
+
+def test_a_machine_whose_environment_is_broken_is_set_aside(stage: Stage, tmp_path: Path) -> None:
+    """On one of two machines every rank ends before its first step: after a few tries all trials
+    are trained on the other, and the launch says which machine it is."""
+    text = study_text(workers=1, epochs=1).replace("seeds: [0]", "seeds: [0, 1]")
+    study_folder = tmp_path / "study"
+    study_folder.mkdir()
+    lay_out(stage, study_folder, text)
+    record = StudyRecord(study_folder / "runs" / "drill")
+    broken = {2: {"ABLATE_PATIENCE_S": "no number"}}
+    with Nodes(cpus=(0, 1, 1), folder=tmp_path, variables=broken) as hosts:
+        command = ["launch", "drill.yaml", "--yes", "--address", hosts.ray_address]
+        with launching(study_folder, hosts.environment, command) as controller:
+            notes: list[str] = []
+
+            def said() -> bool:
+                notes.extend((read_controller(record) or {"notes": []})["notes"])
+                return bool(notes)
+
+            wait_for(said, controller)
+            assert controller.wait(120) == 0, (study_folder / "launch.log").read_text()[-3000:]
+    assert "is set aside" in notes[0] and "ValueError: could not convert" in notes[0]
+    nodes = [(end["nodes"], end["kind"]) for t in record.records() for end in t.ends()]
+    [good] = {node for (node,), kind in nodes if kind == "ended"}
+    tried = [node for (node,), _ in nodes if node != good]
+    assert 3 <= len(tried) <= 8 and len(set(tried)) == 1
+    run = summary(study_folder, record)
+    stage.check(run)
+    assert run.status.outcomes == {"completed": 4}
