@@ -273,7 +273,7 @@ def _not_resumed(
 def _check(
     study: Study, recipe: recipes.Recipe, trials: Sequence[Trial], num_samples: int | None
 ) -> list[str]:
-    """Warnings over all cells, each with the cells it concerns.
+    """Warnings over all cells, and what they start from, each with the cells it concerns.
 
     Raises:
         PlanError: every cell that cannot run, with the reason.
@@ -292,10 +292,12 @@ def _check(
                 config, workers=workers, gpus=study.gang.gpus_per_worker, steps=steps
             )
             _refuse_unmeasured(study.objective.metric, recipe.measures(config))
+            placed = recipes.absolute(config, recipe.PATH_FIELDS, root=Path(study.root))
+            start = recipe.describe_start(placed)
         except ValueError as error:
             refused.setdefault(str(error), []).append(name)
             continue
-        for warning in found:
+        for warning in found if start is None else [*found, start]:
             concerned.setdefault(warning, []).append(name)
     _refuse(study, refused)
     return [f"{which(names, list(cells))}{warning}" for warning, names in concerned.items()]

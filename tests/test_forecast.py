@@ -340,3 +340,34 @@ def test_what_cannot_be_counted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     study = parse_study(STUDY, path="planned.yaml", root=tmp_path)
     made = plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
     assert made.groups == () and any("cannot be counted here: no route" in n for n in made.notes)
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """The plan tries init_from on every model: names the misfit and the mend, or what is loaded."""
+    import open_clip
+
+    openclip.model.register_models()
+    state = open_clip.create_model("tiny-rn-a").state_dict()
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "ddp.pt")
+    text = {name: value for name, value in state.items() if not name.startswith("visual.")}
+    torch.save(text, tmp_path / "text.pt")
+
+    def planned(init_from: str) -> list[str]:
+        file = STUDY.replace("RN50", "tiny-rn-a").replace(
+            "  beta2: [0.999, 0.98]",
+            f"  start: {{scratch: {{}}, given: {{init_from: {init_from}}}}}",
+        )
+        study = parse_study(file, path="planned.yaml", root=tmp_path)
+        made = plan(study, StudyRecord(tmp_path / "none"))
+        return [note for note in made.notes if note.startswith("start=given")]
+
+    with pytest.raises(PlanError, match=r"start=given: .*ddp\.pt does not .*Did you mean key_map"):
+        planned("{path: ddp.pt}")
+    with pytest.raises(PlanError, match=r"missing in the file: visual\..*only 70\.6% of"):
+        planned("{path: text.pt}")
+    assert (
+        "100.0% of the parameters" in planned(r'{path: ddp.pt, key_map: [["^module\\.", ""]]}')[0]
+    )
+    (told,) = planned('{path: text.pt, allow_missing: ["visual.*"], min_loaded: 0.5}')
+    assert "123 at their random initialisation: visual.attnpool" in told
+    assert "not on this machine" in planned("{path: elsewhere.pt}")[0]

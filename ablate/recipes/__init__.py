@@ -26,6 +26,8 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
 ``parameter_groups(config)``
     what its optimizer decays, counted; imports torch, needs no memory for weights; ValueError for
     a parameter in no group or in two
+``describe_start(config)``
+    what a file of initial weights brings, in a sentence, or None; ValueError where it does not fit
 ``num_evaluations(config)``, ``shorten(config, *, steps, workers)``
     epochs after which something is evaluated; a run of a few steps of the same shape, for probes
 ``chance(config, *, root, metric)``
@@ -216,6 +218,8 @@ class Recipe(Protocol):
     def share_out(self, config: Any, *, workers: int, ranks: int, num_samples: int) -> Any: ...
 
     def parameter_groups(self, config: Any) -> Mapping[str, Any]: ...
+
+    def describe_start(self, config: Any) -> str | None: ...
 
     def num_evaluations(self, config: Any) -> int: ...
 

@@ -29,6 +29,7 @@ from ablate.recipes.openclip.peer import OWN_FIELDS, command, export_model, shel
 from ablate.recipes.openclip.plan import (
     chance,
     check,
+    describe_start,
     measures,
     num_evaluations,
     parameter_groups,
@@ -61,6 +62,7 @@ __all__ = [
     "num_evaluations",
     "num_samples",
     "num_steps",
+    "describe_start",
     "parameter_groups",
     "share_out",
     "shell",

@@ -6,15 +6,23 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 from ablate.datasets.shard_names import expand_shards
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
-from ablate.recipes.openclip.config import Config, is_vit
+from ablate.recipes.openclip.config import Config, InitFrom, is_vit
 from ablate.recipes.openclip.data import open_index
 from ablate.recipes.openclip.model import sketch_model
 from ablate.recipes.openclip.step import make_optimizer
+from ablate.recipes.openclip.weights import fit_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from ablate.training.weights import LoadReport
 
 LONG_WARMUP = 0.1
 """A warmup above this share of the steps is warned of."""
@@ -96,6 +104,38 @@ def parameter_groups(config: Config) -> dict[str, Any]:
 
     plain = config.model_copy(update={"fused": False})  # its kernels want parameters with memory
     return describe(make_optimizer(plain, sketch_model(config))[1])
+
+
+def describe_start(config: Config) -> str | None:
+    """What init_from brings, tried on a model without memory; None where nothing is loaded.
+
+    Imports torch if there is something to load.
+
+    Raises:
+        LoadError: the file does not fit the model; says which tensors, and the likely mend.
+    """
+    source = config.init_from
+    if source is None:
+        return None
+    if not Path(source.path).is_file():
+        return f"{source.path} is not on this machine; whether it fits is seen when a trial starts"
+    report = _fit(source, sketch_model(config))
+    words = [f"{report.loaded_share:.1%} of the parameters come from {source.path}"]
+    if report.renamed:
+        words.append(f"{len(report.renamed)} tensors renamed")
+    if report.at_random:
+        shown = ", ".join(report.at_random[:3]) + (", ..." if report.at_random[3:] else "")
+        words.append(f"{len(report.at_random)} at their random initialisation: {shown}")
+    if report.unexpected:
+        words.append(f"{len(report.unexpected)} of the file left out")
+    return "; ".join(words)
+
+
+@lru_cache(maxsize=64)  # the cells of a study mostly start from one file
+def _fit(source: InitFrom, sketched: torch.nn.Module) -> LoadReport:
+    with catch_warnings():
+        filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+        return fit_weights(source, sketched)
 
 
 def _check_locks(config: Config) -> None:

@@ -11,7 +11,9 @@ from ablate.errors import LoadError
 if TYPE_CHECKING:
     import torch
 
-from ablate.recipes.openclip.config import Config
+    from ablate.training.weights import LoadReport
+
+from ablate.recipes.openclip.config import Config, InitFrom
 from ablate.recipes.openclip.encode import encode_image, encode_text
 
 PROBE_FILE = "probe_features.json"
@@ -46,28 +48,23 @@ def compute_probe(model: Any, *, dtype: torch.dtype | None = None) -> dict[str, 
     return features
 
 
-def load_initial_weights(config: Config, model: torch.nn.Module) -> dict[str, Any]:
-    """Start from config.init_from; the load report, for the record.
+def fit_weights(source: InitFrom, model: torch.nn.Module) -> LoadReport:
+    """Load the weights of `source` into a model; into one without memory, to see whether they fit.
 
     Raises:
-        LoadError: the weights do not fit, or the model computes other features than were stored
-            with them; says which tensors are at their random initialisation.
+        LoadError: they do not fit, or the file cannot be read.
     """
-    import torch
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
-    from ablate.training.weights import compare_features, load_weights
+    from ablate.training.weights import load_weights
 
     def resize(state: Any, net: Any) -> None:
         resize_pos_embed(state, net)
         resize_text_pos_embed(state, net)
 
-    source = config.init_from
-    assert source is not None
-    path = Path(source.path)
-    report = load_weights(
+    return load_weights(
         model,
-        path,
+        Path(source.path),
         sha256=source.sha256,
         key_map=source.key_map,
         reset=source.reset,
@@ -77,6 +74,22 @@ def load_initial_weights(config: Config, model: torch.nn.Module) -> dict[str, An
         min_loaded=source.min_loaded,
         resize=resize,
     )
+
+
+def load_initial_weights(config: Config, model: torch.nn.Module) -> dict[str, Any]:
+    """Start from config.init_from; the load report, for the record.
+
+    Raises:
+        LoadError: the weights do not fit, or the model computes other features than were stored
+            with them; says which tensors are at their random initialisation.
+    """
+    import torch
+
+    from ablate.training.weights import compare_features
+
+    assert config.init_from is not None
+    path = Path(config.init_from.path)
+    report = fit_weights(config.init_from, model)
     content = {**report.to_dict(), "features": "not checked: no probe beside the weights"}
     probe = path.parent / PROBE_FILE
     if report.at_random or report.resized or report.cast:
