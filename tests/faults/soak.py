@@ -1,7 +1,8 @@
 """Drills by the hour: ``python tests/faults/soak.py --minutes 30 --seed 1``.
 
-With ``--repeats 20`` every drill runs so often; with ``--minutes`` drills are drawn by chance until
-the time is over; ``--only NAME ...`` leaves the others out. Every run ends with the invariant
+With ``--minutes`` drills are drawn by chance until the time is over; with ``--repeats 20`` every
+drill runs so often, round by round (with both, until the time is over); ``--only NAME ...`` leaves
+the others out. Every run ends with the invariant
 checker. A run that fails is told at once with its seed, and its folder is kept; the exit code is
 the number of failures.
 """
@@ -9,6 +10,8 @@ the number of failures.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import random
 import shutil
@@ -70,26 +73,32 @@ ALL: tuple[Drill, ...] = (
 
 
 def schedule(
-    drills: Sequence[Drill], minutes: float | None, repeats: int, seed: int
+    drills: Sequence[Drill], minutes: float, repeats: int | None, seed: int
 ) -> Iterator[tuple[Drill, int]]:
-    if minutes is None:  # a round of all of them, then the next: an end before the last is even
-        yield from ((drill, seed + number) for number in range(repeats) for drill in drills)
-        return
     chance = random.Random(seed)
-    end = time.monotonic() + 60 * minutes
     # Half of the runs are mixes themselves.
     weights = [len(drills) if drill.__name__ == mixed.__name__ else 1 for drill in drills]
-    while time.monotonic() < end:
-        yield chance.choices(drills, weights)[0], chance.randrange(1_000_000)
+    rounds = itertools.count() if repeats is None else range(repeats)
+    end = time.monotonic() + 60 * minutes
+    for number in rounds:
+        for drill in drills:
+            if time.monotonic() > end:
+                return
+            if repeats is None:
+                yield chance.choices(drills, weights)[0], chance.randrange(1_000_000)
+            else:
+                yield drill, seed + number
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=[drill.__name__ for drill in ALL])
     options = parser.parse_args()
+    if options.repeats is None and options.minutes == math.inf:
+        parser.error("how long? Give --minutes, --repeats or both")
     drills = [drill for drill in ALL if drill.__name__ in (options.only or [drill.__name__])]
     folder = Path(tempfile.mkdtemp(prefix="ablate-soak-"))
     os.environ["ABLATE_CACHE"] = str(folder / "cache")
