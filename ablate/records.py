@@ -457,6 +457,11 @@ class StudyRecord:
         write_json(record.folder / "outcome.json", content)
 
 
+def worker_seconds(ends: Iterable[Mapping[str, Any]], *, workers: int) -> float:
+    """What attempts with these end.json took, of gangs of `workers` unless they say fewer."""
+    return float(sum(end["wall_s"] * end.get("workers", workers) for end in ends))
+
+
 def find_study(path: Path) -> StudyRecord:
     """The study folder at `path`.
 

@@ -21,7 +21,7 @@ from ablate.analysis.results import Result, result_of
 from ablate.backlog import Backlog
 from ablate.cluster import Attempt, Capacity, Cluster, Gang, GangEvent
 from ablate.errors import ClusterError, PlacementError, RecordError
-from ablate.records import StudyRecord, TrialRecord, read_json
+from ablate.records import StudyRecord, TrialRecord, read_json, worker_seconds
 from ablate.referee import Referee, referee_of
 from ablate.status import Ledger, StudyStatus, picture, write_controller
 from ablate.stores import CHECKPOINTS
@@ -429,7 +429,7 @@ class _Controller:
             trial = self._next()
             if trial is None:
                 return
-            if self._exceeds_budget(trial):
+            if self._exceeds_budget(trial, gang):
                 self.over_budget = True
                 return
             self._start(self.backlog.take(self.clock()), gang)
@@ -481,7 +481,7 @@ class _Controller:
             return
         self.active[trial.id] = number
 
-    def _exceeds_budget(self, trial: Trial) -> bool:
+    def _exceeds_budget(self, trial: Trial, gang: Gang) -> bool:
         """Whether starting this trial's seed block could spend more than the budget.
 
         Asked only at a block's first trial, so that a cut study consists of whole blocks.
@@ -489,7 +489,7 @@ class _Controller:
         limit = self.study.budget.gpu_hours
         if limit is None:
             return False
-        if self._grace_s(len(self.active) + 1) is not None:
+        if self._grace_s(more=gang.workers) is not None:
             return True  # it would be stopped at once
         if trial.seed in self.begun_seeds:
             return False
@@ -501,24 +501,29 @@ class _Controller:
 
     def _cut(self) -> None:
         """Stop what runs while there is still time for a checkpoint within the budget."""
-        grace_s = self._grace_s(len(self.active)) if self.active else None
+        grace_s = self._grace_s() if self.active else None
         if grace_s is None or self.cut:
             return
         self.over_budget = self.cut = True
         for trial_id in self.active:
             self.cluster.stop(trial_id, grace_s=grace_s)
 
-    def _grace_s(self, gangs: int) -> float | None:
-        """Seconds that `gangs` running trials may take to stop; None while they may go on."""
+    def _grace_s(self, *, more: int = 0) -> float | None:
+        """Seconds that the running trials, and another of `more` workers, may take to stop; None
+        while they may go on."""
         limit = self.study.budget.gpu_hours
         if limit is None:
             return None
         now = self.clock()
-        running_s = sum(now - self.placed_at.get(trial_id, now) for trial_id in self.active)
-        left_s = limit * 3600 - self.ledger.spent_s - running_s * self.study.gang.workers
+        running_s = sum(
+            (now - self.placed_at.get(trial_id, now)) * self.sizes[trial_id]
+            for trial_id in self.active
+        )
+        left_s = limit * 3600 - self.ledger.spent_s - running_s
+        workers = sum(self.sizes[trial_id] for trial_id in self.active) + more
         # All of them spend at once; an end is seen up to two turns of the loop late.
-        each_s = left_s / (gangs * self.study.gang.workers) - 2 * POLL_S
-        grace_s = min(GRACE_S, STOPPING_SHARE * limit * 3600 / (gangs * self.study.gang.workers))
+        each_s = left_s / workers - 2 * POLL_S
+        grace_s = min(GRACE_S, STOPPING_SHARE * limit * 3600 / workers)
         return max(min(grace_s, each_s), 0.0) if each_s <= grace_s else None
 
     # ------------------------------------------------------------------ record
@@ -646,18 +651,21 @@ class _Controller:
         value: float | None,
         **facts: Any,
     ) -> None:
+        ends = folder.ends()
         content = {
             "outcome": str(outcome),
             "value": value,
             "attempt": max(folder.attempts(), default=0),
-            "wall_s": sum(end["wall_s"] for end in folder.ends()),
+            "wall_s": sum(end["wall_s"] for end in ends),
             "time": time.time(),
             **facts,
         }
-        fewer = [end["workers"] for end in folder.ends() if end["step"] and "workers" in end]
-        if fewer:
+        smaller = [end for end in ends if "workers" in end]
+        if smaller:
+            content["worker_s"] = worker_seconds(ends, workers=self.study.gang.workers)
+        if trained := [end["workers"] for end in smaller if end["step"]]:
             content["flags"] = [*content.get("flags", ()), FEWER_WORKERS]
-            content["fewest_workers"] = min(fewer)
+            content["fewest_workers"] = min(trained)
         self.record.write_outcome(folder, content)
         self.ledger.count(trial, content)
         self.results[trial.id] = result = result_of(trial, content)

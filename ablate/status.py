@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from ablate import referee
-from ablate.records import StudyRecord, TrialRecord, find_json, write_json
+from ablate.records import StudyRecord, TrialRecord, find_json, worker_seconds, write_json
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
 
@@ -117,8 +117,8 @@ class Ledger:
         self.durations_s.remove(outcome["wall_s"])
 
     def spend(self, ends: Iterable[Mapping[str, Any]], *, workers: int) -> None:
-        """Attempts have ended with these end.json; `workers` is for those that do not say it."""
-        self.spent_s += sum(end["wall_s"] * end.get("workers", workers) for end in ends)
+        """Attempts have ended with these end.json, of gangs of `workers` unless they say fewer."""
+        self.spent_s += worker_seconds(ends, workers=workers)
 
 
 def summarise(study: Study, record: StudyRecord, trials: Sequence[Trial]) -> StudyStatus:

@@ -9,6 +9,8 @@ from simulated_cluster import Course, SimulatedCluster, complete
 from test_runner import STUDY, Recorder, prepare
 
 from ablate import runner
+from ablate.analysis.results import cost_of
+from ablate.analysis.table import read_table
 from ablate.cluster import Attempt, Capacity, Gang, GangEvent
 from ablate.errors import StudyError
 from ablate.records import AttemptWriter, StudyRecord
@@ -60,8 +62,15 @@ def test_fewer_workers_go_on_only_where_the_study_allows_it(tmp_path: Path, allo
     assert cluster.asked == [(4, None), *([(2, "2")] if allowed else [(4, None)]) * 4]
     flagged = [folder.outcome() for folder in record.records()]
     assert [o["flags"] for o in flagged if o and "flags" in o] == [["FEWER_WORKERS"]] * 4 * allowed
-    ends = [end.get("workers") for folder in record.records() for end in folder.ends()]
-    assert sorted(ends, key=str) == sorted([None, *[2 if allowed else None] * 4], key=str)
+    ends = [end for folder in record.records() for end in folder.ends()]
+    workers = [end.get("workers") for end in ends]
+    assert sorted(workers, key=str) == sorted([None, *[2 if allowed else None] * 4], key=str)
+    costs_h = [cost_of("gpu_hours", o, workers=4) or 0.0 for o in flagged if o]
+    spent_s = sum(end["wall_s"] * (end.get("workers") or 4) for end in ends)
+    assert sum(costs_h) * 3600 == pytest.approx(spent_s)
+    assert status.worker_hours * 3600 == pytest.approx(spent_s)
+    table = read_table(study, record)
+    assert sum(row.cost.worker_hours for row in table.rows) * 3600 == pytest.approx(spent_s)
 
 
 @pytest.mark.parametrize(

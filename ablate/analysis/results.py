@@ -68,7 +68,8 @@ def cost_of(name: str | None, outcome: Mapping[str, Any], *, workers: int) -> fl
         return None
     value: Any
     if name == "gpu_hours":
-        value = outcome["wall_s"] * workers / 3600
+        # Said where an attempt had fewer workers.
+        value = outcome.get("worker_s", outcome["wall_s"] * workers) / 3600
     elif name == "mean_step_time_s":
         steps = outcome.get("step")
         value = outcome["train_s"] / steps if steps and outcome.get("train_s") else None

@@ -20,7 +20,7 @@ from typing import Any
 from ablate import design, recipes, referee
 from ablate.analysis.results import Result, cost_of
 from ablate.errors import DataError, PlanError
-from ablate.records import StudyRecord, TrialRecord
+from ablate.records import StudyRecord, TrialRecord, worker_seconds
 from ablate.study import Study
 from ablate.trial import Levels, Outcome, Trial
 
@@ -43,7 +43,7 @@ class Cost:
     wall_s: float = 0.0
     """Wall time of all attempts."""
     worker_hours: float = 0.0
-    """Wall time times workers: accelerator-hours on accelerators."""
+    """Wall time times the workers of each attempt: accelerator-hours on accelerators."""
     attempts: int = 0
     crashes: int = 0
     """Attempts that a machine or process ended."""
@@ -439,20 +439,21 @@ def _cost(
     trouble: str,
 ) -> Cost:
     ends = folder.ends()
-    wall_s = float(sum(end.get("wall_s") or 0.0 for end in ends))
+    workers = study.gang.workers
+    wall_s, worker_s = sum(end["wall_s"] for end in ends), worker_seconds(ends, workers=workers)
     if not ends and outcome:
-        wall_s = float(outcome.get("wall_s") or 0.0)
+        wall_s, worker_s = outcome["wall_s"], outcome["wall_s"] * workers
     speeds = [row["samples_per_s"] for row in trace if _finite(row.get("samples_per_s"))]
     attempts = folder.attempts()
     last = folder.result(attempts[-1]) if attempts else None
     return Cost(
         wall_s=wall_s,
-        worker_hours=wall_s * study.gang.workers / 3600,
+        worker_hours=worker_s / 3600,
         attempts=len(attempts),
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         samples_per_s=median(speeds) if speeds else None,
         peak_memory_gib=last.get("peak_memory_gib") if last else None,
-        weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=study.gang.workers)
+        weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=workers)
         if outcome
         else None,
         trouble=trouble,
