@@ -11,10 +11,10 @@ from typing import Any
 
 from ablate.errors import RecordError
 from ablate.markers.diagnosis import diagnose
-from ablate.markers.event import Context, number
+from ablate.markers.event import Context, Event, number
 from ablate.markers.judge import Judgement, Measured, judge
 from ablate.markers.thresholds import ThresholdError, Thresholds
-from ablate.markers.timeline import TrialLine, draw_study, draw_trial
+from ablate.markers.timeline import MARKERS, TrialLine, draw_study, draw_trial
 from ablate.records import TrialRecord
 
 
@@ -101,20 +101,20 @@ def diagnose_run(run: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]
     return found
 
 
-def draw_record(stem: Path, record: TrialRecord, *, title: str) -> Path:
-    """The timeline of one recorded trial as ``<stem>.png`` (and .svg); the path of the PNG."""
-    judgement = judge_trial(record.folder)
+def draw_record(path: Path, record: TrialRecord, *, title: str, verdict: str) -> None:
+    """Draw one recorded trial with the events that it recorded; PNG or SVG, as `path` ends."""
     rows = record.trace()
-    return draw_trial(
-        stem,
+    events = [Event.from_dict(row) for row in record.events() if row["marker"] in MARKERS]
+    draw_trial(
+        path,
         rows,
         record.evaluations(),
-        judgement.events,
+        events,
         title=title,
-        verdict=judgement.verdict.name,
-        stop_step=judgement.verdict.stop.step if judgement.verdict.stop else None,
+        verdict=verdict,
+        stop_step=min((item.detected_at for item in events if item.stop), default=None),
         context=trial_context(record, rows),
-    )[0]
+    )
 
 
 def draw_run(run: str | os.PathLike[str], *, names: Mapping[str, str], title: str) -> Path:

@@ -1,7 +1,7 @@
 """Pictures of when what happened: one trial's curves with its events, and a study's trials.
 
-Both write PNG (to look at, for MLflow) and SVG (to zoom into, for reports). matplotlib is
-imported when a picture is drawn and never touches a display.
+A trial's is a PNG (to look at, for MLflow) or an SVG (to zoom into), a study's is both. matplotlib
+is imported when a picture is drawn and never touches a display.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _VERDICT = {
     "SPIKY": "#b87a00",
     "STABLE": "#2a7f62",
 }
+MARKERS = [rule.name for rule in RULES]
+"""Markers that a picture has a lane for, from top to bottom."""
+
 _CURVE = "#1f4e79"
 _PALE = "#9db8d2"
 _GREY = "#666666"
@@ -49,7 +52,7 @@ class TrialLine:
 
 
 def draw_trial(
-    stem: str | Path,
+    path: Path,
     rows: Iterable[Mapping[str, Any]],
     evaluations: Iterable[Mapping[str, Any]],
     events: Iterable[Event],
@@ -58,11 +61,11 @@ def draw_trial(
     verdict: str,
     stop_step: int | None = None,
     context: Context | None = None,
-) -> tuple[Path, Path]:
+) -> None:
     """Loss, gradient norm, temperature and top-1 over steps, with the events in lanes above.
 
-    Writes ``<stem>.png`` and ``<stem>.svg`` and returns their paths. Quantities that were not
-    measured leave out their panel; non-finite values are crosses on the upper edge.
+    Writes PNG or SVG, as `path` ends. Quantities that were not measured leave out their panel;
+    non-finite values are crosses on the upper edge.
     """
     rows, evaluations, events = list(rows), list(evaluations), list(events)
     context = context or Context()
@@ -105,7 +108,7 @@ def draw_trial(
     if events:
         _legend(figure, {item.severity for item in events})
     _head(figure, title, verdict if panels else "", note)
-    return _save(figure, stem)
+    _save(figure, path)
 
 
 def draw_study(stem: str | Path, trials: Sequence[TrialLine], *, title: str) -> tuple[Path, Path]:
@@ -144,7 +147,11 @@ def draw_study(stem: str | Path, trials: Sequence[TrialLine], *, title: str) -> 
     severities = {item.severity for trial in trials for item in trial.events}
     _legend(figure, severities, stopped=any(trial.stop_step is not None for trial in trials))
     _head(figure, title)
-    return _save(figure, stem)
+    stem = Path(stem)
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    _save(figure, png)
+    _save(figure, svg)
+    return png, svg
 
 
 @dataclass(slots=True)
@@ -251,8 +258,7 @@ def _middle(steps: Any, values: Any) -> tuple[Any, Any]:
 
 def _lanes(events: Sequence[Event]) -> list[tuple[str, list[Event]]]:
     """Events by marker, in the rules' order."""
-    order = [rule.name for rule in RULES]
-    names = sorted({item.marker for item in events}, key=order.index)
+    names = sorted({item.marker for item in events}, key=MARKERS.index)
     return [(name, [item for item in events if item.marker == name]) for name in names]
 
 
@@ -358,12 +364,9 @@ def _figure(width: float, height: float, *, below: float = 0.34) -> Figure:
     return Figure(figsize=(width, height), layout=below_title, facecolor="white")
 
 
-def _save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+def _save(figure: Figure, path: Path) -> None:
     import matplotlib
 
-    stem = Path(stem)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    metadata = {"Date": None} if path.suffix == ".svg" else None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ablate"}):
-        figure.savefig(png, dpi=140)
-        figure.savefig(svg, metadata={"Date": None})
-    return png, svg
+        figure.savefig(path, dpi=140, metadata=metadata)

@@ -14,8 +14,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,6 +25,7 @@ import mlflow.entities as entities
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablate import __version__, recipes
 from ablate.analysis.results import Result, result_of
@@ -36,7 +37,6 @@ from ablate.study import Study
 from ablate.tracking.pages import study_note, trial_note, views_of
 from ablate.tracking.rows import (
     TrialRun,
-    batches,
     begun_at,
     bytes_of_events,
     keeps,
@@ -47,7 +47,7 @@ from ablate.tracking.rows import (
     repeats,
     write_rows,
 )
-from ablate.tracking.store import one_at_a_time
+from ablate.tracking.store import artifacts_of, default_uri, one_at_a_time
 from ablate.trial import Levels, Outcome, Trial
 
 Score = Callable[[Result], float | None]
@@ -56,8 +56,9 @@ Score = Callable[[Result], float | None]
 _REQUEST_S = "10"
 """Timeout of one request to a server, and one retry: its own defaults are 120 s and 7."""
 
-_ROWS_AT_ONCE = 200
-"""Trace rows that one request carries, at most; MLflow takes 1,000 metrics a request."""
+_NUMBERS_AT_ONCE = 1000
+_NAMES_AT_ONCE = 100
+"""MLflow's limits for one request: metrics (with all else), and parameters."""
 
 _PROGRESS = "mlflow.ablate.mirrored"
 """Tag that says how far a run is mirrored; MLflow's page hides tags whose name begins so."""
@@ -77,6 +78,8 @@ _STUDY_FILES = (
 
 _LARGEST_PLAIN_TRACE = 2**20
 """Bytes; a longer trace is stored compressed."""
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where it is built
 
 _STATUS = {
     Outcome.COMPLETED: "FINISHED",
@@ -108,7 +111,20 @@ class _CellRun:
     status: str
     seeds: int = 0
     """Seeds, counted from the first, whose mean is mirrored."""
+    described: bool = False
+    """Its parameters are mirrored."""
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What a trial's logs hold that its run does not."""
+
+    run: TrialRun
+    """The run as it will be when this has arrived."""
+    metrics: list[entities.Metric]
+    rows: bool
+    """Whether the logs have grown."""
 
 
 class Mirror:
@@ -120,7 +136,6 @@ class Mirror:
         record: StudyRecord,
         score: Score,
         uri: str,
-        artifacts: Path | None,
         fresh: bool,
         abandoned: Callable[[], bool],
     ) -> None:
@@ -130,7 +145,6 @@ class Mirror:
         self._record = record
         self._score = score
         self._uri = uri
-        self._artifacts = artifacts
         self._fresh = fresh
         self._abandoned = abandoned
         self._client: MlflowClient | None = None
@@ -143,8 +157,8 @@ class Mirror:
         self._trials: dict[str, Trial] = {}
         self._by_cell: dict[Levels, list[Trial]] = {}
         self._ended: dict[str, _Ended] = {}
-        self._best: tuple[Levels, float] | None = None
-        """Best cell of those whose trials have all ended, and its mean score."""
+        self._means: dict[Levels, float] = {}
+        """Mean score of each cell whose trials have all ended."""
         self._pending: set[str] = set()
         """Trials to look at in the next round."""
         self._num_known = 0
@@ -174,7 +188,6 @@ class Mirror:
             self._client = self._open()
         client = self._client
         self.complaint = None
-        num_ended = len(self._ended)
         stale: set[Levels] = set()
         for trial_id in [i for i in self._trials if i in self._pending]:
             if self._abandoned():
@@ -195,8 +208,6 @@ class Mirror:
                 self._pending.discard(trial_id)
         for levels in stale:
             self._sync_cell(client, levels, closing=closing)
-        if len(self._ended) > num_ended:
-            self._best = self._best_cell()
         self._sync_study(client, closing=closing)
 
     def _is_deleted(self, client: MlflowClient, trial_id: str) -> bool:
@@ -215,24 +226,31 @@ class Mirror:
         self._cells, self._runs = {}, {}
         self._study_run = self._study_status = ""
         cells = {trials[0].cell.name: levels for levels, trials in self._by_cell.items()}
+        surplus: list[str] = []  # deleted in the end: pages are counted from the first run
         for run in _all_runs(client, self._experiment):
             tags, run_id = run.data.tags, run.info.run_id
             if self._fresh:
-                client.delete_run(run_id)
+                surplus.append(run_id)
             elif tags.get("kind") == "study" and not self._study_run:
                 self._study_run, self._study_tags = run_id, dict(tags)
             elif tags.get("kind") == "cell" and (levels := cells.get(tags.get("cell", ""))):
                 if levels in self._cells:
-                    client.delete_run(run_id)  # made twice: the answer to the first was lost
+                    surplus.append(run_id)  # made twice: the answer to the first was lost
                     continue
                 self._cells[levels] = _CellRun(
-                    run_id, run.info.status, int(tags.get("seeds_ended", 0)), dict(tags)
+                    run_id,
+                    run.info.status,
+                    int(tags.get("seeds_ended", 0)),
+                    described=bool(run.data.params),
+                    tags=dict(tags),
                 )
             elif tags.get("kind") == "trial" and tags.get("trial_id") in self._trials:
                 if tags["trial_id"] in self._runs:
-                    client.delete_run(run_id)
+                    surplus.append(run_id)
                     continue
                 self._runs[tags["trial_id"]] = _recalled(run)
+        for run_id in surplus:
+            client.delete_run(run_id)
         self._fresh = False
         return client
 
@@ -243,14 +261,16 @@ class Mirror:
         """
         name = self._study.name
         mine = _number_of(self._record)
-        location = None if self._artifacts is None else self._artifacts.as_uri()
         found = client.get_experiment_by_name(name)
         if found is not None and found.tags.get(_OWNER, mine) != mine:
             name = f"{name}-{mine}"
             found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        if found is not None and location and found.artifact_location != location:
+        runs = self._record.folder.parent
+        location = artifacts_of(name, uri=self._uri, runs=runs)
+        ours = self._uri == default_uri(runs)
+        if found is not None and ours and found.artifact_location != location:
             # The folder has moved, and an experiment's artifacts cannot move with it.
             client.rename_experiment(found.experiment_id, f"{name} before {time.time():.0f}")
             client.delete_experiment(found.experiment_id)
@@ -293,7 +313,7 @@ class Mirror:
             for key, view in views_of(self._study).items():
                 client.set_experiment_tag(self._experiment, f"mlflow.sharedViewState.{key}", view)
         baseline = self._study.cell({})
-        _log_params(client, self._study_run, self._shared_config(baseline.levels))
+        self._log(client, self._study_run, (), self._shared_config(baseline.levels), {})
         client.log_text(self._study_run, masked_url(self._study.text), "study.yaml")
         return self._study_run
 
@@ -303,11 +323,13 @@ class Mirror:
         run_id = self._ensure_study(client, start=milliseconds(time.time()))
         ended = len(self._ended)
         tags = {"progress": f"{ended} of {len(self._trials)} trials"}
-        best = self._best
+        best = self._best_cell()
         if best is not None:
             levels, score = best
             tags |= {"best_cell": self._changed(levels), "best_score": f"{score:.6g}"}
-        self._set_tags(client, run_id, self._study_tags, tags)
+        changed = _changed_tags(tags, self._study_tags)
+        self._log(client, run_id, (), {}, changed)
+        self._study_tags.update(changed)
         if not closing:
             if self._study_status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
@@ -323,17 +345,13 @@ class Mirror:
         client.set_terminated(run_id, "FINISHED" if ended == len(self._trials) else "KILLED")
 
     def _best_cell(self) -> tuple[Levels, float] | None:
-        means = {
-            levels: fmean(scores)
-            for levels, trials in self._by_cell.items()
-            if all(trial.id in self._ended for trial in trials)
-            and (scores := [s for t in trials if (s := self._ended[t.id].score) is not None])
-        }
-        if not means:
+        """The best cell of those whose trials have all ended, and its mean score."""
+        if not self._means:
             return None
         sign = self._study.objective.sign
-        best = max(means, key=lambda levels: sign * means[levels])
-        return best, means[best]
+        known = [levels for levels in self._by_cell if levels in self._means]
+        best = max(known, key=lambda levels: sign * self._means[levels])
+        return best, self._means[best]
 
     # ------------------------------------------------------------------ a cell's run
 
@@ -356,8 +374,7 @@ class Mirror:
             tags=_clean_tags(tags),
             run_name=self._changed(levels),
         )
-        cell = self._cells[levels] = _CellRun(run.info.run_id, "RUNNING", 0, dict(run.data.tags))
-        _log_params(client, cell.run_id, self._shared_config(levels))
+        cell = self._cells[levels] = _CellRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))
         return cell
 
     def _sync_cell(self, client: MlflowClient, levels: Levels, *, closing: bool) -> None:
@@ -391,8 +408,6 @@ class Mirror:
             metrics.append(entities.Metric("score", fmean(scores), when, ended))
             if len(scores) > 1:
                 metrics.append(entities.Metric("score_std", stdev(scores), when, ended))
-        if metrics:
-            client.log_batch(cell.run_id, metrics=metrics)
         known = [self._ended[t.id] for t in trials if t.id in self._ended]
         outcomes = [item.result.outcome for item in known]
         counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
@@ -402,9 +417,16 @@ class Mirror:
             "outcome": ", ".join(f"{name} {count}" for name, count in counts.items()) or "running",
             "flags": ", ".join(sorted(flags)),
         }
-        self._set_tags(client, cell.run_id, cell.tags, tags)
+        described = {} if cell.described else self._shared_config(levels)
+        changed = _changed_tags(tags, cell.tags)
+        self._log(client, cell.run_id, metrics, described, changed)
+        cell.described = True
+        cell.tags.update(changed)
         cell.seeds = ended
         whole = ended == len(trials)
+        self._means.pop(levels, None)
+        if whole and scores:
+            self._means[levels] = fmean(scores)
         self._set_status(
             client,
             cell,
@@ -431,24 +453,33 @@ class Mirror:
                 self._ended[trial.id] = _Ended(result, float(outcome["time"]), value)
         run = self._runs.get(trial.id)
         if run is not None and run.complete:
-            return True
+            if outcome is not None:
+                return True
+            self._begin_anew(client, trial, run)  # ended early, and then wanted after all
+            self._ended.pop(trial.id, None)
+            run = None
         attempts = folder.attempts()
         if not attempts and outcome is None:
             return False
         if run is None:
             run = self._create_trial_run(client, trial, folder)
-        run = self._sync_rows(client, trial, folder, attempts, run)
-        if outcome is None:
-            stopped = closing or not running
-            tags = {
-                "outcome": "stopped" if stopped else "running",
-                "attempt": str(attempts[-1] if attempts else 0),
-            }
-            self._set_tags(client, run.run_id, run.tags, tags)
-            self._set_status(client, run, "KILLED" if stopped else "RUNNING")
-            return False
-        self._finish_trial(client, trial, folder, run, outcome)
-        return True
+        news = self._read_news(client, trial, folder, attempts, run)
+        if outcome is not None:
+            self._finish_trial(client, trial, folder, news, outcome)
+            return True
+        stopped = closing or not running
+        tags = {
+            "outcome": "stopped" if stopped else "running",
+            "attempt": str(attempts[-1] if attempts else 0),
+        }
+        self._send(client, trial, news, tags)
+        self._set_status(client, news.run, "KILLED" if stopped else "RUNNING")
+        return False
+
+    def _begin_anew(self, client: MlflowClient, trial: Trial, run: TrialRun) -> None:
+        """MLflow cannot delete a point: what was told and no longer holds goes with its run."""
+        client.delete_run(run.run_id)
+        del self._runs[trial.id]
 
     def _create_trial_run(
         self, client: MlflowClient, trial: Trial, folder: TrialRecord
@@ -476,46 +507,41 @@ class Mirror:
             tags=_clean_tags(tags),
             run_name=f"{self._changed(trial.cell.levels)} · seed {trial.seed}",
         )
-        known = self._runs[trial.id] = TrialRun(run.info.run_id, "RUNNING")
+        known = self._runs[trial.id] = TrialRun(run.info.run_id, "RUNNING", run.info.artifact_uri)
         known.tags = dict(run.data.tags)
-        _log_params(client, known.run_id, trial.config)
         return known
 
-    def _sync_rows(
+    def _read_news(
         self,
         client: MlflowClient,
         trial: Trial,
         folder: TrialRecord,
         attempts: Sequence[int],
         run: TrialRun,
-    ) -> TrialRun:
-        """Mirror rows that are new; the run is replaced when an attempt repeated mirrored steps.
+    ) -> _News:
+        """Rows that are new; the run is replaced when an attempt repeated mirrored steps.
 
-        MLflow cannot delete a point, and of two attempts' rows at one step the later one counts.
+        Of two attempts' rows at one step the later one counts.
         """
         trace, evals, offsets = new_rows(folder, attempts, run)
         if repeats(trace, run, step=run.step, attempt=run.step_attempt) or repeats(
             evals, run, step=run.eval_step, attempt=run.eval_attempt
         ):
-            client.delete_run(run.run_id)
-            del self._runs[trial.id]
+            self._begin_anew(client, trial, run)
             run = self._create_trial_run(client, trial, folder)
             trace, evals, offsets = new_rows(folder, attempts, run)
         trace = [row for row in trace if row["step"] > run.step]
         evals = [row for row in evals if row["step"] > run.eval_step]
 
-        # Before the events are read, so that no step that they ask for is passed over.
+        after = replace(run, attempt=attempts[-1] if attempts else 0, offsets=offsets)
         if trace:
-            step, step_attempt = trace[-1]["step"], trace[-1]["attempt"]
-        else:
-            step, step_attempt = run.step, run.step_attempt
+            after.step, after.step_attempt = trace[-1]["step"], trace[-1]["attempt"]
         if evals:
-            eval_step, eval_attempt = evals[-1]["step"], evals[-1]["attempt"]
-        else:
-            eval_step, eval_attempt = run.eval_step, run.eval_attempt
+            after.eval_step, after.eval_attempt = evals[-1]["step"], evals[-1]["attempt"]
+        # After the rows, so that no step that they ask for is passed over.
         forced: set[int] = set()
-        size = bytes_of_events(folder, attempts)
-        if size != run.events_seen:
+        after.events_seen = bytes_of_events(folder, attempts)
+        if after.events_seen != run.events_seen:
             for event in folder.events():
                 for name in ("first_step", "last_step"):
                     forced.add(int(event.get(name) or 0))
@@ -523,35 +549,24 @@ class Mirror:
         late = {s for s in forced if 0 < s <= run.step and not keeps(s)} - run.shown
         if late:  # rare: an event is told some steps after its first
             kept = [row for row in folder.trace() if row["step"] in late] + kept
-        mirrored = f"{step_attempt}:{step} {eval_attempt}:{eval_step}"
-        for rows in batches(kept, _ROWS_AT_ONCE):
-            if self._abandoned():
-                raise Abandoned
-            self._log_metrics(client, run.run_id, [m for row in rows for m in metrics_of(row)])
-        self._log_metrics(
-            client, run.run_id, [m for row in evals for m in metrics_of(row, evaluation=True)]
-        )
-        if trace or evals:
-            self._set_tags(client, run.run_id, run.tags, {_PROGRESS: mirrored})
-        run.attempt, run.offsets = attempts[-1] if attempts else 0, offsets
-        run.step, run.step_attempt = step, step_attempt
-        run.eval_step, run.eval_attempt = eval_step, eval_attempt
-        run.shown |= {s for s in forced if s <= step}
-        run.events_seen = size
-        return run
+        after.shown = run.shown | {s for s in forced if s <= after.step}
+        metrics = [metric for row in kept for metric in metrics_of(row)]
+        metrics += [metric for row in evals for metric in metrics_of(row, evaluation=True)]
+        return _News(after, metrics, bool(trace or evals))
 
     def _finish_trial(
         self,
         client: MlflowClient,
         trial: Trial,
         folder: TrialRecord,
-        run: TrialRun,
+        news: _News,
         outcome: Mapping[str, Any],
     ) -> None:
+        run, metrics = news.run, news.metrics
         when = milliseconds(float(outcome["time"]))
         trace = folder.trace()
         if trace and not keeps(trace[-1]["step"]) and trace[-1]["step"] not in run.shown:
-            self._log_metrics(client, run.run_id, metrics_of(trace[-1]))
+            metrics += metrics_of(trace[-1])
         step = int(outcome.get("step") or run.step)
         objective = self._study.objective.metric
         best = outcome.get("best") or {}
@@ -569,22 +584,18 @@ class Mirror:
             steps = [event["first_step"] for event in events if event["marker"] == marker]
             final[f"num_events/{marker}"] = len(steps)
             final[f"first_step/{marker}"] = min(steps)
-        self._log_metrics(
-            client,
-            run.run_id,
-            [
-                entities.Metric(name, float(value), when, step)
-                for name, value in final.items()
-                if isinstance(value, (int, float)) and math.isfinite(value)
-            ],
-        )
-        groups = outcome.get("parameter_groups") or {}
-        _log_params(client, run.run_id, {"parameter_groups": groups})
+        metrics += [
+            entities.Metric(name, float(value), when, step)
+            for name, value in final.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        ]
+        result = self._ended[trial.id].result
         learned = folder.learned()
+        artifacts = get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
         with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
             self._write_artifacts(Path(scratch), trial, folder, outcome, trace, events, learned)
-            client.log_artifacts(run.run_id, scratch)
-        result = self._ended[trial.id].result
+            artifacts.log_artifacts(scratch)
+        self._set_status(client, run, _STATUS[Outcome(result.outcome)], when=float(outcome["time"]))
         tags = {
             "outcome": result.outcome,
             "verdict": result.verdict,
@@ -595,11 +606,36 @@ class Mirror:
             "learning": str((learned or {}).get("verdict", "")),
             "mlflow.note.content": trial_note(result, outcome, events),
         }
-        self._set_tags(client, run.run_id, run.tags, tags)
-        self._set_status(client, run, _STATUS[Outcome(result.outcome)], when=float(outcome["time"]))
-        # Last of all: with this tag the run is never looked at again.
-        self._set_tags(client, run.run_id, run.tags, {_PROGRESS: "complete"})
-        run.complete = True
+        # Last of all: once this has arrived, the run is never looked at again.
+        groups = outcome.get("parameter_groups") or {}
+        self._send(client, trial, news, tags, params={"parameter_groups": groups}, complete=True)
+
+    def _send(
+        self,
+        client: MlflowClient,
+        trial: Trial,
+        news: _News,
+        tags: Mapping[str, str],
+        *,
+        params: Mapping[str, Any] | None = None,
+        complete: bool = False,
+    ) -> None:
+        """Tell MLflow what is new of a trial, in as few requests as it takes."""
+        run = news.run
+        if complete:
+            tags = {**tags, _PROGRESS: "complete"}
+        elif news.rows:
+            progress = f"{run.step_attempt}:{run.step} {run.eval_attempt}:{run.eval_step}"
+            tags = {**tags, _PROGRESS: progress}
+        described = {} if run.described else trial.config
+        changed = _changed_tags(tags, run.tags)
+        self._log(client, run.run_id, news.metrics, {**described, **(params or {})}, changed)
+        run.described = True
+        if complete:
+            run = TrialRun(run.run_id, run.status, complete=True)  # a study may have thousands
+        else:
+            run.tags.update(changed)
+        self._runs[trial.id] = run
 
     def _write_artifacts(
         self,
@@ -615,7 +651,7 @@ class Mirror:
         config = masked("", trial.config)
         (scratch / "trial.json").write_text(dumps(masked("", folder.trial()), indent=1) + "\n")
         (scratch / "outcome.json").write_text(dumps(masked("", outcome), indent=1) + "\n")
-        (scratch / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (scratch / "config.yaml").write_text(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
         with contextlib.suppress(ValueError):  # some settings have no equal in the peer
             line = recipe.command(
                 recipe.Config(**config), workers=int(trial.gang.get("workers", 1))
@@ -631,9 +667,14 @@ class Mirror:
             with open(dense, "rb") as plain, gzip.open(scratch / "trace.jsonl.gz", "wb", 5) as file:
                 shutil.copyfileobj(plain, file)
             dense.unlink()
-        if trace:
-            name = self._study.change_name(dict(trial.cell.levels))
-            draw_record(scratch / "timeline", folder, title=f"{name} · seed {trial.seed}")
+        if events:  # curves alone are drawn by MLflow's page
+            name = self._changed(trial.cell.levels)
+            draw_record(
+                scratch / "timeline.png",
+                folder,
+                title=f"{name} · seed {trial.seed}",
+                verdict=self._ended[trial.id].result.verdict,
+            )
         attempts = folder.attempts()
         if outcome["outcome"] != Outcome.COMPLETED and attempts:
             tail = folder.log_tail(attempts[-1], lines=200)
@@ -657,14 +698,29 @@ class Mirror:
         config = self._study.config(cell, seed=self._study.seeds[0])
         return {key: value for key, value in config.items() if key != "seed"}
 
-    def _set_tags(
-        self, client: MlflowClient, run_id: str, known: dict[str, str], tags: Mapping[str, str]
+    def _log(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        metrics: Sequence[entities.Metric],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
     ) -> None:
-        """Set what differs from what is known to stand there; an empty value sets nothing."""
-        changed = {k: v for k, v in _clean_tags(tags).items() if v and known.get(k) != v}
-        if changed:
-            client.log_batch(run_id, tags=[entities.RunTag(k, v) for k, v in changed.items()])
-            known.update(changed)
+        """Log to a run in as few requests as there can be; the tags arrive after all the rest."""
+        named = [
+            entities.Param(plain_key(key), value[:6000]) for key, value in flat(params).items()
+        ]
+        labels = [entities.RunTag(key, value) for key, value in tags.items()]
+        while named[_NAMES_AT_ONCE:]:
+            client.log_batch(run_id, params=named[:_NAMES_AT_ONCE])
+            named = named[_NAMES_AT_ONCE:]
+        at = 0
+        while len(metrics) - at + len(named) + len(labels) > _NUMBERS_AT_ONCE:
+            if self._abandoned():
+                raise Abandoned
+            client.log_batch(run_id, metrics=metrics[at : at + _NUMBERS_AT_ONCE])
+            at += _NUMBERS_AT_ONCE
+        client.log_batch(run_id, metrics=metrics[at:], params=named, tags=labels)
 
     def _set_status(
         self,
@@ -682,12 +738,6 @@ class Mirror:
             client.set_terminated(run.run_id, status, None if when is None else milliseconds(when))
         run.status = status
 
-    def _log_metrics(
-        self, client: MlflowClient, run_id: str, metrics: Sequence[entities.Metric]
-    ) -> None:
-        for batch in batches(metrics, 1000):
-            client.log_batch(run_id, metrics=batch)
-
 
 def _number_of(record: StudyRecord) -> str:
     """Six hexadecimal digits that are this study folder's own, drawn at its first mirroring."""
@@ -700,27 +750,32 @@ def _number_of(record: StudyRecord) -> str:
         return number
 
 
-def _all_runs(client: MlflowClient, experiment: str) -> list[entities.Run]:
-    """Every run of an experiment that is not deleted, oldest first."""
-    found: list[entities.Run] = []
+def _all_runs(client: MlflowClient, experiment: str) -> Iterator[entities.Run]:
+    """Every run of an experiment that is not deleted, oldest first, some in memory at a time."""
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment], max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
+            [experiment], max_results=200, order_by=["attributes.start_time ASC"], page_token=token
         )
-        found.extend(page)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def _recalled(run: entities.Run) -> TrialRun:
     tags = dict(run.data.tags)
-    known = TrialRun(run.info.run_id, run.info.status, tags=tags)
     mirrored = tags.get(_PROGRESS, "")
     if mirrored == "complete":
-        known.complete = True
-    elif mirrored:
+        return TrialRun(run.info.run_id, run.info.status, complete=True)
+    known = TrialRun(
+        run.info.run_id,
+        run.info.status,
+        run.info.artifact_uri,
+        described=bool(run.data.params),
+        tags=tags,
+    )
+    if mirrored:
         numbers = [int(number) for number in re.findall(r"\d+", mirrored)]
         known.step_attempt, known.step, known.eval_attempt, known.eval_step = numbers
     return known
@@ -730,14 +785,13 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _log_params(client: MlflowClient, run_id: str, config: Mapping[str, Any]) -> None:
-    params = [entities.Param(plain_key(key), value[:6000]) for key, value in flat(config).items()]
-    for batch in batches(params, 100):
-        client.log_batch(run_id, params=batch)
-
-
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {plain_key(key): str(masked(key, value))[:5000] for key, value in tags.items()}
+
+
+def _changed_tags(tags: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    """What differs from what is known to stand there; an empty value sets nothing."""
+    return {k: v for k, v in _clean_tags(tags).items() if v and known.get(k) != v}
 
 
 def _versions() -> dict[str, str]:

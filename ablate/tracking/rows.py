@@ -19,7 +19,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class TrialRun:
 
     run_id: str
     status: str
+    artifact_uri: str = ""
     attempt: int = 0
     """Newest attempt that was looked at; `offsets` are of its logs."""
     step: int = 0
@@ -59,6 +60,8 @@ class TrialRun:
     """Bytes of events.jsonl of all attempts at the last look."""
     shown: set[int] = field(default_factory=set)
     """Thinned-out steps that were mirrored because of an event."""
+    described: bool = False
+    """Its parameters are mirrored."""
     complete: bool = False
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -141,11 +144,6 @@ def metrics_of(row: Mapping[str, Any], *, evaluation: bool = False) -> list[enti
 def plain_key(name: str) -> str:
     """`name` as MLflow takes it for a metric, a parameter or a tag."""
     return _UNWELCOME.sub("_", name)[:250]
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

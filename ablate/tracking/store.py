@@ -65,6 +65,17 @@ def artifacts_beside(path: Path) -> str:
     return path.absolute().with_name("mlartifacts").as_uri()
 
 
+def artifacts_of(study: str, *, uri: str, runs: Path) -> str | None:
+    """Where a study's artifacts go, as a URI; None where the store is a server, which decides.
+
+    Left to itself, MLflow puts those of a database into the working directory.
+    """
+    if uri.startswith("http"):
+        return None
+    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else runs
+    return (folder.absolute() / "mlartifacts" / study).as_uri()
+
+
 @contextlib.contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
     """Let one process at a time create or migrate an SQLite store, with readers unhindered."""

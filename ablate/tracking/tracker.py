@@ -26,8 +26,8 @@ class Tracker:
     """Keeps MLflow up to date with one study folder, from a thread of its own.
 
     `score` gives the number a trial counts with (``design.score_of``). Without `uri` the mirror is
-    an SQLite file and an artifact folder beside the study's. With `fresh` what stands there of
-    this study is deleted first.
+    an SQLite file and an artifact folder beside the study's; artifacts lie beside any SQLite file.
+    With `fresh` what stands there of this study is deleted first.
 
     Raises:
         TrackingError: a URI that can never work. A server that is down is no error.
@@ -42,15 +42,12 @@ class Tracker:
         uri: str | None = None,
         fresh: bool = False,
     ) -> None:
-        runs = record.folder.absolute().parent
-        embedded = uri is None
-        uri = checked(uri) if uri is not None else default_uri(runs)
-        artifacts = (runs / "mlartifacts" / study.name) if embedded else None
+        uri = checked(uri) if uri is not None else default_uri(record.folder.parent)
         self.trouble: str | None = None
         if not uri.startswith("http"):
             load_tables()
         self._uri = uri
-        self._mirror = Mirror(study, record, score, uri, artifacts, fresh, self._is_abandoned)
+        self._mirror = Mirror(study, record, score, uri, fresh, self._is_abandoned)
         self._changed = threading.Condition()
         self._trials: Sequence[Trial] = ()
         self._active: frozenset[str] = frozenset()

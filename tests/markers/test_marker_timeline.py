@@ -18,16 +18,18 @@ def drawn(tmp_path: Path, rows: list[dict[str, Any]], evals: list[dict[str, Any]
     """The text of the SVG; the PNG beside it must be one, of a sensible size."""
     judgement = judged(rows, evals)
     stop = judgement.verdict.stop
-    png, svg = draw_trial(
-        tmp_path / "timeline",
-        rows,
-        evals,
-        judgement.events,
-        title="trial 9f2c <amp & seed 1>",
-        verdict=judgement.verdict.name,
-        stop_step=stop.step if stop else None,
-        context=LONG,
-    )
+    png, svg = tmp_path / "timeline.png", tmp_path / "timeline.svg"
+    for path in (png, svg):
+        draw_trial(
+            path,
+            rows,
+            evals,
+            judgement.events,
+            title="trial 9f2c <amp & seed 1>",
+            verdict=judgement.verdict.name,
+            stop_step=stop.step if stop else None,
+            context=LONG,
+        )
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
     assert 800 < width < 2000 and 300 < height < 3000
@@ -66,8 +68,9 @@ def test_a_healthy_trial_has_no_lanes(tmp_path: Path) -> None:
 
 def test_a_run_without_rows_is_still_a_picture(tmp_path: Path) -> None:
     """A trial that died before its first step."""
-    png, svg = draw_trial(tmp_path / "none", [], [], [], title="trial", verdict="STABLE")
-    assert png.stat().st_size > 1000 and "trial" in texts(svg.read_text())
+    path = tmp_path / "none.svg"
+    draw_trial(path, [], [], [], title="trial", verdict="STABLE")
+    assert "trial" in texts(path.read_text())
 
 
 def test_a_one_step_spike_survives_thinning(tmp_path: Path) -> None:
