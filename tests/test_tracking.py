@@ -240,7 +240,6 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     writer.event(event(9))
     writer.close()
     writer.learning({"verdict": "collapsed", "reasons": ["weights are not finite"]})
-    (folder.record.record(beta0.id).folder / "timeline.png").write_bytes(b"\x89PNG")
     folder.end(
         beta0,
         "diverged",
@@ -311,22 +310,11 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     }
     assert expected.items() <= diverged["tags"].items()
     assert "loss jumped" in diverged["tags"]["mlflow.note.content"]
-    assert (
-        diverged["files"]
-        == [
-            "command.txt",
-            "config.yaml",
-            "evals.jsonl",
-            "events.jsonl",
-            "learning.json",
-            "log.txt",
-            "outcome.json",
-            "timeline.png",
-            "trace.jsonl",
-            "trial.json",
-        ]
-        or "log.txt" not in diverged["files"]
-    )
+    files = ["config.yaml", "evals.jsonl", "events.jsonl", "outcome.json", "trace.jsonl"]
+    assert good["files"] == sorted(["command.txt", *files, "trial.json"])
+    # A picture where there are events: the curves alone are on the page anyway.
+    drawn = ["command.txt", *files, "learning.json", "timeline.png", "trial.json"]
+    assert diverged["files"] == sorted(drawn)
     assert "log.txt" in seen["trial beta2=0.98 · seed 1"]["files"]
 
     cell = seen["cell baseline"]
@@ -506,6 +494,39 @@ def test_mirroring_again_changes_nothing(folder: Folder) -> None:
     after = content(folder.uri, "two")["trial baseline · seed 0"]
     assert after["status"] == "FINISHED"
     assert [step for step, *_ in after["metrics"]["loss"]] == list(range(1, 16))
+
+
+def test_a_reopened_trial_begins_anew(folder: Folder) -> None:
+    """A trial that was ended early and is wanted after all looks as if it had never ended."""
+    trial = folder.trial("beta2=0.98", seed=0)
+    record = folder.record.record(trial.id)
+    name = "trial beta2=0.98 · seed 0"
+    folder.run(folder.trial("beta2=0.98", seed=1))
+    folder.attempt(trial, 1).step(rows(1, 10))
+    folder.end(trial, "pruned", step=10, reason="too far behind at step 10")
+    tracker = folder.tracker()
+    tracker.update(folder.trials, [])
+    wait_for(lambda: name in runs_in(folder.uri, "two"))
+    wait_for(lambda: runs_in(folder.uri, "two")[name].info.status == "KILLED")
+
+    folder.record.reopen(record)
+    folder.attempt(trial, 2).step(rows(11, 14, attempt=2))
+    tracker.update(folder.trials, [trial.id])
+    wait_for(lambda: mirrored_step(folder.uri, "two", name) == 14)
+    live = runs_in(folder.uri, "two")
+    assert live[name].info.status == "RUNNING"
+    assert live[name].data.tags["outcome"] == "running"
+    assert "reason" not in live[name].data.tags and "wall_s" not in live[name].data.metrics
+    folder.end(trial, "completed", 0.3, attempt=2, step=14, verdict="STABLE")
+    tracker.update(folder.trials, [trial.id])
+    assert tracker.close(timeout_s=120)
+    seen = content(folder.uri, "two")
+    rebuilt = folder.tracker(fresh=True)
+    rebuilt.update(folder.trials, [])
+    assert rebuilt.close(timeout_s=120)
+    again = content(folder.uri, "two")
+    assert seen == again
+    assert seen["cell beta2=0.98"]["metrics"]["score"][-1][2] == "0.25"
 
 
 def test_a_run_that_someone_deleted_comes_back(folder: Folder) -> None:
@@ -800,11 +821,13 @@ def test_artifacts_are_plain_files_inside_the_folder(tmp_path: Path, name: str) 
 def test_studies_of_one_name_do_not_share_an_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two folders whose studies have one name, on one server: neither sees or deletes the other's.
+    """Two folders whose studies have one name, in one store: neither sees or deletes the other's.
 
-    A folder that moves stays who it is.
+    A folder that moves stays who it is. Artifacts lie beside the store, not in the working
+    directory.
     """
-    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts of a store that is not ours
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     uri = f"sqlite:///{tmp_path}/shared.db"
     mine, theirs = Folder(tmp_path / "mine"), Folder(tmp_path / "theirs")
     mine.run(mine.trials[0], steps=3, value=0.2)
@@ -827,6 +850,8 @@ def test_studies_of_one_name_do_not_share_an_experiment(
     mirror(theirs, StudyRecord(tmp_path / "moved/runs/two"), fresh=True)
     assert content(uri, "two") == before
     assert {item.name for item in MlflowClient(uri).search_experiments()} == {*names, "Default"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(list((tmp_path / "mlartifacts").glob("*/*/artifacts/trace.jsonl"))) == 3
 
 
 def test_views_that_mlflow_refuses_are_left_out(

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -56,9 +57,12 @@ Score = Callable[[Result], float | None]
 _REQUEST_S = "10"
 """Timeout of one request to a server, and one retry: its own defaults are 120 s and 7."""
 
-_NUMBERS_AT_ONCE = 1000
+_NUMBERS_AT_ONCE = 500
+"""Metrics, parameters and tags of one request. MLflow takes 1,000, but at half as much
+again for each: so many objects at once set off Python's collection of garbage."""
+
 _NAMES_AT_ONCE = 100
-"""MLflow's limits for one request: metrics (with all else), and parameters."""
+"""Parameters of one request, MLflow's limit."""
 
 _PROGRESS = "mlflow.ablate.mirrored"
 """Tag that says how far a run is mirrored; MLflow's page hides tags whose name begins so."""
@@ -385,15 +389,17 @@ class Mirror:
         trials = sorted(self._by_cell[levels], key=lambda t: self._study.seeds.index(t.seed))
         if not any(trial.id in self._runs for trial in trials):
             return
+        counted = list(takewhile(lambda trial: trial.id in self._ended, trials))
+        cell = self._cells.get(levels)
+        if cell is not None and len(counted) < cell.seeds:  # one of them was taken up again
+            client.delete_run(cell.run_id)
+            del self._cells[levels]
+            self._adopt(client, levels)
         cell = self._ensure_cell(client, levels, start=milliseconds(time.time()))
         scores: list[float] = []
         costs: list[float] = []
         metrics: list[entities.Metric] = []
-        ended = 0
-        for trial in trials:
-            if trial.id not in self._ended:
-                break
-            ended += 1
+        for ended, trial in enumerate(counted, start=1):
             when = milliseconds(max(self._ended[t.id].time for t in trials[:ended]))
             score = self._ended[trial.id].score
             if score is not None:
@@ -413,7 +419,7 @@ class Mirror:
         counts = {name: outcomes.count(name) for name in dict.fromkeys(sorted(outcomes))}
         flags = {flag for item in known for flag in item.result.flags}
         tags = {
-            "seeds_ended": str(ended),
+            "seeds_ended": str(len(counted)),
             "outcome": ", ".join(f"{name} {count}" for name, count in counts.items()) or "running",
             "flags": ", ".join(sorted(flags)),
         }
@@ -422,8 +428,8 @@ class Mirror:
         self._log(client, cell.run_id, metrics, described, changed)
         cell.described = True
         cell.tags.update(changed)
-        cell.seeds = ended
-        whole = ended == len(trials)
+        cell.seeds = len(counted)
+        whole = len(counted) == len(trials)
         self._means.pop(levels, None)
         if whole and scores:
             self._means[levels] = fmean(scores)
@@ -433,6 +439,14 @@ class Mirror:
             "FINISHED" if whole else ("KILLED" if closing else "RUNNING"),
             when=max(item.time for item in known) if whole else None,
         )
+
+    def _adopt(self, client: MlflowClient, levels: Levels) -> None:
+        """Give a cell a new run, and that run the cell's trials."""
+        cell = self._ensure_cell(client, levels, start=milliseconds(time.time()))
+        for trial in self._by_cell[levels]:
+            run = self._runs.get(trial.id)
+            if run is not None:
+                client.set_tag(run.run_id, "mlflow.parentRunId", cell.run_id)
 
     # ------------------------------------------------------------------ a trial's run
 
