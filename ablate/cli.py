@@ -61,7 +61,9 @@ err = Console(stderr=True, highlight=False)
 
 StudyArg = Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="STUDY.yaml")]
 RunArg = Annotated[Path, typer.Argument(help="Study folder, e.g. runs/quickstart.", metavar="RUN")]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all study folders.")]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", file_okay=False, help="Folder of all study folders.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 TrackingOption = Annotated[
     str | None,
@@ -93,6 +95,14 @@ def main() -> None:
         sys.exit(3)
     except AblateError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        err.print(
+            f"error: {error.filename}: {error.strerror}. Check the path and who may use it.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -127,6 +137,7 @@ def check(study: StudyArg) -> None:
     )
     for note in notes:
         out.print(f"note: {note}", style="yellow", markup=False)
+    out.print(f"Whether all of it can run, and what it costs: ablate plan {study}", markup=False)
 
 
 @app.command()
@@ -148,7 +159,7 @@ def plan(
     ] = ClusterKind.RAY,
     as_json: JsonOption = False,
 ) -> None:
-    """Print exactly what launch would run, what it costs and what it can show."""
+    """Print what launch would run, its cost, and what it can show."""
     from ablate import runner
     from ablate.display import render_plan
     from ablate.forecast import plan as make_plan
@@ -196,7 +207,7 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, and stop there.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before starting.")] = False,
 ) -> None:
-    """Run what is missing of a study; launching again goes on where it stopped.
+    """Run what is missing of a study; launch again to go on.
 
     Ctrl-C once lets running trials write a checkpoint and stop, twice ends them at once.
     """
@@ -243,7 +254,7 @@ def launch(
 
 @app.command()
 def status(run: RunArg, as_json: JsonOption = False) -> None:
-    """Show what a study looks like right now; works from anywhere that sees its folder."""
+    """Show how a study stands now, wherever its folder is seen."""
     from ablate.display import render_status
     from ablate.runner import planned
     from ablate.status import summarise
@@ -262,7 +273,7 @@ def stop(
     run: RunArg,
     now: Annotated[bool, typer.Option("--now", help="Kill trials instead of asking.")] = False,
 ) -> None:
-    """Ask the controller of a study to stop; trials write a checkpoint first."""
+    """Ask a study to stop; its trials write checkpoints first."""
     from ablate.runner import request_stop
     from ablate.status import read_controller
 
@@ -277,7 +288,7 @@ def stop(
 
 @app.command()
 def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
-    """Write report.html, report.md and the tables, and print the answer."""
+    """Write the report and its tables, and print the answer."""
     from ablate.analysis.report import write_report
     from ablate.display import render_summary
     from ablate.markers.replay import draw_run
@@ -299,7 +310,10 @@ def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption
 
 @app.command()
 def export(run: RunArg) -> None:
-    """Write the best setting as a configuration, a command that reproduces it, and a model."""
+    """Write the best setting: configuration, command, model.
+
+    The command trains the same with open_clip_train.
+    """
     from ablate.analysis.export import export_best
 
     study, record = _open(run)
@@ -323,7 +337,7 @@ def ui(
     tracking_uri: TrackingOption = None,
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
-    """Serve the MLflow UI of all studies under a folder, on loopback."""
+    """Serve the MLflow UI of all studies, on loopback."""
     from ablate.tracking import default_uri, serve
 
     # SIGTERM ends this process through the context below, which takes the server's tree down.
@@ -342,7 +356,7 @@ def ui(
 def rebuild(
     run: RunArg, tracking_uri: TrackingOption = None, storage: StorageOption = None
 ) -> None:
-    """Make the MLflow and Optuna views of a study anew from its folder."""
+    """Make MLflow's and Optuna's views anew from the records."""
     from ablate import runner
 
     study, record = _open(run)
@@ -363,7 +377,10 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that a study's records are whole: outcomes, attempts, steps, nothing left behind."""
+    """Check that a study's records are whole.
+
+    Outcomes, attempts, steps, and that no process was left behind.
+    """
     from ablate.runner import planned
     from ablate.status import read_controller
     from ablate.verify import compare_reports, find_remains
@@ -409,7 +426,7 @@ def doctor(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether this machine, or with --cluster STUDY.yaml every node, is ready."""
+    """Say whether this machine, or each node, is ready."""
     from ablate.doctor import examine
 
     findings = examine(runs)
@@ -457,6 +474,7 @@ class _ReplayByDefault(TyperGroup):
 markers_app = typer.Typer(
     no_args_is_help=True,
     cls=_ReplayByDefault,
+    short_help="Judge runs by their instability markers.",
     help="Judge runs by their instability markers: ablate markers RUN, or markers import FILE.",
 )
 app.add_typer(markers_app, name="markers")
@@ -471,7 +489,10 @@ def markers_replay(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge recorded trials again, with other thresholds if given; nothing is trained."""
+    """Judge recorded trials again, with other thresholds.
+
+    Nothing is trained.
+    """
     from ablate.display import render_judgements
     from ablate.markers.replay import replay_run
 
@@ -511,7 +532,7 @@ def diagnose(
     run: Annotated[Path, typer.Argument(help="Study folder, or the folder of one trial.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Name likely causes of what the markers saw, and the factor to try."""
+    """Name likely causes of instability, and what to try."""
     from ablate.display import render_suspects
     from ablate.markers.replay import diagnose_run
 
@@ -545,7 +566,7 @@ def inspect_checkpoints(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a model learned between two checkpoints: weights, features, verdict.
+    """Say whether a model learned between two checkpoints.
 
     Given a trial folder alone, its initial weights are compared with its newest checkpoint.
     """
@@ -577,7 +598,10 @@ def analyze(
     minimize: Annotated[bool, typer.Option("--minimize", help="Lower values are better.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge results that were made elsewhere; the baseline's rows are `baseline,baseline`."""
+    """Judge results made elsewhere: which factor matters.
+
+    The rows of the baseline are `baseline,baseline`.
+    """
     from ablate.analysis.foreign import analyze as analyze_results
     from ablate.display import render_contrasts
 

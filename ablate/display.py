@@ -212,7 +212,7 @@ def render_summary(summary: Summary) -> RenderableType:
 def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
     """The plan as a table of cells with their trials, then cost, resolution and notes."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("cell")
+    table.add_column("cell", overflow="fold")
     table.add_column("seeds", justify="right")
     table.add_column("steps", justify="right")
     table.add_column("trials")

@@ -24,6 +24,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_READABLE = 20
+"""Names that a message lists although it has found the likely one."""
+
 
 class AblateError(Exception):
     """Base of all errors that the command line prints without a traceback."""
@@ -74,8 +77,13 @@ class PlacementError(ClusterError):
 
 
 def suggest(given: str, known: Iterable[str]) -> str:
-    """The likely intention behind an unknown name, and what is allowed."""
+    """The likely intention behind an unknown name, and what is allowed.
+
+    A list too long to be read is left out where the intention is clear.
+    """
     names = list(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if near and len(names) > _READABLE:
+        return f"did you mean {near[0]!r}? ({len(names)} names are allowed)"
     allowed = ", ".join(names)
     return (f"did you mean {near[0]!r}? " if near else "") + f"Allowed: {allowed}"

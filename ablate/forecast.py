@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -299,7 +299,7 @@ def _check(
             continue
         for warning in found if start is None else [*found, start]:
             concerned.setdefault(warning, []).append(name)
-    _refuse(study, refused)
+    _refuse(study, refused, cells)
     return [f"{which(names, list(cells))}{warning}" for warning, names in concerned.items()]
 
 
@@ -325,7 +325,7 @@ def _groups(
             unknown.setdefault(str(error), []).append(name)
         else:
             found.setdefault(sentence(counts), ([], counts))[0].append(name)
-    _refuse(study, refused)
+    _refuse(study, refused, cells)
     return (
         tuple(Groups(tuple(names), counts, text) for text, (names, counts) in found.items()),
         [
@@ -335,10 +335,12 @@ def _groups(
     )
 
 
-def _refuse(study: Study, refused: Mapping[str, Sequence[str]]) -> None:
+def _refuse(study: Study, refused: Mapping[str, Sequence[str]], cells: Iterable[str]) -> None:
     if refused:
         raise PlanError(
-            "\n".join(f"{study.path}: {'; '.join(names)}: {why}" for why, names in refused.items())
+            "\n".join(
+                f"{study.path}: {which(names, list(cells))}{why}" for why, names in refused.items()
+            )
         )
 
 

@@ -471,8 +471,8 @@ def find_study(path: Path) -> StudyRecord:
     if (path / "study.json").exists():
         return StudyRecord(path)
     near = _nearby(path)
-    hint = f" Studies found: {', '.join(near)}." if near else " Launch one first."
-    raise RecordError(f"{path} holds no study (no study.json).{hint}")
+    hint = f"Found: {', '.join(near)}." if near else "Make one: ablate launch STUDY.yaml"
+    raise RecordError(f"{path} holds no study (no study.json). {hint}")
 
 
 def _nearby(path: Path) -> Sequence[str]:

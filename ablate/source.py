@@ -1,15 +1,18 @@
-"""Text written by a person: YAML with the line of every value, and problems told by line."""
+"""Text written by a person: YAML and CSV with the lines of values, and problems told by line."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ablate.errors import StudyError, suggest
+from ablate.errors import AblateError, StudyError, suggest
 
 _MAX_NODES = 100_000  # an alias bomb expands far beyond any study a person would write
 
@@ -171,3 +174,19 @@ def _walk(
         for index, value in enumerate(node.value):
             yield (*place, index), value.start_mark.line + 1
             yield from _walk(value, (*place, index), path)
+
+
+def read_csv(
+    text: str, path: Path, *, error: type[AblateError], delimiter: str = ","
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of the lines that are not empty; raises `error` with the line."""
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as problem:
+        raise error(
+            f"{path}:{reader.line_num}: no line of a CSV ({problem}); look for a quote that is "
+            "never closed"
+        ) from None

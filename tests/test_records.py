@@ -111,7 +111,7 @@ def test_a_trial_is_written_once_and_attempts_count_up(tmp_path: Path) -> None:
 def test_a_wrong_folder_names_the_studies_nearby(tmp_path: Path) -> None:
     """Pointing at a folder without a study lists those that are there."""
     StudyRecord(tmp_path / "quickstart").write_study({"name": "quickstart"})
-    with pytest.raises(RecordError, match="Studies found: .*quickstart"):
+    with pytest.raises(RecordError, match="Found: .*quickstart"):
         find_study(tmp_path / "quikstart")
 
 

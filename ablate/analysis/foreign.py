@@ -7,7 +7,6 @@ missing or empty for completed runs; `value` may be empty for runs that did not 
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.results import OUTCOMES, Objective, Result
 from ablate.errors import AnalysisError
+from ablate.source import read_csv
 
 BASELINE = "baseline"
 REQUIRED = ("factor", "level", "seed", "value")
@@ -74,27 +74,30 @@ def read_results(path: str | Path) -> list[Result]:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise AnalysisError(
+            f"{file} is a folder; give the CSV of the results. A study folder of ours: "
+            f"ablate report {file}"
+        ) from None
     except OSError as error:
         raise AnalysisError(f"{file}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise AnalysisError(f"{file}: is not UTF-8 text; save it as CSV UTF-8") from None
-    reader = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(reader, [])]
+    lines = read_csv(text, file, error=AnalysisError)
+    header = [name.strip() for name in next(lines, (1, []))[1]]
     _check_header(file, header)
     rows: list[tuple[int, dict[str, str]]] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
+    for line, cells in lines:
         if len(cells) != len(header):
             raise AnalysisError(
-                f"{file}:{reader.line_num}: {len(cells)} columns where the header has "
+                f"{file}:{line}: {len(cells)} columns where the header has "
                 f"{len(header)}; quote a level name that contains a comma"
             )
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
         for name in ("factor", "level"):
             if row[name].lower() == BASELINE:
                 row[name] = BASELINE
-        rows.append((reader.line_num, row))
+        rows.append((line, row))
     factors = list(dict.fromkeys(row["factor"] for _, row in rows if row["factor"] != BASELINE))
     if not factors:
         raise AnalysisError(

@@ -13,8 +13,7 @@ What was assumed, converted or missing is said in ``Foreign.notes``.
 
 from __future__ import annotations
 
-import csv
-import io
+import difflib
 import json
 import math
 import re
@@ -29,6 +28,7 @@ from ablate.markers.event import Context, number
 from ablate.markers.judge import judge
 from ablate.markers.rules import RULES
 from ablate.markers.thresholds import Thresholds
+from ablate.source import read_csv
 
 EXPECTED = ("loss", "grad_norm", "logit_scale", "lr", "imagenet_top1")
 """What a foreign run should bring beside ``step``; what it lacks is said."""
@@ -104,7 +104,10 @@ def read_foreign(path: str | Path) -> Foreign:
         raise ForeignError(f"{place} has neither an out.log nor event files; give {_KINDS}")
     if "tfevents" in place.name:
         return _read_tensorboard([place])
-    text = place.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = place.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise ForeignError(f"{place} cannot be read: {error.strerror}; check it") from error
     if "Train Epoch:" in text:
         return _read_openclip(place)
     return _read_csv(place, text)
@@ -119,13 +122,16 @@ _KINDS = (
 def _read_csv(place: Path, text: str) -> Foreign:
     header = text.split("\n", 1)[0]
     delimiter = max((",", ";", "\t"), key=header.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    names = [_our_name(cell) for cell in next(reader, [])]
+    reader = read_csv(text, place, delimiter=delimiter, error=ForeignError)
+    names = [_our_name(cell) for cell in next(reader, (1, []))[1]]
     used = [name for name in names if name == "step" or _is_measured(name)]
     if not set(used) - {"step"}:
+        given = repr(header[:80]) if header.isprintable() and "\ufffd" not in header else "no text"
+        near = [n for name in names for n in difflib.get_close_matches(name, EXPECTED, n=1)]
         raise ForeignError(
-            f"{place}: its first line names none of loss, grad_norm, logit_scale, lr, "
-            f"imagenet_top1 (it is {header[:80]!r}); give {_KINDS}"
+            f"{place}: its first line names none of {', '.join(EXPECTED)} (it is "
+            f"{given if header else 'empty'}); "
+            + (f"did you mean {near[0]!r}? Otherwise give {_KINDS}" if near else f"give {_KINDS}")
         )
     notes = []
     ignored = [name for name in names if name and name not in used and name != "attempt"]
@@ -134,23 +140,26 @@ def _read_csv(place: Path, text: str) -> Foreign:
     if "step" not in used:
         notes.append("there is no column step: lines are numbered from 1 as steps")
     rows: list[dict[str, Any]] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
+    for line, cells in reader:
         row: dict[str, Any] = {"step": len(rows) + 1}
         for name, cell in zip(names, cells, strict=False):
             if name in used and cell.strip():
-                row[name] = _cell(place, reader.line_num, name, cell)
+                row[name] = _cell(place, line, name, cell)
         rows.append(row)
     if not rows:
-        raise ForeignError(f"{place} has a header but no rows")
+        raise ForeignError(f"{place} has a header but no rows; give a line for each step")
     return _finish(rows, notes, Context())
 
 
 def _cell(place: Path, line: int, name: str, cell: str) -> float | int:
     value = number(cell.strip())
     if value is None or (name == "step" and not math.isfinite(value)):
-        raise ForeignError(f"{place}:{line}: {name} is {cell.strip()!r}, not a number")
+        raise ForeignError(
+            f"{place}:{line}: {name} is {cell.strip()!r}, not a number; leave the cell empty where "
+            "nothing was measured (nan and inf are numbers)"
+            if name != "step"
+            else f"{place}:{line}: step is {cell.strip()!r}, not a number; number the steps from 1"
+        )
     return int(value) if name == "step" else value
 
 

@@ -145,7 +145,11 @@ def _trials(run: str | os.PathLike[str]) -> list[Path]:
         return [folder]
     trials = sorted(path.parent for path in folder.glob("trials/*/trial.json"))
     if not trials:
-        raise RecordError(f"{folder} holds no trial; give a study folder or one trial's folder")
+        what = "holds no trial" if folder.is_dir() else "is no folder"
+        raise RecordError(
+            f"{folder} {what}; give a study folder (runs/NAME) or one trial's "
+            "(runs/NAME/trials/ID). A run made elsewhere: ablate markers import FILE"
+        )
     return trials
 
 

@@ -38,8 +38,19 @@ def load_study(path: Path | str, *, root: Path | str | None = None) -> Study:
         raise StudyError(
             f"{path} does not exist." + (f" Found there: {', '.join(near)}." if near else "")
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} cannot be read as text: {error}") from error
+    except IsADirectoryError:
+        near = sorted(str(p) for p in path.glob("*.yaml"))
+        raise StudyError(
+            f"{path} is a folder; give a study file"
+            + (f". Found there: {', '.join(near)}." if near else ", e.g. study.yaml")
+        ) from None
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8, or give the "
+            "study file"
+        ) from error
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}; check the path") from error
     if size > _MAX_BYTES:
         raise StudyError(f"{path} has {size} bytes; a study file has at most {_MAX_BYTES}.")
     return parse_study(text, path=str(path), root=root)

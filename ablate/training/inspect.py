@@ -477,6 +477,12 @@ def inspect_paths(
         CheckpointError: a checkpoint cannot be read.
         DataError: `data` cannot be used.
     """
+    for path in (a, b):
+        if path is not None and not path.exists():
+            raise CheckpointError(
+                f"{path} does not exist; give a trial folder (runs/NAME/trials/ID), a checkpoint "
+                "in it, or a .safetensors or .pt file"
+            )
     first = open_weights(a, first=True)
     if b is None and first.tensors is not None:
         raise CheckpointError(f"{a} is one checkpoint: give a second one to compare it with")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -63,9 +64,14 @@ def _sketch(
     import torch
 
     register_models()
-    with torch.device("meta"):
-        model: Any = open_clip.create_model(name, device="meta", **dict(architecture))
-        _lock(model, dict(locks))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that it loads no weights
+    try:
+        with torch.device("meta"):
+            model: Any = open_clip.create_model(name, device="meta", **dict(architecture))
+            _lock(model, dict(locks))
+    finally:
+        logging.disable(disabled)
     sketched: torch.nn.Module = model
     return sketched
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 from ablate.datasets.shard_names import expand_shards
+from ablate.errors import suggest
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
 from ablate.recipes.openclip.config import Config, InitFrom, is_vit
 from ablate.recipes.openclip.data import open_index
@@ -39,6 +40,7 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     if config.train_data is None:
         raise ValueError("train_data is missing; give the shards to train on")
     expand_shards(config.train_data)  # refuses commands and addresses
+    _check_model(config.model)
     if config.use_bn_sync and workers > 1 and gpus == 0:
         raise ValueError(
             "use_bn_sync needs GPUs: torch's SyncBatchNorm has no CPU kernel. "
@@ -138,6 +140,15 @@ def _fit(source: InitFrom, sketched: torch.nn.Module) -> LoadReport:
         return fit_weights(source, sketched)
 
 
+def _check_model(name: str) -> None:
+    """Raise ValueError for a name that open_clip does not know, with the likely one."""
+    if ":" in name:  # hf-hub:... and local-dir:... are looked up where the model is made
+        return
+    known = sorted({path.stem for folder in _model_folders() for path in folder.glob("*.json")})
+    if len(known) > 1 and name.replace("/", "-") not in known:
+        raise ValueError(f"model {name!r} is not known; {suggest(name, known)}")
+
+
 def _check_locks(config: Config) -> None:
     """Raise ValueError for locks that open_clip's own towers refuse with an assertion."""
     model = _model_config(config.model)
@@ -157,16 +168,21 @@ def _check_locks(config: Config) -> None:
 
 def _model_config(name: str) -> dict[str, Any]:
     """open_clip's description of a model, without importing it; empty when it is not known."""
-    library = importlib.util.find_spec("open_clip")
-    folders = [Path(__file__).parent]
-    if library is not None and library.origin is not None:
-        folders.append(Path(library.origin).parent / "model_configs")
-    for folder in folders:
+    for folder in _model_folders():
         path = folder / f"{name.replace('/', '-')}.json"
         if path.is_file():
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return content
     return {}
+
+
+def _model_folders() -> list[Path]:
+    """Where descriptions of models are: our own, and open_clip's where it is installed."""
+    library = importlib.util.find_spec("open_clip")
+    folders = [Path(__file__).parent]
+    if library is not None and library.origin is not None:
+        folders.append(Path(library.origin).parent / "model_configs")
+    return folders
 
 
 def _warmup_warning(config: Config, steps: int) -> list[str]:
