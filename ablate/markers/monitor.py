@@ -25,7 +25,7 @@ from ablate.markers.thresholds import Thresholds
 
 _R = TypeVar("_R", bound=Rule)
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a rule may judge the same trace differently."""
 
 

@@ -445,3 +445,20 @@ def test_features_that_are_one_point_are_told_before_those_that_follow() -> None
     first, second = told(judged(rows, context=context), "feature_collapse")
     assert first.evidence["quantity"] == "image_feature_std" and first.first_step == 1
     assert second.evidence["quantity"] == "text_feature_std"
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_falling_temperature_is_no_drift_of_logits(grows: bool) -> None:
+    """Logits that say nothing stay as they are while their temperature falls by a half: silent,
+    although the logsumexp over the temperature rises. Where the logits do grow, they are told."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(1, 3001):
+        scale = 14.0 * 0.5 ** max(0.0, (step - 1200) / 1800)
+        cosine = 0.1 + (2e-4 * max(0, step - 1200) if grows else 0.0)
+        lse = math.log(1024) + scale * cosine + rng.normal(0, 0.002)
+        loss = math.log(1024) + rng.normal(0, 0.02)
+        rows.append({"step": step, "loss": loss, "logits_lse": lse, "logit_scale": scale})
+    context = Context(global_batch=1024, steps_total=3000)
+    judgement = judge(rows, [], thresholds=None, context=context)
+    assert bool(told(judgement, "logit_drift", "drift")) == grows

@@ -65,7 +65,9 @@ class LogitDrift(Rule):
     ``logit_scale`` where that is measured, and its rise counts only while nothing is learnt:
     on ``hold`` rows in a row its mean over ``fast`` rows is above that over ``slow`` rows by
     more than ``sigmas`` times its noise, and over these rows the slow mean of the loss did
-    not fall by a tenth of the loss's noise. (Language models bound the logsumexp by a
+    not fall by a tenth of the loss's noise. The undivided mean must rise too: logits that say
+    nothing have the logarithm of their number, of which a falling temperature makes a larger
+    quotient although no logit grows. (Language models bound the logsumexp by a
     penalty, the z-loss of PaLM; CLIP's temperature is clamped, see logit_scale.)
     """
 
@@ -80,6 +82,9 @@ class LogitDrift(Rule):
     lse_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
     lse_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
     loss_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
+    whole_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
+    """Of the logsumexp as it is, as lse_fast and lse_slow are of that over the temperature."""
+    whole_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
     lse_rough: Ema = field(default_factory=lambda: Ema(1), init=False)
     """Mean square of the difference between neighbouring rows, twice the noise's variance."""
     loss_rough: Ema = field(default_factory=lambda: Ema(1), init=False)
@@ -93,6 +98,7 @@ class LogitDrift(Rule):
         fast = context.rows(self.fast, share=0.05, least=10)
         slow = context.rows(self.slow, share=0.2, least=50)
         self.lse_fast, self.lse_slow = Ema(fast), Ema(slow)
+        self.whole_fast, self.whole_slow = Ema(fast), Ema(slow)
         self.loss_slow = Ema(slow)
         self.lse_rough, self.loss_rough = Ema(slow), Ema(slow)
         self._hold = context.rows(self.hold, share=0.2, least=50)
@@ -101,6 +107,7 @@ class LogitDrift(Rule):
         lse, loss = row.finite("logits_lse"), row.finite("loss")
         if lse is None or loss is None:
             return ()
+        grows = self.whole_fast.push(lse) > self.whole_slow.push(lse)
         scale = row.finite("logit_scale")
         if scale is not None and scale > 0.0:
             lse /= scale
@@ -110,7 +117,7 @@ class LogitDrift(Rule):
         loss_noise = math.sqrt(self.loss_rough.push((loss - loss_before) ** 2) / 2.0)
         rise = self.lse_fast.push(lse) - self.lse_slow.push(lse)
         loss_now = self.loss_slow.push(loss)
-        length = self.streak.extend(noise > 0.0 and rise > self.sigmas * noise, row.step)
+        length = self.streak.extend(grows and 0.0 < self.sigmas * noise < rise, row.step)
         if length == 1:
             self.loss_then = loss_now
         if length != self._hold:
