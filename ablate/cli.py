@@ -753,12 +753,17 @@ def _cluster(kind: ClusterKind, address: str | None, cpus: float | None) -> Iter
 
 def _open(run: Path) -> tuple[Study, StudyRecord]:
     """The study and its record, from a study folder alone."""
+    from ablate.errors import RecordError
     from ablate.records import find_study
     from ablate.study import parse_study
 
     record = find_study(run)
-    content = record.study()
-    assert content is not None
+    content = record.study() or {}
+    if lost := [name for name in ("text", "path", "root") if name not in content]:
+        raise RecordError(
+            f"{record.folder}/study.json lacks {', '.join(lost)}: another program wrote it. Launch "
+            "the study under another name, or with other --runs"
+        )
     return parse_study(content["text"], path=content["path"], root=content["root"]), record
 
 

@@ -282,6 +282,9 @@ def render_judgements(found: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("what was seen", overflow="fold")
     for name, judgement in found.items():
+        if not judgement["rows"]:
+            table.add_row(Text(name), Text("-"), "", Text("no step recorded yet", style="dim"))
+            continue
         verdict = Text(judgement["verdict"], _VERDICT_STYLES.get(judgement["verdict"], "red"))
         flags = ", ".join(judgement["flags"])
         table.add_row(Text(name), verdict, "", Text(flags, style="bold"))

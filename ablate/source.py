@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ablate.errors import AblateError, StudyError, suggest
 
+_MOST_BYTES = 2**30
 _MAX_NODES = 100_000  # an alias bomb expands far beyond any study a person would write
 
 
@@ -174,6 +175,23 @@ def _walk(
         for index, value in enumerate(node.value):
             yield (*place, index), value.start_mark.line + 1
             yield from _walk(value, (*place, index), path)
+
+
+def read_text(path: Path, *, error: type[AblateError], errors: str = "strict") -> str:
+    """The text of a file that a person gave; raises `error` for what is no text of theirs."""
+    try:
+        if path.exists() and not path.is_file():
+            raise error(f"{path} is no file that can be read whole; give a file")
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise error(
+                f"{path} has {size / 2**30:.1f} GiB, more than the {_MOST_BYTES / 2**30:g} GiB "
+                "that are read; give the needed columns, or every tenth line"
+            )
+        return path.read_text(encoding="utf-8-sig", errors=errors)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: is not UTF-8 text; save it as CSV UTF-8") from None
 
 
 def read_csv(

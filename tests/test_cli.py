@@ -100,6 +100,8 @@ RESULTS = "factor,level,seed,value\n" + "".join(
         (["analyze", "x"], b"\xff\xfe", "x: is not UTF-8 text; save it as CSV UTF-8"),
         (["analyze", "x"], RESULTS.replace("value", "valu"), "column 'valu': did you mean 'value'"),
         (["analyze", "x"], RESULTS + "lr,\"" + "x" * 200_000, "x:8: no line of a CSV"),
+        (["analyze", "/dev/zero"], None, "/dev/zero is no file that can be read whole"),
+        (["markers", "import", "/dev/zero"], None, "/dev/zero is no file that can be read whole"),
         (["status", "nowhere"], None, "nowhere holds no study (no study.json). Make one"),
         (["report", "."], None, ". holds no study (no study.json). Make one: ablate launch"),
         (["verify", "x"], TEXT, "x holds no study (no study.json). Make one"),
@@ -117,6 +119,32 @@ def test_a_mistake_is_answered_with_what_to_do(ablate, tmp_path, arguments, cont
     said = ablate(*arguments)
     assert said.code == 2 and said.out == ""
     assert says in " ".join(said.err.split()) and "Traceback" not in said.err
+
+
+def test_a_gigantic_csv_is_refused_before_it_is_read(ablate, tmp_path) -> None:
+    """Three GiB of nothing: both readers say how much, and what to give instead."""
+    with open(tmp_path / "x", "wb") as file:
+        file.truncate(3 * 2**30)
+    for command in (["analyze"], ["markers", "import"]):
+        said = ablate(*command, "x")
+        assert said.code == 2 and "x has 3.0 GiB" in said.err and "every tenth line" in said.err
+
+
+def test_a_study_record_of_another_program_is_refused(ablate, tmp_path) -> None:
+    """A study.json that is no record of ours: said so, instead of a traceback."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "study.json").write_text('{"name": "x"}')
+    said = ablate("status", "runs")
+    assert said.code == 2 and "lacks text, path, root: another program wrote it" in said.err
+
+
+def test_a_trial_without_steps_is_not_called_stable(ablate, tmp_path) -> None:
+    """There is nothing to judge yet, and the table says that."""
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    (trial / "trial.json").write_text("{}")
+    said = ablate("markers", "trial")
+    assert said.code == 0 and "no step recorded yet" in said.out and "STABLE" not in said.out
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.results import OUTCOMES, Objective, Result
 from ablate.errors import AnalysisError
-from ablate.source import read_csv
+from ablate.source import read_csv, read_text
 
 BASELINE = "baseline"
 REQUIRED = ("factor", "level", "seed", "value")
@@ -72,17 +72,12 @@ def analyze_file(
 def read_results(path: str | Path) -> list[Result]:
     """Read and check the file; every factor's unchanged level is called `baseline`."""
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except IsADirectoryError:
+    if file.is_dir():
         raise AnalysisError(
             f"{file} is a folder; give the CSV of the results. A study folder of ours: "
             f"ablate report {file}"
-        ) from None
-    except OSError as error:
-        raise AnalysisError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise AnalysisError(f"{file}: is not UTF-8 text; save it as CSV UTF-8") from None
+        )
+    text = read_text(file, error=AnalysisError)
     lines = read_csv(text, file, error=AnalysisError)
     header = [name.strip() for name in next(lines, (1, []))[1]]
     _check_header(file, header)

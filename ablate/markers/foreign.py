@@ -28,7 +28,7 @@ from ablate.markers.event import Context, number
 from ablate.markers.judge import judge
 from ablate.markers.rules import RULES
 from ablate.markers.thresholds import Thresholds
-from ablate.source import read_csv
+from ablate.source import read_csv, read_text
 
 EXPECTED = ("loss", "grad_norm", "logit_scale", "lr", "imagenet_top1")
 """What a foreign run should bring beside ``step``; what it lacks is said."""
@@ -104,10 +104,7 @@ def read_foreign(path: str | Path) -> Foreign:
         raise ForeignError(f"{place} has neither an out.log nor event files; give {_KINDS}")
     if "tfevents" in place.name:
         return _read_tensorboard([place])
-    try:
-        text = place.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise ForeignError(f"{place} cannot be read: {error.strerror}; check it") from error
+    text = read_text(place, error=ForeignError, errors="replace")
     if "Train Epoch:" in text:
         return _read_openclip(place)
     return _read_csv(place, text)
