@@ -25,6 +25,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ablate.errors import AblateError, ClusterError
+from ablate.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,8 +132,9 @@ def check(study: StudyArg) -> None:
         notes = advise(found)
     levels = sum(len(factor.levels) - 1 for factor in found.factors)
     out.print(
-        f"{study}: fine. {len(found.factors)} factors with {levels} levels beside the baseline, "
-        f"{found.design.name}, {len(found.seeds)} seeds, {found.gang.workers} workers a trial.",
+        f"{study}: fine. {counted(len(found.factors), 'factor')} with {counted(levels, 'level')} "
+        f"beside the baseline, {found.design.name}, {counted(len(found.seeds), 'seed')}, "
+        f"{counted(found.gang.workers, 'worker')} a trial.",
         markup=False,
     )
     for note in notes:

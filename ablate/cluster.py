@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 from ablate.errors import ClusterError, PlacementError
 from ablate.keeper import Ended, HostLost, Keeper, Rank, describe_code
+from ablate.wording import counted
 
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 _T = TypeVar("_T")
@@ -57,8 +58,7 @@ class Gang:
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
-        plural = "s" if self.workers > 1 else ""
-        return f"{self.workers} worker{plural} with {self.cpus_per_worker:g} CPU{gpus} each"
+        return f"{counted(self.workers, 'worker')} with {self.cpus_per_worker:g} CPU{gpus} each"
 
 
 @dataclass(frozen=True, slots=True)

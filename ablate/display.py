@@ -17,6 +17,7 @@ from rich.text import Text
 from ablate.analysis.report import Summary
 from ablate.forecast import Plan, which
 from ablate.status import Running, StudyStatus
+from ablate.wording import counted
 
 _OUTCOME_STYLES = {
     "completed": "green",
@@ -228,8 +229,9 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         table.add_row(name, seeds, "?" if steps is None else f"{steps:,}", ids)
     head = Text.assemble(
         (plan.study, "bold"),
-        f": {plan.design}, {len(plan.cells)} cells x {len(plan.seeds)} seeds, "
-        f"{len(plan.trials)} trials of {plan.workers} workers; {len(plan.to_run)} to run",
+        f": {plan.design}, {counted(len(plan.cells), 'cell')} x "
+        f"{counted(len(plan.seeds), 'seed')}, {counted(len(plan.trials), 'trial')} of "
+        f"{counted(plan.workers, 'worker')}; {len(plan.to_run)} to run",
     )
     facts = Table.grid(padding=(0, 2))  # a long line goes on below its own beginning
     facts.add_column(no_wrap=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ablate import design
-from ablate.analysis.wording import counted
 from ablate.study import Study
+from ablate.wording import counted
 
 
 def _confounded(study: Study) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from ablate.analysis.scale import objective_of, scale_of
 from ablate.analysis.table import CellRow, StudyTable, TrialRow
 from ablate.errors import AnalysisError
 from ablate.trial import Outcome
+from ablate.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _sentence(
     over: Contrast | None,
 ) -> str:
     scale = scale_of(table.study, ())
-    count = f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
+    count = counted(len(seeds), "seed")
     text = f"Best: {best.name}, {table.study.objective.metric} {scale.value(score)} over {count}."
     if best is table.baseline:
         text += " No other setting has a better mean."

@@ -11,12 +11,12 @@ from ablate.analysis.analysis import Contrast
 from ablate.analysis.questions import MOST_SEEDS, Question
 from ablate.analysis.scale import Scale
 from ablate.analysis.table import StudyTable
-from ablate.analysis.wording import are, counted, file_of
 from ablate.study import (
     OneAtATime,
     Study,
 )
 from ablate.trial import Outcome
+from ablate.wording import are, counted, file_of
 
 
 @dataclass(frozen=True, slots=True)

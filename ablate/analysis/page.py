@@ -28,7 +28,6 @@ from ablate.analysis.views import (
     trial_views,
     tuning_views,
 )
-from ablate.analysis.wording import are, counted, file_of, name_seeds
 from ablate.errors import AnalysisError
 from ablate.study import (
     FractionalFactorial,
@@ -37,6 +36,7 @@ from ablate.study import (
     Study,
 )
 from ablate.trial import Levels
+from ablate.wording import are, counted, file_of, name_seeds
 
 _DESIGN_WORDS = {
     "one_at_a_time": "one at a time: the baseline, and every other level alone",

@@ -12,7 +12,6 @@ from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.results import Result
 from ablate.analysis.scale import NONE, Scale, objective_of, probability
 from ablate.analysis.table import StudyTable, name_settings
-from ablate.analysis.wording import name_seeds
 from ablate.errors import AnalysisError
 from ablate.study import (
     FractionalFactorial,
@@ -22,6 +21,7 @@ from ablate.study import (
     Study,
 )
 from ablate.trial import Levels
+from ablate.wording import name_seeds
 
 MOST_SEEDS = 50
 """More seeds than this are not proposed."""

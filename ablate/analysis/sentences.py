@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ablate.analysis import verdict
 from ablate.analysis.effects import Guard
 from ablate.analysis.results import Cell, Objective, Table
+from ablate.wording import counted
 
 if TYPE_CHECKING:
     from ablate.analysis.answer import Contrast, Interaction
@@ -112,12 +113,12 @@ def _contrast(c: Contrast, objective: Objective, say: Scale, seeds_inert: bool) 
             "how sure that is cannot be said: undecided."
         )
     if c.ci is None:
-        why = f"{_seeds(c.n)} only, " if c.n < 2 else ""
+        why = f"{counted(c.n, 'seed')} only, " if c.n < 2 else ""
         return (
             f"{pair} is undecided: {why}difference {say.signed(c.delta)} without an interval; "
             f"{_wanted(c)}."
         )
-    evidence = f"95 % interval {say.interval(c.ci)}, {_seeds(c.n)}"
+    evidence = f"95 % interval {say.interval(c.ci)}, {counted(c.n, 'seed')}"
     margin = say.amount(objective.margin or 0.0)
     if c.verdict == verdict.MATTERS:
         text = f"{c.level} is {c.direction} than {c.reference}: {say.signed(c.delta)}"
@@ -134,7 +135,7 @@ def _contrast(c: Contrast, objective: Objective, say: Scale, seeds_inert: bool) 
         inner = f"90 % interval {say.interval(c.ci_equivalence)}, " if c.ci_equivalence else ""
         return (
             f"{c.level} and {c.reference} are equivalent within the margin of {margin}: "
-            f"{say.signed(c.delta)} ({inner}{_seeds(c.n)})."
+            f"{say.signed(c.delta)} ({inner}{counted(c.n, 'seed')})."
         )
     reason = ""
     if c.p_adjusted is not None and c.p is not None and c.p_adjusted > 0.05 >= c.p:
@@ -147,7 +148,7 @@ def _contrast(c: Contrast, objective: Objective, say: Scale, seeds_inert: bool) 
 def _diverged(c: Contrast, say: Scale) -> str:
     alive = ""
     if c.delta is not None:
-        alive = f" (survivors only: {say.signed(c.delta)}, {_seeds(c.n)})"
+        alive = f" (survivors only: {say.signed(c.delta)}, {counted(c.n, 'seed')})"
     if c.verdict == verdict.MATTERS:
         return f"{c.level} is {c.direction} than {c.reference}: {_rates(c)}{alive}."
     return f"{c.level} against {c.reference} is undecided: {_rates(c)}{alive}; {_wanted(c)}."
@@ -167,16 +168,8 @@ def _wanted(c: Contrast) -> str:
     if c.needs_seeds is None:
         return "no affordable number of seeds would decide it"
     if c.ci is None and not (c.divergence and c.divergence.any):
-        return f"run at least {_more(c.needs_seeds)}"
-    return f"about {_more(c.needs_seeds)} would decide it"
-
-
-def _more(n: int) -> str:
-    return f"{n} more seed{'' if n == 1 else 's'}"
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'' if n == 1 else 's'}"
+        return f"run at least {counted(c.needs_seeds, 'more seed')}"
+    return f"about {counted(c.needs_seeds, 'more seed')} would decide it"
 
 
 def interaction(i: Interaction, say: Scale) -> str:

@@ -1,10 +1,12 @@
-"""Small words of a report that follow a number or a list."""
+"""Words that follow a number or a list, where people read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ablate.study import Study
+if TYPE_CHECKING:
+    from ablate.study import Study
 
 
 def counted(number: int, noun: str) -> str:
