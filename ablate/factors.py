@@ -97,6 +97,7 @@ def _same_formula(config: Config, workers: int) -> Config:
     return {
         "fused": False,
         "torchcompile": False,
+        "cuda_graphs": False,
         "grad_checkpointing": False,
         "ddp_static_graph": False,
     }
@@ -151,8 +152,8 @@ FIELDS = frozenset(
         *("local_loss", "gather_with_grad", "use_bn_sync", "loss_dist_impl", "accum_freq"),
         *("siglip", "opt", "grad_clip_norm", "precision", "lr_scheduler", "warmup"),
         *("skip_scheduler", "epochs_cooldown", "lr_cooldown_power", "lr_cooldown_end"),
-        *("param_groups", "wd", "fused", "torchcompile", "grad_checkpointing"),
-        "ddp_static_graph",
+        *("param_groups", "wd", "fused", "torchcompile", "cuda_graphs"),
+        *("grad_checkpointing", "ddp_static_graph"),
     }
 )
 """All fields that a rule reads or rewrites: whatever sets none of them cannot change an answer."""

@@ -139,6 +139,8 @@ class Task:
     grad_clip_norm: float | None = None
     sync_batch_norm: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
+    """With compile: launch what was compiled as CUDA graphs."""
     static_graph: bool = False
     evaluations: tuple[Evaluation, ...] = ()
     seed: int = 0

@@ -352,7 +352,8 @@ class _Decoded:
         # Pillow's version: another one may decode a JPEG with other rounding.
         name = cache.key("decoded-1", index.fingerprint, tokenizer_name, PIL.__version__, at_least)
         folder = cache.build_once("decoded", name, build)
-        self._pixels = np.memmap(folder / "pixels.bin", np.uint8, "r")
+        # As a plain array: slices of a memmap object cost twelve times as much.
+        self._pixels = np.asarray(np.memmap(folder / "pixels.bin", np.uint8, "r"))
         self._shapes = np.load(folder / "shapes.npy")
         self._ends = np.cumsum(self._shapes[:, 0] * self._shapes[:, 1] * 3)
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")

@@ -305,6 +305,8 @@ class _Run:
             group["lr"] = lr
         self.seed_step(step)
         task.optimizer.zero_grad()
+        if task.cuda_graphs:  # whose memory the next pass uses again
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
         def backward(loss: torch.Tensor) -> None:
             (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
@@ -312,7 +314,7 @@ class _Run:
         values = task.forward_backward(model, micro, backward)
         if scaler is not None:
             scaler.unscale_(task.optimizer)
-        norm, group_norms = self.norms.measure()
+        norm = self.norms.measure()
         self.zero_gradients.update(self.norms.each)
         sampled = (step + 1) % UPDATE_STEPS == 0
         if sampled:
@@ -327,8 +329,7 @@ class _Run:
             values["scaler_scale"] = scaler._scale  # type: ignore[assignment]  # get_scale() waits
         values["grad_norm"] = norm
         if (step + 1) % GROUP_STEPS == 0:
-            for name, value in zip(self.norms.groups, group_norms.unbind(), strict=True):
-                values[f"grad_norm/{name}"] = value
+            values.update(self.norms.by_group())
         values.update(self.updates.rms())
         if sampled:
             values.update(self.updates.finish())
@@ -667,7 +668,11 @@ class _Run:
                 device_ids=[self.gang.device] if cuda else None,
                 static_graph=task.static_graph,
             )
-        return torch.compile(model) if task.compile else model  # type: ignore[return-value]
+        if not task.compile:
+            return model
+        # This mode is inductor's name for CUDA graphs.
+        mode = "reduce-overhead" if task.cuda_graphs else None
+        return torch.compile(model, mode=mode)  # type: ignore[return-value]
 
     def batches(self) -> Iterator[data.Batch]:
         task = self.task
@@ -722,7 +727,8 @@ class _Exchange:
         up over the ranks.
         """
         device, names = self._gang.device, tuple(values)
-        vector = torch.stack([value.double().reshape(()) for value in values.values()])
+        # To the widest type among them first: exact, and one conversion in the place of many.
+        vector = torch.stack([value.reshape(()) for value in values.values()]).double()
         # From memory that is not pinned, a copy would wait for the GPU.
         told = torch.tensor(flags, dtype=torch.float64, pin_memory=device.type == "cuda")
         vector = torch.cat([vector, told.to(device, non_blocking=True)])

@@ -158,33 +158,52 @@ def module_group(name: str) -> str:
     return ".".join(parts[:-1][:2]) or name
 
 
-class GradientNorms:
-    """Norms of all gradients in one pass, whole and by :func:`module_group`."""
+class _Groups:
+    """Trainable parameters by :func:`module_group`, to add up what is known of each."""
 
     def __init__(self, model: nn.Module) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
-        self.groups = tuple(dict.fromkeys(module_group(name) for name, _ in named))
-        numbers = {group: number for number, group in enumerate(self.groups)}
-        self._group = torch.tensor(
-            [numbers[module_group(name)] for name, _ in named], device=self.parameters[0].device
+        owners = [module_group(name) for name, _ in named]
+        self.names = tuple(dict.fromkeys(owners))
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self._number = torch.tensor(
+            [numbers[owner] for owner in owners], device=self.parameters[0].device
         )
-        self.each = torch.ones(len(named))
+
+    def norms(self, each: torch.Tensor) -> torch.Tensor:
+        """Norm of each group from the norms of all parameters."""
+        squares = torch.zeros(len(self.names), device=each.device)
+        squares.index_add_(0, self._number, each.square())
+        return squares.sqrt_()
+
+
+class GradientNorms:
+    """Norms of all gradients in one pass, whole and by :func:`module_group`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._groups = _Groups(model)
+        self.parameters = self._groups.parameters
+        self.each = torch.ones(len(self.parameters))
         """Norm of each parameter's gradient at the last measurement; 0 where there was none."""
 
-    def measure(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(global norm, norm of each group) as tensors on the device; no gradient counts as 0."""
-        device = self._group.device
+    def measure(self) -> torch.Tensor:
+        """The global norm as a tensor on the device; no gradient counts as 0."""
         present = [p.grad for p in self.parameters if p.grad is not None]
-        norms = [norm.float() for norm in torch._foreach_norm(present)]
+        norms = list(torch._foreach_norm(present))
         if len(present) < len(self.parameters):
             found = iter(norms)
-            zero = torch.zeros((), device=device)
+            zero = torch.zeros((), device=self.parameters[0].device)
             norms = [zero if p.grad is None else next(found) for p in self.parameters]
-        self.each = stacked = torch.stack(norms)
-        squares = torch.zeros(len(self.groups), device=device)
-        squares.index_add_(0, self._group, stacked.square())
-        return torch.linalg.vector_norm(stacked), squares.sqrt()
+        self.each = torch.stack(norms).float()
+        total: torch.Tensor = torch.linalg.vector_norm(self.each)
+        return total
+
+    def by_group(self) -> dict[str, torch.Tensor]:
+        """``grad_norm/<group>`` of the last measurement."""
+        norms = self._groups.norms(self.each).unbind()
+        names = [f"grad_norm/{name}" for name in self._groups.names]
+        return dict(zip(names, norms, strict=True))
 
 
 class UpdateMeter:
@@ -204,64 +223,61 @@ class UpdateMeter:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, watched: Sequence[str]
     ) -> None:
         self._optimizer = optimizer
-        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._groups = _Groups(model)
         self._watched = [
             (name, p)
-            for name, p in self._named
-            if any(fnmatchcase(name, pattern) for pattern in watched)
+            for name, p in model.named_parameters()
+            if p.requires_grad and any(fnmatchcase(name, pattern) for pattern in watched)
         ]
         self._settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._before: list[torch.Tensor] | None = None
 
     def start(self) -> None:
         """Called before a step whose update is to be measured."""
-        self._before = [p.detach().clone() for _, p in self._named]
+        self._before = [p.detach().clone() for p in self._groups.parameters]
 
     def rms(self) -> dict[str, torch.Tensor]:
         """Of the watched tensors, after a step, while their gradients are there."""
         found = {}
         for name, p in self._watched:
-            second = self._second_moment(p)
-            if second is not None and p.grad is not None:
+            held = self._second_moment(p)
+            if held is not None and p.grad is not None:
+                second, correction = held
                 eps = self._settings[id(p)]["eps"]
-                square = p.grad.float().square() / second.clamp_min(eps * eps)
+                # In place where the tensor is ours: these may be among the model's largest.
+                unbiased = (second.float() / correction).clamp_min_(eps * eps)
+                square = p.grad.float().square().div_(unbiased)
                 found[f"rms/{name}"] = square.mean().sqrt()
         return found
 
     def finish(self) -> dict[str, torch.Tensor]:
         """After the step that :meth:`start` preceded."""
         assert self._before is not None
-        weights = torch._foreach_norm(self._before)
-        torch._foreach_sub_(self._before, [p.detach() for _, p in self._named])
-        moved = torch._foreach_norm(self._before)
+        weights = torch.stack(torch._foreach_norm(self._before)).float()
+        torch._foreach_sub_(self._before, [p.detach() for p in self._groups.parameters])
+        moved = torch.stack(torch._foreach_norm(self._before)).float()
         self._before = None
-        squares: dict[str, list[torch.Tensor]] = {}
-        for (name, _), change, weight in zip(self._named, moved, weights, strict=True):
-            total = squares.setdefault(module_group(name), [change.float() * 0, change.float() * 0])
-            total[0] = total[0] + change.float().square()
-            total[1] = total[1] + weight.float().square()
-        found = {
-            f"update_ratio/{group}": (change / weight.clamp_min(1e-24)).sqrt()
-            for group, (change, weight) in squares.items()
-        }
+        ratios = self._groups.norms(moved) / self._groups.norms(weights).clamp_min_(1e-12)
+        names = [f"update_ratio/{group}" for group in self._groups.names]
+        found = dict(zip(names, ratios.unbind(), strict=True))
         shares = []
-        for _, p in self._named:
-            second = self._second_moment(p)
-            if second is not None:
-                shares.append(second.mean().sqrt() < 10 * self._settings[id(p)]["eps"])
+        for p in self._groups.parameters:
+            held = self._second_moment(p)
+            if held is not None:
+                second, correction = held
+                mean = second.mean(dtype=torch.float32) / correction
+                shares.append(mean.sqrt() < 10 * self._settings[id(p)]["eps"])
         if shares:
             found["eps_share"] = torch.stack(shares).float().mean()
         return found
 
-    def _second_moment(self, p: nn.Parameter) -> torch.Tensor | None:
-        """De-biased, as a new tensor; None for an optimizer without one."""
+    def _second_moment(self, p: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As the optimizer has it, and what it is to be divided by to be free of bias; None for an
+        optimizer without one."""
         state = self._optimizer.state.get(p, {})
         if "exp_avg_sq" not in state or "step" not in state:
             return None
-        beta2 = self._settings[id(p)]["betas"][1]
-        second: torch.Tensor = state["exp_avg_sq"].float()
-        unbiased: torch.Tensor = second / (1 - beta2 ** state["step"])
-        return unbiased
+        return state["exp_avg_sq"], 1 - self._settings[id(p)]["betas"][1] ** state["step"]
 
 
 class ZeroGradients:
@@ -275,7 +291,7 @@ class ZeroGradients:
 
     def update(self, norms: torch.Tensor) -> None:
         """`norms` of all parameters' gradients of a step, zero where there was none."""
-        self.counts = torch.where(norms == 0, self.counts + 1, torch.zeros_like(self.counts))
+        self.counts.add_(1).mul_(norms == 0)
 
 
 # --------------------------------------------------------------------------- state by name

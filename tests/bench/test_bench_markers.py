@@ -67,6 +67,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tiny-rn-a", 32, 20, 4, 0.15),
         ("tiny-rn-a", 128, 12, 4, 0.05),
         ("RN50", 8, 3, 1, 0.03),
+        ("RN50", 32, 2, 1, 0.01),
     ],
 )
 def test_looking_costs_little(

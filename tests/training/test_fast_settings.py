@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ablate import recipes
 from ablate.recipes import openclip
 
 
-def losses(folder: Path, data: Path, **changes: Any) -> list[float]:
+def losses(
+    folder: Path, data: Path, env: Mapping[str, str] | None = None, **changes: Any
+) -> list[float]:
     """Losses of one epoch of six steps."""
     trial = write_trial(folder, data, epochs=1, zeroshot_frequency=0, **changes)
-    assert run(trial.folder) == [0], (folder / "log-0.txt").read_text()
+    assert run(trial.folder, **(env or {})) == [0], (folder / "log-0.txt").read_text()
     return [row["loss"] for row in trial.trace()]
 
 
@@ -45,6 +48,18 @@ def test_a_fast_setting_moves_the_losses_no_further_than_it_says(
     assert found == pytest.approx(plain, rel=tolerance, abs=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_model_trains_as_the_eager_one(tmp_path: Path, data: Path) -> None:
+    """Inductor's kernels, compiled here from nothing: the losses differ in their last digits."""
+    eager = losses(tmp_path / "eager", data, model="tiny-test-vit")
+    changes = {"model": "tiny-test-vit", "torchcompile": True}
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
+    found = losses(tmp_path / "compiled", data, env=env, **changes)
+    assert list((tmp_path / "kernels").rglob("*.so")), "nothing was compiled"
+    assert found == pytest.approx(eager, rel=1e-4, abs=0)
+
+
 def test_channels_last_is_the_layout_of_convolutions(data: Path) -> None:
     """The setting reaches the weights."""
     chosen = config(channels_last=True, imagenet_val=None)
@@ -67,9 +82,27 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
         {"data_order": "stream", "fast_jpeg": True},
         {"data_order": "stream", "fast_resize": True},
         {"fast_resize": True, "aug_cfg": {"use_timm": True}},
+        {"cuda_graphs": True},
     ):
         with pytest.raises(ValidationError, match="does nothing with"):
             config(**changes)
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_work() -> None:
+    """Without a GPU at plan, with the reason; with accumulation already in the study's file."""
+    chosen = config(torchcompile=True, cuda_graphs=True)
+    with pytest.raises(ValueError, match="cuda_graphs needs GPUs"):
+        openclip.check(chosen, workers=1, gpus=0)
+    assert openclip.check(chosen, workers=1, gpus=1) == []
+    with pytest.raises(ValidationError, match="accum_freq needs them all"):
+        config(torchcompile=True, cuda_graphs=True, accum_freq=2)
+
+
+def test_the_exported_command_compiles_without_cuda_graphs() -> None:
+    """The peer has --torchcompile and no graphs, which change no number."""
+    line = openclip.command(config(torchcompile=True, cuda_graphs=True), workers=1)
+    assert line == openclip.command(config(torchcompile=True), workers=1)
+    assert "--torchcompile" in line
 
 
 @pytest.mark.gpu

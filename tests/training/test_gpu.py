@@ -42,6 +42,26 @@ def test_a_killed_run_on_a_gpu_ends_as_the_whole_one(
     assert_same(trial, whole)
 
 
+def test_cuda_graphs_launch_what_was_compiled(tmp_path: Path, data: Path) -> None:
+    """The losses are those of the compiled model, and inductor skipped no graph."""
+    losses = {}
+    for graphs in (False, True):
+        fields = {**SMALL, "precision": "fp32", "batch_size": 16, "torchcompile": True}
+        trial = write_trial(
+            tmp_path / str(graphs), data, gpus=1, cuda_graphs=graphs, **fields
+        )  # fmt: skip
+        codes = run(trial.folder, prepare=_fail_on_a_skipped_graph if graphs else None)
+        assert codes == [0], log_of(trial)
+        losses[graphs] = [row["loss"] for row in trial.trace()]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+def _fail_on_a_skipped_graph() -> None:
+    import torch._inductor.config
+
+    torch._inductor.config.triton.cudagraph_or_error = True
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_pinned_memory(workers: int) -> None:
     """So that the copy to the device can run beside the step."""

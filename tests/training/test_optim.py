@@ -114,12 +114,13 @@ def test_gradient_norms_are_torchs() -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.Linear(3, 3))
     model[2](model[1](model[0](torch.randn(4, 5)))).square().sum().backward()
     norms = optim.GradientNorms(model)
-    total, groups = norms.measure()
+    total = norms.measure()
+    groups = norms.by_group()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert torch.equal(total, torch.nn.utils.get_total_norm(gradients))
-    assert norms.groups == ("0", "2", "3")
-    assert groups[2] == 0  # the last layer was not used
-    assert torch.allclose(groups.square().sum(), total.square())
+    assert tuple(groups) == ("grad_norm/0", "grad_norm/2", "grad_norm/3")
+    assert groups["grad_norm/3"] == 0  # the last layer was not used
+    assert torch.allclose(torch.stack(list(groups.values())).square().sum(), total.square())
 
 
 def trained(model: nn.Module, *, steps: int, **options: float) -> torch.optim.AdamW:

@@ -238,6 +238,9 @@ class Config(_Frozen):
     """Rule that says which parameters are not decayed."""
     fused: bool = False
     """Fused AdamW: the same formula in one kernel, rounded differently (1e-7 a step)."""
+    cuda_graphs: bool = False
+    """With torchcompile, on GPUs: launch the compiled passes as CUDA graphs (inductor's mode
+    reduce-overhead). The same kernels with less launching: no rounding beyond torchcompile's."""
     channels_last: bool = False
     """Images and convolutions in channels-last memory: other kernels, so other rounding."""
     data_order: Literal["indexed", "stream"] = "indexed"
@@ -295,6 +298,16 @@ class Config(_Frozen):
                 raise ValueError("fused is for opt: adamw; remove it")
             if self.param_groups != "open_clip":
                 raise ValueError("opt: timm/... groups parameters itself; remove param_groups")
+        if self.cuda_graphs and not self.torchcompile:
+            raise ValueError(
+                "cuda_graphs does nothing without torchcompile; set torchcompile: true, "
+                "or remove it"
+            )
+        if self.cuda_graphs and self.accum_freq > 1:
+            raise ValueError(
+                "cuda_graphs uses the memory of a micro-batch's features again for the next one, "
+                "and accum_freq needs them all; set accum_freq: 1, or remove cuda_graphs"
+            )
         if self.data_order == "stream":
             for name in ("fast_jpeg", "fast_resize"):
                 if getattr(self, name):

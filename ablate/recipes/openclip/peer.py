@@ -19,6 +19,7 @@ OWN_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "param_groups": ("open_clip",),
     "evaluations": (),
     "fused": (),
+    "cuda_graphs": (),
     "channels_last": (),
     "data_order": (),
     "fast_jpeg": (False,),

@@ -46,6 +46,11 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
             "use_bn_sync needs GPUs: torch's SyncBatchNorm has no CPU kernel. "
             "Set gang.gpus_per_worker: 1, or use_bn_sync: false"
         )
+    if config.cuda_graphs and gpus == 0:
+        raise ValueError(
+            "cuda_graphs needs GPUs: on a CPU there is nothing to launch. "
+            "Set gang.gpus_per_worker: 1, or cuda_graphs: false"
+        )
     _check_locks(config)
     warnings = []
     if config.use_bn_sync and workers == 1:

@@ -108,6 +108,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         grad_clip_norm=config.grad_clip_norm,
         sync_batch_norm=config.use_bn_sync,
         compile=config.torchcompile,
+        cuda_graphs=config.cuda_graphs,
         static_graph=config.ddp_static_graph,
         evaluations=make_evaluations(
             config, model, samples, epoch_samples, eval_transform, tokenizer, device, to_input
