@@ -386,7 +386,9 @@ def killed_worker(stage: Stage, seed: int) -> Run:
     run = stage.run(text, early, in_checkpoint(signal.SIGKILL))
     stage.check(run, same_as=whole)
     for fault in run.struck:
-        assert run.kinds(fault.trial_id)[fault.attempt - 1] == "crashed"
+        kind = run.kinds(fault.trial_id)[fault.attempt - 1]
+        # In the last checkpoint: its last word may be said before the signal is there.
+        assert kind == "crashed" or (kind == "ended" and fault.step == STEPS)
         assert_at_most_a_checkpoint_is_lost(run, fault)
     return run
 
@@ -477,7 +479,9 @@ def preempted(stage: Stage, seed: int) -> Run:
     stage.check(run, same_as=whole)
     for fault in run.struck:
         trial = run.record.record(fault.trial_id)
-        assert run.kinds(fault.trial_id)[fault.attempt - 1] == "preempted"
+        # From the last checkpoint a trial goes on to its end, which is near.
+        expected = "preempted" if fault.step < STEPS else "ended"
+        assert run.kinds(fault.trial_id)[fault.attempt - 1] == expected
         first = trial.first_row(fault.attempt + 1)
         assert first is None or first["step"] == trial.last_step(fault.attempt) + 1
     return run
@@ -509,7 +513,8 @@ def nan_on_one_rank(stage: Stage, seed: int) -> Run:
     entry = f"drill_worker:nan_at_{step}"
     text = study_text(workers=2, epochs=2)
     whole = stage.undisturbed(text, entry=entry)
-    run = stage.run(text, kill_at_step(step - 3, chance.randrange(2)), entry=entry)
+    early = kill_at_step(chance.randrange(1, step - 3), chance.randrange(2))
+    run = stage.run(text, early, entry=entry)
     stage.check(run, same_as=whole)
     assert run.status.outcomes == whole.status.outcomes == {"diverged": 2}
     for trial in run.trials:

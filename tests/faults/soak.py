@@ -26,20 +26,30 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
 
-from drills import DRILLS, Stage, mixed  # noqa: E402
+from drills import DRILLS, STEPS, Run, Stage, mixed  # noqa: E402
 from small_trials import make_data  # noqa: E402
+from test_drills_clock import LIBRARY, drill_clock  # noqa: E402
 from test_drills_controller import drill_controller  # noqa: E402
-from test_drills_tracking import drill_tracking_away, mlflow_server  # noqa: E402
+from test_drills_storage import drill_full_disk  # noqa: E402
+from test_drills_tracking import (  # noqa: E402
+    drill_locked_databases,
+    drill_tracking_away,
+    drill_tracking_trouble,
+    mlflow_server,
+)
 
 from ablate.cluster import LocalCluster  # noqa: E402
 
+Drill = Callable[[Stage, int], list[float]]
+"""Gives the seconds from each fault to training again."""
 
-def down(downtime_s: float) -> Callable[[Stage, int], list[float]]:
+
+def down(downtime_s: float) -> Drill:
     """The controller is killed, in training or before it could record an end, and is away."""
 
     def controller_down(stage: Stage, seed: int) -> list[float]:
-        folder = Path(tempfile.mkdtemp(prefix="controller-", dir=stage.folder))
-        return drill_controller(stage, folder, seed, downtime_s=downtime_s, finished=seed % 2 == 1)
+        folder, finished = new_folder(stage), seed % 2 == 1
+        return drill_controller(stage, folder, seed, downtime_s=downtime_s, finished=finished)
 
     controller_down.__name__ = f"controller_down_{downtime_s:.0f}s"
     return controller_down
@@ -47,28 +57,60 @@ def down(downtime_s: float) -> Callable[[Stage, int], list[float]]:
 
 def tracking_away_60s(stage: Stage, seed: int) -> list[float]:
     """The tracking server goes away at a random step, for a minute."""
-    folder = Path(tempfile.mkdtemp(prefix="tracking-", dir=stage.folder))
+    folder = new_folder(stage)
     with mlflow_server(folder) as port:
         drill_tracking_away(stage, port, folder, seed, away_s=60.0)
     return []
 
 
-def recovered(drill: Callable[..., object]) -> Callable[[Stage, int], list[float]]:
+def tracking_trouble(stage: Stage, seed: int) -> list[float]:
+    """The tracking server is away, broken and slow, in any order."""
+    folder, order = new_folder(stage), ["shut", "500", "slow"]
+    random.Random(seed).shuffle(order)
+    with mlflow_server(folder) as port:
+        drill_tracking_trouble(stage, port, folder, tuple(order))
+    return []
+
+
+def locked_databases(stage: Stage, seed: int) -> list[float]:
+    """Another program holds the views' databases from a random step on."""
+    drill_locked_databases(stage, new_folder(stage), random.Random(seed).randrange(1, STEPS))
+    return []
+
+
+def full_disk(stage: Stage, seed: int) -> list[float]:
+    """The disk is full before the first checkpoint."""
+    drill_full_disk(stage, new_folder(stage), seed)
+    return []
+
+
+def leaping_clock(stage: Stage, seed: int) -> list[float]:
+    """The time of day leaps under a whole launch."""
+    return drill_clock(stage, new_folder(stage), seed)
+
+
+def new_folder(stage: Stage) -> Path:
+    return Path(tempfile.mkdtemp(prefix="drill-", dir=stage.folder))
+
+
+def recovered(drill: Callable[[Stage, int], Run]) -> Drill:
     """The seconds until training again of each fault of a drill."""
 
     def run(stage: Stage, seed: int) -> list[float]:
-        found = drill(stage, seed)
-        return [again for again in found.recoveries_s() if again == again]  # type: ignore[attr-defined]
+        return [again for again in drill(stage, seed).recoveries_s() if again == again]
 
     run.__name__ = drill.__name__  # type: ignore[attr-defined]
     return run
 
 
-Drill = Callable[[Stage, int], list[float]]
 ALL: tuple[Drill, ...] = (
     *(recovered(drill) for drill in DRILLS),
     *(down(downtime_s) for downtime_s in (0.0, 20.0, 60.0)),
     tracking_away_60s,
+    tracking_trouble,
+    locked_databases,
+    *((full_disk,) if os.geteuid() == 0 else ()),  # mounts one
+    *((leaping_clock,) if LIBRARY else ()),
 )
 
 

@@ -41,16 +41,19 @@ def fill(disk: Path, *, leave: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_full_disk_is_waited_for(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_a_full_disk_is_waited_for(stage: Stage, tmp_path: Path, seed: int) -> None:
     """No room for a checkpoint: no attempt is counted, the study says so and goes on when there is
     room again."""
-    monkeypatch.setattr("ablate.runner.SPACE_PAUSE_S", 0.5)
+    drill_full_disk(stage, tmp_path, seed)
+
+
+def drill_full_disk(stage: Stage, folder: Path, seed: int) -> None:
     step = random.Random(seed).randrange(1, 6)
     text = TEXT + "budget: {attempts: 1}\n"
     whole = stage.undisturbed(text)
-    with small_disk(tmp_path / "disk", mib=700) as disk:
+    with small_disk(folder / "disk", mib=700) as disk, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ablate.runner.SPACE_PAUSE_S", 0.5)
+        stage.status = None
         seen: list[str] = []
 
         def free_when_told() -> int:
