@@ -7,12 +7,11 @@ Ctrl-C or `ablate stop` (launch again to go on).
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -106,7 +105,9 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        from ablate.records import is_full
+
+        if not is_full(error):
             raise
         where = f" for {error.filename}" if error.filename else ""
         err.print(
@@ -230,9 +231,10 @@ def launch(
     with (
         runner.controlling(record),
         _stop_signals() as stop_level,
+        _cluster(cluster, address, cpus) as machines,  # imports ahead while the next two come up
         _tracker(loaded, record, tracking_uri) as mirror,
         _book(loaded, record, storage) as book,
-        _cluster(cluster, address, cpus) as machines,
+        closing(machines),  # before the mirror, which may take its time
         watching(out) as watch,
     ):
         _look_before(loaded, record.folder, machines)

@@ -601,10 +601,15 @@ class LocalCluster(GangCluster):
         self._devices = _visible_devices(num_gpus)
         self._all = {"CPU": self._cpus, "GPU": float(len(self._devices))}
         self._preload = tuple(preload)
-        self._keeper: Keeper | None = None
-        self._opening: asyncio.Future[None] = self._loop.create_future()
+        self._keeper: Keeper
+        self._opening: asyncio.Task[None]
+        self._call(self._open_keeper())  # it imports ahead while the caller does other things
         self._turn = asyncio.Lock()  # first come first served: the head of the queue holds it
         self._freed = asyncio.Event()
+
+    async def _open_keeper(self) -> None:
+        self._keeper = Keeper(address="127.0.0.1", preload=self._preload)
+        self._opening = self._loop.create_task(self._keeper.open())
 
     def capacity(self, gang: Gang) -> Capacity:
         here = {"this machine": self._all}
@@ -622,9 +627,8 @@ class LocalCluster(GangCluster):
             while self.capacity(gang).free == 0:
                 self._freed.clear()
                 await self._freed.wait()
-            if self._keeper is None or self._keeper.lost is not None:
-                self._keeper = Keeper(address="127.0.0.1", preload=self._preload)
-                self._opening = self._loop.create_task(self._keeper.open())
+            if self._keeper.lost is not None:
+                await self._open_keeper()
             keeper = self._keeper
             # Shielded: stopping the attempt that came first must not stop the keeper's start.
             await asyncio.shield(self._opening)
@@ -640,8 +644,8 @@ class LocalCluster(GangCluster):
         self._freed.set()
 
     async def _shut_down(self) -> None:
-        if self._keeper is not None:
-            await self._keeper.close()
+        await asyncio.wait([self._opening])
+        await self._keeper.close()
 
 
 def _visible_devices(number: int) -> list[str]:

@@ -24,6 +24,7 @@ survive as the strings "NaN", "Infinity" and "-Infinity" (JSON has no other way 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -42,6 +43,9 @@ FORMAT = 1
 
 RUNGS = "rungs.jsonl"
 """What a search's pruning saw and decided, in a study folder."""
+
+ROOM_S = 10.0
+"""How long a file that matters waits for room on a full disk."""
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -79,13 +83,31 @@ def loads(text: str | bytes) -> Any:
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` so that a reader sees the old file or the whole new one, never a part.
 
-    `durable` also flushes to disk, which a heartbeat can do without.
+    `durable` also flushes to disk, and waits a little when the disk is full, both of which a
+    heartbeat can do without: a checkpoint that finds no room gives back what it took.
     """
+    text = dumps(value, indent=1) + "\n"
+    until = time.monotonic() + (ROOM_S if durable else 0.0)
+    while True:
+        try:
+            return _replace(path, text, durable=durable)
+        except OSError as error:
+            if not is_full(error) or time.monotonic() >= until:
+                raise
+        time.sleep(0.1)
+
+
+def is_full(error: OSError) -> bool:
+    """The disk, or what this user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _replace(path: Path, text: str, *, durable: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(dumps(value, indent=1) + "\n")
+            file.write(text)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -17,7 +17,14 @@ from typing import Any
 import psutil
 
 from ablate import referee
-from ablate.records import StudyRecord, TrialRecord, find_json, worker_seconds, write_json
+from ablate.records import (
+    StudyRecord,
+    TrialRecord,
+    find_json,
+    is_full,
+    worker_seconds,
+    write_json,
+)
 from ablate.study import Study
 from ablate.trial import Outcome, Trial
 
@@ -204,19 +211,21 @@ def picture(
 def write_controller(
     record: StudyRecord, *, state: str, active: Mapping[str, int], notes: Sequence[str]
 ) -> None:
-    """Leave a sign of life in the study folder; `read_controller` reads it."""
-    write_json(
-        record.folder / "controller.json",
-        {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "time": time.time(),
-            "state": state,
-            "active": dict(active),
-            "notes": list(notes),
-        },
-        durable=False,
-    )
+    """Leave a sign of life in the study folder, unless the disk is full; `read_controller` reads
+    it."""
+    sign = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "state": state,
+        "active": dict(active),
+        "notes": list(notes),
+    }
+    try:
+        write_json(record.folder / "controller.json", sign, durable=False)
+    except OSError as error:
+        if not is_full(error):
+            raise
 
 
 def read_controller(record: StudyRecord) -> dict[str, Any] | None:

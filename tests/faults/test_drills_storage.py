@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +37,16 @@ def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, leave: int) -> None:
-    """Leave so many bytes free."""
+    """Leave so many bytes free, while others write there."""
+    end = time.monotonic() + 10
     with open(disk / "filler", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(disk).free - leave, 1))
+        while True:
+            size = max(shutil.disk_usage(disk).free - leave, 1)
+            try:
+                return os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:  # some of it was taken in this moment
+                if error.errno != errno.ENOSPC or time.monotonic() > end:
+                    raise
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -53,6 +53,7 @@ def test_a_gang_survives_the_loss_of_a_host(
     """Of three hosts one with a rank goes away: the gang trains again on the other two in time.
 
     No step is lost or done twice, and the rank that was cut off ends before its successor begins.
+    A link that is whole again brings nothing back.
     """
     trial = tmp_path / "trial"
     trial.mkdir()
@@ -76,6 +77,8 @@ def test_a_gang_survives_the_loss_of_a_host(
             record_property("cut_off_ended_s", round(time.time() - faulted, 1))
             until(lambda: steps(trial)[-1][0] == 2, bound_s + 30, driver)
             again = next(moment for number, _, moment in steps(trial) if number == 2)
+            if fault != "kill":
+                hosts.mend(victim)
             lost = json.loads(driver.stdout.readline())
             record_property("noticed_s", round(lost["time"] - faulted, 1))
             record_property("training_again_s", round(again - faulted, 1))
@@ -90,6 +93,33 @@ def test_a_gang_survives_the_loss_of_a_host(
     assert lost["kind"] == "lost" and f"host{victim}" in lost["detail"]
     assert f"host{victim}" not in rest[0]["nodes"] and rest[-1]["exit_codes"] == [0, 0]
     assert [step for _, step, _ in steps(trial)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.exhaustive
+def test_a_short_silence_changes_nothing(tmp_path: Path) -> None:
+    """A link that drops everything for 5 s, less than the lease: the same attempt goes on."""
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    with Hosts(cpus=(0, 1, 1), folder=tmp_path) as hosts:
+        address = f"{hosts.address(0)}:{RAY_PORT}"
+        driver = hosts.run(
+            0,
+            [sys.executable, str(HERE / "drill_driver.py"), address, "3", str(trial), str(STEPS)],
+        )
+        try:
+            until(lambda: len(steps(trial)) >= 20, 90, driver)
+            hosts.silence(2)
+            time.sleep(5.0)
+            hosts.mend(2)
+            assert driver.wait(120) == 0
+        finally:
+            driver.kill()
+            driver.wait()
+            assert driver.stdout is not None
+            driver.stdout.close()
+    assert [(number, step) for number, step, _ in steps(trial)] == [
+        (1, step) for step in range(1, STEPS + 1)
+    ]
 
 
 def test_a_killed_controller_frees_a_joined_ray(
