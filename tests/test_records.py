@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablate import records
 from ablate.errors import RecordError
 from ablate.records import (
     AttemptWriter,
@@ -22,6 +24,7 @@ from ablate.records import (
     read_rows_from,
     write_json,
 )
+from ablate.status import write_controller
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 texts = st.text().filter(lambda text: text not in ("NaN", "Infinity", "-Infinity"))
@@ -130,3 +133,30 @@ def test_how_long_an_attempt_was_seen_is_what_its_last_heartbeat_says(
         writer.heartbeat({"time": moment})
     writer.close()
     assert folder.seen_s(1) == 40.0
+
+
+def test_a_full_disk_is_waited_for_by_what_matters_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A durable file is there once another has given its room back; a sign of life is left out,
+    and a disk that stays full is an error. Nothing half-written is left."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    refusals = [full, full]
+    replace = records._replace
+
+    def refuse(path: Path, text: str, *, durable: bool) -> None:
+        if refusals:
+            raise refusals.pop()
+        replace(path, text, durable=durable)
+
+    monkeypatch.setattr(records, "_replace", refuse)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    refusals.append(full)
+    write_controller(StudyRecord(tmp_path), state="running", active={}, notes=())
+    assert not refusals and not (tmp_path / "controller.json").exists()
+    monkeypatch.setattr(records, "ROOM_S", 0.2)
+    refusals.extend([full] * 99)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "b.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

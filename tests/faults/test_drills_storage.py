@@ -86,9 +86,10 @@ def drill_full_disk(stage: Stage, folder: Path, seed: int) -> None:
 
 
 def test_a_disk_without_a_byte_left_ends_the_launch_and_loses_nothing(
-    stage: Stage, tmp_path: Path
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where not even the controller can write, the launch ends; the next one goes on."""
+    monkeypatch.setattr("ablate.records.ROOM_S", 0.5)
     whole = stage.undisturbed(TEXT)
     with small_disk(tmp_path / "disk", mib=700) as disk:
         folder = disk / "drill"
