@@ -89,11 +89,14 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
 
 
 def test_cuda_graphs_are_refused_where_they_cannot_work() -> None:
-    """Without a GPU at plan, with the reason; with accumulation already in the study's file."""
+    """Without a GPU at plan, with the reason; with accumulation already in the study's file. Fewer
+    ranks than the trial asks for accumulate, and do without."""
     chosen = config(torchcompile=True, cuda_graphs=True)
     with pytest.raises(ValueError, match="cuda_graphs needs GPUs"):
         openclip.check(chosen, workers=1, gpus=0)
     assert openclip.check(chosen, workers=1, gpus=1) == []
+    fewer = openclip.share_out(chosen, workers=2, ranks=1, num_samples=96)
+    assert (fewer.accum_freq, fewer.torchcompile, fewer.cuda_graphs) == (2, True, False)
     with pytest.raises(ValidationError, match="accum_freq needs them all"):
         config(torchcompile=True, cuda_graphs=True, accum_freq=2)
 

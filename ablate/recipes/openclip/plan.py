@@ -217,6 +217,7 @@ def share_out(config: Config, *, workers: int, ranks: int, num_samples: int) -> 
             "accum_freq": config.accum_freq * (workers // ranks),
             # Rounded up as num_steps rounds, so that both count the same steps.
             "train_num_samples": math.ceil(num_samples / whole) * whole,
+            "cuda_graphs": False,  # they cannot accumulate, and change no number
         }
     )
 
