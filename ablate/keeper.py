@@ -587,6 +587,7 @@ class Keeper:
         self.name = name or socket.gethostname()
         self.preload = tuple(preload)
         self.lost: str | None = None
+        self._used = False
         self._replies: dict[tuple[str, str], asyncio.Future[dict[str, Any]]] = {}
         self._pids: dict[str, dict[int, int]] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -665,11 +666,15 @@ class Keeper:
         """Kill everything and wait for the keeper's own end."""
         if self._writer is not None and self._reading is not None:
             self._writer.close()
+            if not self._used and self._process is not None:  # it may still be importing
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
             await self._reading
 
     async def _ask(self, op: str, gang: str, **content: object) -> dict[str, Any]:
         if self.lost is not None:
             raise HostLost(self.lost)
+        self._used = True
         reply = self._expect(op, gang)
         self._send(op, gang, **content)
         answer = await reply

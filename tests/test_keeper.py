@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ablate.cluster import Attempt, Gang, LocalCluster
@@ -125,3 +126,21 @@ def test_a_gang_that_makes_no_progress_ends_and_a_slow_evaluation_does_not(
         log = tmp_path / trial / "attempts" / "1" / f"log-{rank}.txt"
         assert "_wait_forever" in log.read_text()
         assert trial != "hang_evaluating" or "seven batches" in log.read_text()
+
+
+def test_a_cluster_that_ran_nothing_does_not_wait_for_its_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in the midst of them, and no process is left."""
+    begun = tmp_path / "begun"
+    (tmp_path / "endless.py").write_text(
+        f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(900)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with LocalCluster(num_cpus=1, preload=("endless",)):
+        deadline = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not any('["endless"]' in command for command in commands)
