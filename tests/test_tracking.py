@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -816,6 +817,21 @@ def test_artifacts_are_plain_files_inside_the_folder(tmp_path: Path, name: str) 
 
 
 # --------------------------------------------------------------------------- others around
+
+
+def test_only_the_mirror_trusts_the_disk(tmp_path: Path) -> None:
+    """Its transactions do not wait for the disk; those of any other database in the process do."""
+    found = []
+    for name in ("mlflow.db", "other.db"):
+        uri = f"sqlite:///{tmp_path / name}"
+        if name == "mlflow.db":
+            with one_at_a_time(uri):
+                pass
+        engine = sqlalchemy.create_engine(uri)
+        with engine.connect() as connection:
+            found.append(connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar())
+        engine.dispose()
+    assert found == [1, 2]  # NORMAL, FULL
 
 
 def test_studies_of_one_name_do_not_share_an_experiment(
