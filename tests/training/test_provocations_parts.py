@@ -1,4 +1,5 @@
-"""Provoked: updates, temperature, fp16's range, dead towers (M7, M10, M11, M14); and sane runs."""
+"""Provoked: updates, logits, temperature, fp16, dead towers (M7, M9 to M11, M14); and sane
+runs."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from provocations import faster, gradient_times, provoke, weights_times
+from provocations import faster, gradient_times, provoke, samples, weights_times
 
 from ablate.recipes import Task
 
@@ -28,6 +29,8 @@ def test_a_sane_run_is_stable(tmp_path: Path, emoji: Path, seed: int) -> None:
     losses = [row["loss"] for row in done.record.trace()]
     assert sum(losses[-20:]) / 20 < sum(losses[20:40]) / 20 - 0.2
 
+
+LAST_BIAS = "visual.attnpool.c_proj.bias"
 
 SILENT = [
     "attention_logits", "scaler_skips", "batch_norm", "dead_gradient", "accuracy_collapse"
@@ -64,6 +67,42 @@ def test_a_temperature_without_brake_jumps(tmp_path: Path, few: Path) -> None:
     scales = [row["logit_scale"] for row in done.record.trace()]
     assert abs(np.log(scales[event["first_step"] - 1] / 14.3)) > 0.25
     assert done.ending == ("completed", "STABLE", None)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_logits_that_nothing_holds_drift(tmp_path: Path, emoji: Path, biased: bool) -> None:
+    """M9: a softmax does not see what all logits have in common, so a gradient that is a little
+    wrong in that direction moves them without end while the loss rests at ln B. Wrong here: the
+    last bias of the image tower is pulled to the captions' mean. Without that pull, the same
+    rates on the same shuffled captions move them nowhere, though the temperature falls."""
+    shuffle = torch.Generator().manual_seed(0)
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(module: torch.nn.Module, args: Any, output: Any) -> None:
+        seen["mean"] = output["text_features"].detach().mean(dim=0)
+
+    def pull(task: Task) -> Task:
+        task.model.register_forward_hook(note)
+        bias = task.model.get_parameter(LAST_BIAS)
+        bias.register_hook(lambda gradient: gradient - seen["mean"] / seen["mean"].norm())
+        return task
+
+    done = provoke(
+        tmp_path / "t", emoji,
+        samples(lambda images, texts: (images, texts[torch.randperm(32, generator=shuffle)])),
+        faster(LAST_BIAS, 5), *([pull] if biased else []),
+        steps=240, lr_scheduler="const", **TO_THE_END,
+    )  # fmt: skip
+    rows = done.record.trace()
+    level = [(row["logits_lse"] - np.log(32)) / row["logit_scale"] for row in rows]
+    assert np.mean([row["loss"] for row in rows[60:]]) == pytest.approx(np.log(32), abs=0.01)
+    found = done.told("logit_drift")
+    if biased:
+        (event,) = found
+        assert "LOGIT_DRIFT" in done.result["flags"] and event["first_step"] > 60
+        assert level[-1] > level[event["first_step"]] > level[60]
+    else:
+        assert not found and rows[-1]["logit_scale"] < 13.5
 
 
 def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:

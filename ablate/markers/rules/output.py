@@ -65,10 +65,12 @@ class LogitDrift(Rule):
     ``logit_scale`` where that is measured, and its rise counts only while nothing is learnt:
     on ``hold`` rows in a row its mean over ``fast`` rows is above that over ``slow`` rows by
     more than ``sigmas`` times its noise, and over these rows the slow mean of the loss did
-    not fall by a tenth of the loss's noise. The undivided mean must rise too: logits that say
-    nothing have the logarithm of their number, of which a falling temperature makes a larger
-    quotient although no logit grows. (Language models bound the logsumexp by a
-    penalty, the z-loss of PaLM; CLIP's temperature is clamped, see logit_scale.)
+    not fall by a tenth of the loss's noise, nor by ``still`` of itself (a loss that has come
+    to rest has next to no noise, and its slow mean creeps on for long). The undivided mean
+    must rise too: logits that say nothing have the logarithm of their number, of which a
+    falling temperature makes a larger quotient although no logit grows. (Language models
+    bound the logsumexp by a penalty, the z-loss of PaLM; CLIP's temperature is clamped, see
+    logit_scale.)
     """
 
     name: ClassVar[str] = "logit_drift"
@@ -78,6 +80,7 @@ class LogitDrift(Rule):
     slow: int = 1000
     sigmas: float = 3.0
     hold: int = 1000
+    still: float = 1e-3
 
     lse_fast: Ema = field(default_factory=lambda: Ema(1), init=False)
     lse_slow: Ema = field(default_factory=lambda: Ema(1), init=False)
@@ -122,7 +125,7 @@ class LogitDrift(Rule):
             self.loss_then = loss_now
         if length != self._hold:
             return ()
-        if loss_now < self.loss_then - 0.1 * loss_noise:
+        if self.loss_then - loss_now > max(0.1 * loss_noise, self.still * self.loss_then):
             self.streak.extend(False, row.step)  # it learns: begin anew
             return ()
         return [
