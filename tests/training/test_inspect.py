@@ -23,7 +23,7 @@ from ablate.cli import app
 from ablate.errors import CheckpointError
 from ablate.recipes import Task, openclip
 from ablate.records import AttemptWriter
-from ablate.training import checkpoint, inspect, scores
+from ablate.training import checkpoint, inspect, movement, scores
 from ablate.training.distributed import Gang
 from ablate.training.loop import Objective, train
 
@@ -76,7 +76,7 @@ def run_changed(
 def test_a_checkpoint_does_not_differ_from_itself(trial: Path) -> None:
     """The self-difference is exactly zero, and that is what the flag says."""
     a = tensors(step(trial, 6))
-    found = inspect.compare_weights(a, a)
+    found = movement.compare_weights(a, a)
     assert all(change.distance == 0 and change.largest == 0 for change in found.changes)
     assert found.flags == ("no change",)
     assert all(module.moved == 0 and module.relative == 0 for module in found.modules())
@@ -86,7 +86,7 @@ def test_a_sound_run_has_no_flags(trial: Path) -> None:
     """Every parameter moved, none by more than Adam can in six steps."""
     later = inspect.open_weights(step(trial, 12), first=False)
     assert later.tensors is not None
-    found = inspect.compare_weights(
+    found = movement.compare_weights(
         tensors(step(trial, 6)),
         later.tensors,
         moments=later.moments,
@@ -105,7 +105,7 @@ def test_first_step_of_adamw_is_bounded_by_its_learning_rate(tmp_path: Path, dat
     chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
     before = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
     after = tensors(step(record.folder, 1))
-    for change in inspect.compare_weights(before, after).parameters:
+    for change in movement.compare_weights(before, after).parameters:
         largest = float(before[change.name].abs().max())
         assert change.largest <= 1e-3 * (1 + 0.2 * largest) * 1.01, change.name
         # bn3's gains begin at zero (a ModifiedResNet's blocks begin as identities), so what lies
@@ -116,7 +116,7 @@ def test_first_step_of_adamw_is_bounded_by_its_learning_rate(tmp_path: Path, dat
 def test_what_must_not_move_is_noticed(trial: Path) -> None:
     """A tower that was to be frozen and moved."""
     a, b = tensors(step(trial, 6)), tensors(step(trial, 12))
-    (flag,) = inspect.compare_weights(a, b, frozen=["transformer.*"]).flags
+    (flag,) = movement.compare_weights(a, b, frozen=["transformer.*"]).flags
     assert flag.startswith("frozen but moved") and "transformer.resblocks" in flag
 
 
@@ -155,7 +155,7 @@ def test_moments_without_movement_are_noticed_too(trial: Path) -> None:
     """A checkpoint whose optimizer has state for parameters that stand still."""
     a = tensors(step(trial, 6))
     later = inspect.open_weights(step(trial, 12), first=False)
-    flags = inspect.compare_weights(a, a, moments=later.moments).flags
+    flags = movement.compare_weights(a, a, moments=later.moments).flags
     assert flags[0] == "no change" and "holds another copy" in flags[1]
 
 
@@ -163,10 +163,10 @@ def test_random_initialisation_is_noticed(tmp_path: Path, trial: Path, data: Pat
     """Of the trial's own seed to the bit, of any other seed by its distribution."""
     chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
     own = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
-    everything = inspect.at_initialisation(own, own)
+    everything = movement.at_initialisation(own, own)
     assert "visual.conv1.weight" in everything and "visual.bn1.weight" not in everything
-    assert inspect.at_initialisation(tensors(step(trial, 12)), own) == ()
-    same, judged = inspect.like_initialisation(fresh_model(77).state_dict(), own)
+    assert movement.at_initialisation(tensors(step(trial, 12)), own) == ()
+    same, judged = movement.like_initialisation(fresh_model(77).state_dict(), own)
     assert judged > 30 and len(same) > 0.9 * judged
     path = tmp_path / "random.safetensors"
     safetensors.torch.save_file(fresh_model(77).state_dict(), path)
@@ -226,7 +226,7 @@ def test_damaged_and_missing_checkpoints_are_errors(tmp_path: Path, trial: Path)
     """What is compared must be whole, and one checkpoint alone is no comparison."""
     with pytest.raises(CheckpointError, match="no whole checkpoint.*Give a trial folder"):
         inspect.inspect_paths(tmp_path, tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="does not exist; give a trial folder"):
         inspect.inspect_paths(trial, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="give a second one"):
         inspect.inspect_paths(step(trial, 6))
