@@ -233,7 +233,7 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     base0, base1 = folder.trial("", seed=0), folder.trial("", seed=1)
     beta0, beta1 = folder.trial("beta2=0.98", seed=0), folder.trial("beta2=0.98", seed=1)
     folder.run(base0, value=0.20)
-    folder.run(base1, value=0.22)
+    folder.run(base1, steps=9, value=0.22)
     writer = folder.attempt(beta0, 1)
     bad = rows(1, 9)
     bad[-1] |= {"loss": math.nan, "grad_norm": math.inf}
@@ -312,10 +312,10 @@ def test_study_cells_and_trials_are_nested_and_tagged(folder: Folder) -> None:
     assert expected.items() <= diverged["tags"].items()
     assert "loss jumped" in diverged["tags"]["mlflow.note.content"]
     files = ["config.yaml", "evals.jsonl", "events.jsonl", "outcome.json", "trace.jsonl"]
-    assert good["files"] == sorted(["command.txt", *files, "trial.json"])
-    # A picture where there are events: the curves alone are on the page anyway.
+    assert good["files"] == sorted(["command.txt", *files, "timeline.png", "trial.json"])
     drawn = ["command.txt", *files, "learning.json", "timeline.png", "trial.json"]
-    assert diverged["files"] == sorted(drawn)
+    assert diverged["files"] == sorted(drawn)  # nine steps, with an event
+    assert "timeline.png" not in seen["trial baseline · seed 1"]["files"]  # nothing to see
     assert "log.txt" in seen["trial beta2=0.98 · seed 1"]["files"]
 
     cell = seen["cell baseline"]

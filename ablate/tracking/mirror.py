@@ -83,6 +83,9 @@ _STUDY_FILES = (
 _LARGEST_PLAIN_TRACE = 2**20
 """Bytes; a longer trace is stored compressed."""
 
+_FEWEST_DRAWN = 10
+"""Rows; a shorter trial without events has no curve to draw."""
+
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where it is built
 
 _STATUS = {
@@ -681,7 +684,7 @@ class Mirror:
             with open(dense, "rb") as plain, gzip.open(scratch / "trace.jsonl.gz", "wb", 5) as file:
                 shutil.copyfileobj(plain, file)
             dense.unlink()
-        if events:  # curves alone are drawn by MLflow's page
+        if events or len(trace) >= _FEWEST_DRAWN:
             name = self._changed(trial.cell.levels)
             draw_record(
                 scratch / "timeline.png",
