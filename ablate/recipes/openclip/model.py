@@ -21,6 +21,7 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
     import warnings
 
     import open_clip
+    import torch
 
     register_models()
     _seed_everything(config.seed)

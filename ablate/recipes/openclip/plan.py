@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -150,6 +151,8 @@ def _check_model(name: str) -> None:
     if ":" in name:  # hf-hub:... and local-dir:... are looked up where the model is made
         return
     known = sorted({path.stem for folder in _model_folders() for path in folder.glob("*.json")})
+    if "open_clip" in sys.modules:  # where descriptions may have been added
+        known += sys.modules["open_clip"].list_models()
     if len(known) > 1 and name.replace("/", "-") not in known:
         raise ValueError(f"model {name!r} is not known; {suggest(name, known)}")
 
