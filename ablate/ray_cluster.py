@@ -58,6 +58,8 @@ _PRELOAD = ("ablate.training.worker:PRELOAD",)
 _RETRY_S = 0.5
 # An idle group keeps its seats this long for an attempt of the same shape.
 _IDLE_S = 5.0
+# A group that is given up has been completed by then, or waits for seats that are taken.
+_SETTLE_S = 1.0
 # Joining a Ray that is open to the network is refused without this, set to 1.
 INSECURE = "ABLATE_INSECURE_RAY"
 # A node that does not hear from us kills its ranks after this time, sooner than Ray can have given
@@ -228,6 +230,7 @@ class RayCluster(GangCluster):
         self._queue: deque[_Waiting] = deque()
         self._asking: tuple[Gang, asyncio.Task[None]] | None = None
         self._idle: list[_Idle] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         try:
             self._call(self._connect(address, num_cpus, num_gpus))
         except BaseException:
@@ -421,10 +424,22 @@ class RayCluster(GangCluster):
             self._serve_queue()
             return
         except BaseException:
-            remove_placement_group(group)
+            leaving = self._loop.create_task(self._give_up(group))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             raise
         self._asking = None
         self._offer(placement)
+
+    async def _give_up(self, group: Any) -> None:
+        """Remove a group that may be in the making.
+
+        Ray 2.60 never gives back the seats of one that is removed between their promise and the
+        group's completion, which follows within milliseconds; so that is waited for.
+        """
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            await asyncio.wait_for(group.ready(), _SETTLE_S)
+        remove_placement_group(group)
 
     async def _seat(self, gang: Gang, group: Any) -> Placement:
         nodes = placement_group_table(group)["bundles_to_node_id"]
@@ -476,6 +491,8 @@ class RayCluster(GangCluster):
             if self._asking is not None:
                 self._asking[1].cancel()
                 await asyncio.wait([self._asking[1]])
+            if self._leaving:
+                await asyncio.wait(self._leaving)
             for idle in list(self._idle):
                 self._drop(idle)
             await asyncio.gather(*(host.close() for host in self._hosts.values()))

@@ -67,7 +67,7 @@ def test_a_study_survives_the_death_of_a_host(
 def test_a_machine_whose_environment_is_broken_is_set_aside(stage: Stage, tmp_path: Path) -> None:
     """On one of two machines every rank ends before its first step: after a few tries all trials
     are trained on the other, and the launch says which machine it is."""
-    text = study_text(workers=1, epochs=1).replace("seeds: [0]", "seeds: [0, 1]")
+    text = study_text(workers=1, epochs=1).replace("seeds: [0]", f"seeds: {list(range(6))}")
     study_folder = tmp_path / "study"
     study_folder.mkdir()
     lay_out(stage, study_folder, text)
@@ -79,16 +79,17 @@ def test_a_machine_whose_environment_is_broken_is_set_aside(stage: Stage, tmp_pa
             notes: list[str] = []
 
             def said() -> bool:
-                notes.extend((read_controller(record) or {"notes": []})["notes"])
+                told = (read_controller(record) or {"notes": []})["notes"]
+                notes.extend(note for note in told if "is set aside" in note)
                 return bool(notes)
 
             wait_for(said, controller)
             assert controller.wait(120) == 0, (study_folder / "launch.log").read_text()[-3000:]
-    assert "is set aside" in notes[0] and "ValueError: could not convert" in notes[0]
+    assert "ValueError: could not convert" in notes[0]
     nodes = [(end["nodes"], end["kind"]) for t in record.records() for end in t.ends()]
     [good] = {node for (node,), kind in nodes if kind == "ended"}
     tried = [node for (node,), _ in nodes if node != good]
     assert 3 <= len(tried) <= 8 and len(set(tried)) == 1
     run = summary(study_folder, record)
     stage.check(run)
-    assert run.status.outcomes == {"completed": 4}
+    assert run.status.outcomes == {"completed": 12}
