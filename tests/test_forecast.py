@@ -371,3 +371,13 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Pa
     (told,) = planned('{path: text.pt, allow_missing: ["visual.*"], min_loaded: 0.5}')
     assert "123 at their random initialisation: visual.attnpool" in told
     assert "not on this machine" in planned("{path: elsewhere.pt}")[0]
+
+
+def test_a_misspelt_model_is_refused_with_each_name_counted_once() -> None:
+    """Also when open_clip is loaded, which then knows the same models and those that were added."""
+    import open_clip
+
+    openclip.model.register_models()
+    config = openclip.Config(model="RN5O", train_data="t.tar")
+    with pytest.raises(ValueError, match=rf"mean 'RN50'\? \({len(open_clip.list_models())} names"):
+        openclip.check(config, workers=1, gpus=0)

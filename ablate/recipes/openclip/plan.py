@@ -150,11 +150,11 @@ def _check_model(name: str) -> None:
     """Raise ValueError for a name that open_clip does not know, with the likely one."""
     if ":" in name:  # hf-hub:... and local-dir:... are looked up where the model is made
         return
-    known = sorted({path.stem for folder in _model_folders() for path in folder.glob("*.json")})
+    known = {path.stem for folder in _model_folders() for path in folder.glob("*.json")}
     if "open_clip" in sys.modules:  # where descriptions may have been added
-        known += sys.modules["open_clip"].list_models()
+        known.update(sys.modules["open_clip"].list_models())
     if len(known) > 1 and name.replace("/", "-") not in known:
-        raise ValueError(f"model {name!r} is not known; {suggest(name, known)}")
+        raise ValueError(f"model {name!r} is not known; {suggest(name, sorted(known))}")
 
 
 def _check_locks(config: Config) -> None:
