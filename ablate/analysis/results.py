@@ -7,7 +7,7 @@ differences are taken within a seed (the noise two cells share cancels).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,10 @@ class Result:
     flags: tuple[str, ...] = ()
     cost: float | None = None
     """What the objective is weighed against, for completed trials of studies that name it."""
+
+
+Score = Callable[[Result], float | None]
+"""The number a trial counts with; None if it says nothing about its setting."""
 
 
 def result_of(trial: Trial, outcome: Mapping[str, Any]) -> Result:

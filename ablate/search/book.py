@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ablate.analysis.results import Result
-from ablate.search.cells import Ended, Entry, Score, end_of
+from ablate.analysis.results import Result, Score
+from ablate.search.cells import Ended, Entry, end_of
 from ablate.search.sampler import sampler_of
 from ablate.search.space import directions_of, name_level, params_of, space_of
 from ablate.search.storage import Storage

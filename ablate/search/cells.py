@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, Score
 from ablate.trial import Outcome
-
-Score = Callable[[Result], float | None]
-"""The number a trial counts with; None if it says nothing about its setting."""
 
 
 @dataclass(frozen=True, slots=True)

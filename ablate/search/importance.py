@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import optuna
 
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, Score
 from ablate.errors import AnalysisError
-from ablate.search.cells import Score, end_of
+from ablate.search.cells import end_of
 from ablate.search.space import params_of, space_of
 from ablate.study import Study
 from ablate.trial import Levels

@@ -47,7 +47,7 @@ class Storage:
         self._fresh = fresh
         self._engine: optuna.storages.RDBStorage | None = None
         self._study_id = -1
-        self._wanted: dict[Levels, tuple[Entry, dict[str, Any] | None]] = {}
+        self._wanted: dict[Levels, tuple[Entry, dict[str, Any]]] = {}
         self._behind: dict[Levels, None] = {}
         self._stored: dict[str, _Stored] = {}
         """What the storage holds, by the cell's name there."""
@@ -88,9 +88,7 @@ class Storage:
             if self._engine is None:
                 self._open()
             for levels in list(self._behind):
-                entry, params = self._wanted[levels]
-                assert params is not None
-                self._write(levels, entry, params)
+                self._write(levels, *self._wanted[levels])
                 del self._behind[levels]
         except _OUT_OF_ORDER as error:
             self._report(error)

@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ablate import __version__, recipes
-from ablate.analysis.results import Result, result_of
+from ablate.analysis.results import Result, Score, result_of
 from ablate.errors import RecordError
 from ablate.markers.replay import draw_record
 from ablate.masking import artifact_path, flat, masked, masked_url, reason_of
@@ -50,9 +50,6 @@ from ablate.tracking.rows import (
 )
 from ablate.tracking.store import artifacts_of, default_uri, one_at_a_time
 from ablate.trial import Levels, Outcome, Trial
-
-Score = Callable[[Result], float | None]
-
 
 _REQUEST_S = "10"
 """Timeout of one request to a server, and one retry: its own defaults are 120 s and 7."""

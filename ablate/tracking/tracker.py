@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 
+from ablate.analysis.results import Score
 from ablate.masking import masked_url, reason_of
 from ablate.records import StudyRecord
 from ablate.study import Study
-from ablate.tracking.mirror import Abandoned, Mirror, Score
+from ablate.tracking.mirror import Abandoned, Mirror
 from ablate.tracking.store import checked, default_uri, load_tables
 from ablate.trial import Trial
 
