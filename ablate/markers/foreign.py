@@ -97,16 +97,16 @@ def read_foreign(path: str | Path) -> Foreign:
     if place.is_dir():
         logs = [*sorted(place.glob("out*.log")), *sorted(place.glob("out-*"))]
         if logs:
-            return _read_openclip(logs[0])
+            return _read_openclip(logs[0], _read_log(logs[0]))
         events = sorted(place.rglob("*tfevents*"))
         if events:
             return _read_tensorboard(events)
         raise ForeignError(f"{place} has neither an out.log nor event files; give {_KINDS}")
     if "tfevents" in place.name:
         return _read_tensorboard([place])
-    text = read_text(place, error=ForeignError, errors="replace")
+    text = _read_log(place)
     if "Train Epoch:" in text:
-        return _read_openclip(place)
+        return _read_openclip(place, text)
     return _read_csv(place, text)
 
 
@@ -114,6 +114,10 @@ _KINDS = (
     "a CSV with the columns step, loss, grad_norm, logit_scale, lr, imagenet_top1, TensorBoard "
     "event files, or the out.log (or folder) of an open_clip_train run"
 )
+
+
+def _read_log(place: Path) -> str:
+    return read_text(place, error=ForeignError, errors="replace")
 
 
 def _read_csv(place: Path, text: str) -> Foreign:
@@ -211,12 +215,12 @@ _EVAL = re.compile(r"Eval Epoch: (?P<epoch>\d+) (?P<pairs>\S+: .*)$")
 _PARAM = re.compile(r"\| INFO \|   (?P<name>\w+): (?P<value>.*)$")
 
 
-def _read_openclip(log: Path) -> Foreign:
+def _read_openclip(log: Path, content: str) -> Foreign:
     """open_clip_train's log. It writes the loss of rank 0 on every hundredth step only."""
     lines: list[dict[str, Any]] = []
     evaluated: list[dict[str, Any]] = []
     params: dict[str, str] = {}
-    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in content.splitlines():
         if match := _TRAIN.search(text):
             lines.append(_train_line(match))
         elif match := _EVAL.search(text):
