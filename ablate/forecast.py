@@ -23,6 +23,7 @@ from ablate.runner import planned
 from ablate.status import Ledger
 from ablate.study import LeaveOneOut, Search, Study
 from ablate.trial import Cell, Levels, Trial
+from ablate.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,9 @@ def plan(
         names_tuned = ", ".join(factor.name for factor in study.nuisance)
         notes.append(
             f"{len(study.candidates)} candidates of {names_tuned} are "
-            f"tried in each of {num_cells} cells on {len(study.tuning_seeds)} tuning seed(s); the "
-            "best of each is then run on the study's own seeds, and only these are compared"
+            f"tried in each of {num_cells} cells on "
+            f"{counted(len(study.tuning_seeds), 'tuning seed')}; the best of each is then run on "
+            "the study's own seeds, and only these are compared"
         )
     if isinstance(study.design, Search):
         num_cells = len({trial.cell.levels for trial in trials})
@@ -264,9 +266,9 @@ def _not_resumed(
         return []
     names = ", ".join(sorted(changed))
     return [
-        f"{count} begun trial(s) in the folder had another {names}; those of today start from the "
-        f"first step and do not resume them, since a checkpoint's optimizer brings its old {names} "
-        "along and overwrites the new"
+        f"{counted(count, 'begun trial')} in the folder had another {names}; those of today start "
+        "from the first step and do not resume them, since a checkpoint's optimizer brings its old "
+        f"{names} along and overwrites the new"
     ]
 
 

@@ -143,7 +143,7 @@ def _combine(study: Study, asked: Sequence[Question]) -> list[Step]:
     target = {name: contrast.level for name, contrast in best.items()}
     return [
         Step(
-            f"{counted(len(target), 'change')} {'are' if len(target) > 1 else 'is'} better alone. "
+            f"{counted(len(target), 'change')} {are(len(target))} better alone. "
             "Whether the gains add up, and which are still needed together, is not known from "
             "this design:",
             f"design: {{name: leave_one_out, target: {json.dumps(target, ensure_ascii=False)}}}",
