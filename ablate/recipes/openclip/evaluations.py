@@ -51,9 +51,7 @@ def make_evaluations(
         found.append(ZeroShot(images, prompts, encoder=encoder, due=due, **words))
     found += _on_features(config, open_images, encoder)
     for spec in config.evaluations:
-        due = make_due(spec.every, config.epochs)
-        path = spec.path or config.imagenet_val
-        assert path is not None, "Config refuses an evaluation without data"
+        due, path = make_due(spec.every, config.epochs), _data_of(spec, config)
         if isinstance(spec, specs.RetrievalEvaluation):
             pairs = captioned_shards(open_index(path))
             images = _eval_images(config, pairs, model, transform)
@@ -87,6 +85,12 @@ def make_evaluations(
     return *found, health
 
 
+def _data_of(spec: specs.Evaluation, config: Config) -> str:
+    path = spec.path or config.imagenet_val
+    assert path is not None, "Config refuses an evaluation without data"
+    return path
+
+
 def _on_features(
     config: Config, open_images: Callable[[str], EvalImages], encoder: Encoder
 ) -> list[OnFeatures]:
@@ -97,10 +101,8 @@ def _on_features(
     for spec in config.evaluations:
         if not isinstance(spec, specs.KnnEvaluation | specs.LinearEvaluation):
             continue
-        path = spec.path or config.imagenet_val
-        assert path is not None, "Config refuses an evaluation without data"
         common: dict[str, Any] = {
-            "images": open_images(path),
+            "images": open_images(_data_of(spec, config)),
             "reference": None if spec.train_path is None else open_images(spec.train_path),
             "label": spec.label,
         }
