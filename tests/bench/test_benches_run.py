@@ -11,6 +11,9 @@ import small_trials
 import test_bench_markers
 import test_bench_training
 from looking import EVERY_STEP, LOOK, UPDATES
+from test_bench_scale import controller_cost
+from test_launch_latency import ours
+from test_mirror_pace import pace
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,22 @@ def test_everything_that_looks_is_timed(
     _, costs = test_bench_markers.measure(tmp_path, shapes, monkeypatch, fields, 2, 1)
     assert set(costs) == {name for _, name in (*EVERY_STEP, *UPDATES, LOOK)}
     assert all(seconds > 0 for seconds in costs.values())
+
+
+def test_the_cost_of_a_study_is_measured(tmp_path: Path) -> None:
+    """With the mirror, which is complete in the end."""
+    cost = controller_cost(tmp_path, cells=20, gangs=20, seeds=1, mirrored=True)
+    assert cost.trials == 20
+    assert cost.processor_ms > 0 and cost.wall_ms > 0 and cost.behind_s > 0
+
+
+def test_the_pace_of_the_mirror_is_measured(tmp_path: Path) -> None:
+    """Two trials of ten rows, all of which arrive."""
+    assert pace(tmp_path, "file", num_trials=2, seconds=1) > 0
+
+
+def test_the_launch_of_a_trial_is_measured(tmp_path: Path) -> None:
+    """Two trials, one after the other on the same seat."""
+    gaps, waits = ours(tmp_path, 2)
+    assert len(gaps) == len(waits) == 1
+    assert gaps[0] >= waits[0] > 0

@@ -2,9 +2,8 @@
 
 With ``--minutes`` drills are drawn by chance until the time is over; with ``--repeats 20`` every
 drill runs so often, round by round (with both, until the time is over); ``--only NAME ...`` leaves
-the others out. Every run ends with the invariant
-checker. A run that fails is told at once with its seed, and its folder is kept; the exit code is
-the number of failures.
+the others out. Every run ends with the invariant checker. A run that fails is told at once with its
+seed, and its folder is kept; the exit code is the number of failures.
 """
 
 from __future__ import annotations

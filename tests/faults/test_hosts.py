@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def until(
         time.sleep(0.02)
 
 
+@contextmanager
+def driving(hosts: Hosts, workers: int, trial: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A controller on the first host that trains one trial with a gang of `workers`."""
+    driver = hosts.run(
+        0,
+        [
+            *(sys.executable, str(HERE / "drill_driver.py"), f"{hosts.address(0)}:{RAY_PORT}"),
+            *(str(workers), str(trial), str(STEPS)),
+        ],
+    )
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
+        assert driver.stdout is not None
+        driver.stdout.close()
+
+
 @pytest.mark.parametrize(("fault", "bound_s"), [("kill", 15.0), ("cut", 30.0), ("silence", 30.0)])
 def test_a_gang_survives_the_loss_of_a_host(
     fault: str,
@@ -57,38 +77,31 @@ def test_a_gang_survives_the_loss_of_a_host(
     """
     trial = tmp_path / "trial"
     trial.mkdir()
-    with Hosts(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts:
-        address = f"{hosts.address(0)}:{RAY_PORT}"
-        driver = hosts.run(
-            0,
-            [sys.executable, str(HERE / "drill_driver.py"), address, "4", str(trial), str(STEPS)],
-        )
-        try:
-            assert driver.stdout is not None
-            placed: dict[str, Any] = json.loads(driver.stdout.readline())
-            victim = int(placed["nodes"][1].removeprefix("host"))
-            until(lambda: len(steps(trial)) >= 20, 60, driver)
-            rank = hosts.rank(victim)
-            faulted = time.time()
-            getattr(hosts, fault)(victim)
-            until(lambda: steps(trial)[-1][0] == 2 or not rank.is_running(), bound_s + 30, driver)
-            # The rank on the other side of the cut gave up by itself, before its successor began.
-            assert not rank.is_running() and steps(trial)[-1][0] == 1
-            record_property("cut_off_ended_s", round(time.time() - faulted, 1))
-            until(lambda: steps(trial)[-1][0] == 2, bound_s + 30, driver)
-            again = next(moment for number, _, moment in steps(trial) if number == 2)
-            if fault != "kill":
-                hosts.mend(victim)
-            lost = json.loads(driver.stdout.readline())
-            record_property("noticed_s", round(lost["time"] - faulted, 1))
-            record_property("training_again_s", round(again - faulted, 1))
-            print(f"{fault}: noticed {lost['time'] - faulted:.1f} s, again {again - faulted:.1f} s")
-            assert driver.wait(120) == 0
-            rest = [json.loads(line) for line in driver.stdout]
-        finally:
-            driver.kill()
-            driver.wait()
-            driver.stdout.close()
+    with (
+        Hosts(cpus=(0, 1, 1, 1), folder=tmp_path) as hosts,
+        driving(hosts, 4, trial) as driver,
+    ):
+        assert driver.stdout is not None
+        placed: dict[str, Any] = json.loads(driver.stdout.readline())
+        victim = int(placed["nodes"][1].removeprefix("host"))
+        until(lambda: len(steps(trial)) >= 20, 60, driver)
+        rank = hosts.rank(victim)
+        faulted = time.time()
+        getattr(hosts, fault)(victim)
+        until(lambda: steps(trial)[-1][0] == 2 or not rank.is_running(), bound_s + 30, driver)
+        # The rank on the other side of the cut gave up by itself, before its successor began.
+        assert not rank.is_running() and steps(trial)[-1][0] == 1
+        record_property("cut_off_ended_s", round(time.time() - faulted, 1))
+        until(lambda: steps(trial)[-1][0] == 2, bound_s + 30, driver)
+        again = next(moment for number, _, moment in steps(trial) if number == 2)
+        if fault != "kill":
+            hosts.mend(victim)
+        lost = json.loads(driver.stdout.readline())
+        record_property("noticed_s", round(lost["time"] - faulted, 1))
+        record_property("training_again_s", round(again - faulted, 1))
+        print(f"{fault}: noticed {lost['time'] - faulted:.1f} s, again {again - faulted:.1f} s")
+        assert driver.wait(120) == 0
+        rest = [json.loads(line) for line in driver.stdout]
     assert again - faulted <= bound_s
     assert lost["kind"] == "lost" and f"host{victim}" in lost["detail"]
     assert f"host{victim}" not in rest[0]["nodes"] and rest[-1]["exit_codes"] == [0, 0]
@@ -100,23 +113,15 @@ def test_a_short_silence_changes_nothing(tmp_path: Path) -> None:
     """A link that drops everything for 5 s, less than the lease: the same attempt goes on."""
     trial = tmp_path / "trial"
     trial.mkdir()
-    with Hosts(cpus=(0, 1, 1), folder=tmp_path) as hosts:
-        address = f"{hosts.address(0)}:{RAY_PORT}"
-        driver = hosts.run(
-            0,
-            [sys.executable, str(HERE / "drill_driver.py"), address, "3", str(trial), str(STEPS)],
-        )
-        try:
-            until(lambda: len(steps(trial)) >= 20, 90, driver)
-            hosts.silence(2)
-            time.sleep(5.0)
-            hosts.mend(2)
-            assert driver.wait(120) == 0
-        finally:
-            driver.kill()
-            driver.wait()
-            assert driver.stdout is not None
-            driver.stdout.close()
+    with (
+        Hosts(cpus=(0, 1, 1), folder=tmp_path) as hosts,
+        driving(hosts, 3, trial) as driver,
+    ):
+        until(lambda: len(steps(trial)) >= 20, 90, driver)
+        hosts.silence(2)
+        time.sleep(5.0)
+        hosts.mend(2)
+        assert driver.wait(120) == 0
     assert [(number, step) for number, step, _ in steps(trial)] == [
         (1, step) for step in range(1, STEPS + 1)
     ]
@@ -129,10 +134,7 @@ def test_a_killed_controller_frees_a_joined_ray(
     trial = tmp_path / "trial"
     trial.mkdir()
     with Hosts(cpus=(0, 1, 1), folder=tmp_path) as hosts:
-        address = f"{hosts.address(0)}:{RAY_PORT}"
-        command = [sys.executable, str(HERE / "drill_driver.py"), address, "3", str(trial)]
-        first = hosts.run(0, [*command, str(STEPS)])
-        try:
+        with driving(hosts, 3, trial) as first:
             until(lambda: len(steps(trial)) >= 20, 90, first)
             ranks = [hosts.rank(1), hosts.rank(2)]
             # nsenter waits for the controller, its child in the host's namespaces.
@@ -141,23 +143,12 @@ def test_a_killed_controller_frees_a_joined_ray(
             killed = time.time()
             until(lambda: not any(rank.is_running() for rank in ranks), 30)
             record_property("ranks_ended_s", round(time.time() - killed, 1))
-        finally:
-            first.kill()
-            first.wait()
-            assert first.stdout is not None
-            first.stdout.close()
         done = len(steps(trial))
         relaunched = time.time()
-        second = hosts.run(0, [*command, str(STEPS)])
-        try:
+        with driving(hosts, 3, trial) as second:
             until(lambda: len(steps(trial)) > done, 60, second)
             again = time.time() - relaunched
             record_property("relaunched_to_training_s", round(again, 1))
             print(f"relaunched to training {again:.1f} s")
             assert second.wait(120) == 0
-        finally:
-            second.kill()
-            second.wait()
-            assert second.stdout is not None
-            second.stdout.close()
     assert [step for _, step, _ in steps(trial)] == list(range(1, STEPS + 1))
