@@ -218,6 +218,9 @@ class Stage:
             raise AssertionError(
                 compare_reports((run.study, run.record), (same_as.study, same_as.record))
             )
+        # Nothing reads them now, and those of a long soak would fill the disk.
+        for checkpoints in run.record.folder.glob("trials/*/checkpoints"):
+            shutil.rmtree(checkpoints)
 
     def _digest(self, run: Run) -> str:
         if run.record.folder not in self.digests:
