@@ -30,7 +30,7 @@ from ablate.markers.event import Row
 from ablate.markers.rules.loss import LossSpike
 from ablate.records import dumps, loads
 
-ISSUE_NAMES = (
+MARKER_NAMES = (
     "non_finite loss_spike spike_score rms_spike grad_norm_spike divergence update_ratio "
     "attention_logits logit_drift logit_scale scaler_skips batch_norm feature_collapse "
     "dead_gradient accuracy_collapse data_faults"
@@ -189,7 +189,7 @@ def busy_run(seed: int, *names: str, steps: int = 600) -> tuple[Rows, Rows, Cont
 
 def test_all_markers_have_the_names_that_studies_and_reports_use() -> None:
     """There are exactly these sixteen markers."""
-    assert [rule.name for rule in RULES] == ISSUE_NAMES
+    assert [rule.name for rule in RULES] == MARKER_NAMES
 
 
 def test_every_input_is_defined_where_the_trainer_looks() -> None:
@@ -202,7 +202,7 @@ def test_every_input_is_defined_where_the_trainer_looks() -> None:
 
 def test_every_marker_has_a_planted_event() -> None:
     """No rule is without a case below."""
-    assert {plant.marker for plant in PLANTS.values()} == set(ISSUE_NAMES)
+    assert {plant.marker for plant in PLANTS.values()} == set(MARKER_NAMES)
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -283,8 +283,8 @@ def test_a_row_without_measurements_is_no_news() -> None:
     """Rows with nothing but a step are taken, and the judgement says that all were silent."""
     judgement = judged([{"step": step} for step in range(1, 300)], [{"step": 100}])
     assert judgement.events == []
-    assert set(judgement.verdict.silent) == set(ISSUE_NAMES)
-    assert set(judgement.missing) == set(ISSUE_NAMES)
+    assert set(judgement.verdict.silent) == set(MARKER_NAMES)
+    assert set(judgement.missing) == set(MARKER_NAMES)
 
 
 @pytest.mark.parametrize("slope", [-0.3, 0.0, 0.15])
