@@ -184,7 +184,7 @@ def plan(
         record,
         samples_per_s=samples_per_s,
         concurrency=concurrency,
-        count_groups=True,
+        sketch=True,
     )
     if as_json:
         _print_json(made.to_json())
@@ -645,16 +645,21 @@ def _may_start(made: Plan, ask_above: float) -> bool:
 
 def _probe(study: Path, runs: Path, address: str | None) -> list[Finding]:
     from ablate import preflight
+    from ablate.forecast import plan as make_plan
+    from ablate.records import StudyRecord
     from ablate.study import load_study
 
     loaded = load_study(study)
+    record = StudyRecord(runs / loaded.name)
+    made = make_plan(loaded, record, sketch=True)
     with _cluster(ClusterKind.RAY, address, None) as machines:
         return preflight.examine(
             machines,
             gang=loaded.gang.shape(),
-            folder=runs / loaded.name,
+            folder=record.folder,
             data=_data_of(loaded),
             checkpoints=loaded.checkpoints,
+            need_gib=made.disk_gib,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 import psutil
 from packaging.version import Version
 
+from ablate.records import free_gib
 from ablate.versions import installed
 
 Level = Literal["ok", "warning", "error"]
@@ -70,10 +70,9 @@ def _memory() -> Finding:
 
 def examine_disk(folder: Path) -> Finding:
     """Whether there is space for checkpoints where `folder` is, or will be."""
-    existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
-    free_gib = shutil.disk_usage(existing).free / 2**30
-    message = f"{free_gib:.0f} GiB free at {existing}"
-    if free_gib < 5:
+    free = free_gib(folder)
+    message = f"{free:.0f} GiB free for {folder}"
+    if free < 5:
         return Finding("disk", "warning", f"{message}; checkpoints of RN50 take 1.2 GiB each")
     return Finding("disk", "ok", message)
 

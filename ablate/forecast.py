@@ -18,7 +18,7 @@ from ablate.analysis import anytime, effects, power
 from ablate.analysis.analysis import ALPHA
 from ablate.analysis.results import Result, result_of, tabulate
 from ablate.errors import DataError, PlanError
-from ablate.records import StudyRecord
+from ablate.records import StudyRecord, free_gib
 from ablate.runner import planned
 from ablate.status import Ledger
 from ablate.study import LeaveOneOut, Search, Study
@@ -39,6 +39,10 @@ class PlannedTrial:
     """An outcome, "begun" (goes on from its checkpoint), or "to run"."""
     steps: int | None
     """Optimizer steps; None where the data cannot be counted here."""
+
+    @property
+    def to_run(self) -> bool:
+        return self.state in ("to run", "begun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Plan:
     cost_note: str
     """Why there is no estimate, or what it leaves out."""
     disk_gib: float | None
-    """Checkpoints, at most two and the best of each trial."""
+    """What the checkpoints of the trials to run take; None where no model was sketched."""
     detectable: float | None
     """Smallest true difference to the baseline that would be shown with probability 0.8."""
     resolution: tuple[tuple[str, str, float], ...]
@@ -95,7 +99,7 @@ class Plan:
 
     @property
     def to_run(self) -> tuple[PlannedTrial, ...]:
-        return tuple(trial for trial in self.trials if trial.state in ("to run", "begun"))
+        return tuple(trial for trial in self.trials if trial.to_run)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,14 +111,14 @@ def plan(
     *,
     samples_per_s: float | None = None,
     concurrency: int = 1,
-    count_groups: bool = False,
+    sketch: bool = False,
 ) -> Plan:
     """The exact list of trials that launch would run, what they cost and what they can show.
 
     `samples_per_s` is the throughput of one gang; without it the cost comes from the folder's
     probes (:mod:`ablate.probe`), or from trials of this study that have ended. `concurrency` is
-    how many gangs run at a time. `count_groups` also tells what each optimizer decays, which
-    imports torch.
+    how many gangs run at a time. `sketch` also tells what each optimizer decays and what the
+    checkpoints take, which imports torch.
 
     Raises:
         PlanError: a configuration cannot run on the gang that is asked for, or would train a
@@ -153,9 +157,11 @@ def plan(
     )
     names = dict.fromkeys(study.change_name(dict(trial.cell.levels)) for trial in listed)
     groups: tuple[Groups, ...] = ()
-    if count_groups:
-        groups, unknown = _groups(study, recipe, listed)
+    disk_bytes: Mapping[str, int] = {}
+    if sketch:
+        groups, disk_bytes, unknown = _sketch(study, recipe, listed)
         notes += unknown
+    unseen = 0
     num_cells = len(cells)
     for cell, seed in design.pending(study, ended):
         best = " and ".join(factor.name for factor in study.nuisance)
@@ -178,10 +184,12 @@ def plan(
             f"{study.design.sampler} chooses up to {study.design.cells} cells while the study "
             f"runs; {num_cells} are known so far"
         )
-        missing = (study.design.cells - num_cells) * len(study.seeds)
-        remaining_s += [remaining_s[0] if remaining_s else None] * max(missing, 0)
+        unseen = max(study.design.cells - num_cells, 0) * len(study.seeds)
+        remaining_s += [remaining_s[0] if remaining_s else None] * unseen
     notes += design.repeats(study) + _aliases(study) + referee.advise(study)
     notes += [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
+    disk_gib = _disk_gib(disk_bytes, lines, unseen)
+    notes += _over_disk(record.folder, disk_gib)
     cost, cost_note = _cost(study, remaining_s, durations_s, samples_per_s, paces, concurrency)
     notes += _over_budget(study, record, cost)
     sigma = _noise(ended)
@@ -200,7 +208,7 @@ def plan(
         workers=study.gang.workers,
         cost=cost,
         cost_note=" ".join(part for part in (cost_note, data_note) if part),
-        disk_gib=_disk_gib(record, trials, paces),
+        disk_gib=disk_gib,
         detectable=detectable,
         resolution=_resolution(study, cells, detectable),
         detectable_in=unit,
@@ -305,31 +313,36 @@ def _check(
     return [f"{which(names, list(cells))}{warning}" for warning, names in concerned.items()]
 
 
-def _groups(
+def _sketch(
     study: Study, recipe: recipes.Recipe, trials: Sequence[Trial]
-) -> tuple[tuple[Groups, ...], list[str]]:
-    """Parameter groups of all cells, each with its cells; and why some cannot be told here."""
+) -> tuple[tuple[Groups, ...], Mapping[str, int], list[str]]:
+    """Parameter groups of all cells, each with its cells; what the checkpoints of a trial of each
+    cell take, in bytes; and why some cannot be told here."""
     try:
         from ablate.training.optim import sentence
     except ImportError as error:
-        return (), [f"what the optimizers decay cannot be counted here: {error}"]
+        return (), {}, [f"what the optimizers decay cannot be counted here: {error}"]
     found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    sizes: dict[str, int] = {}
     unknown: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
     cells = {study.change_name(dict(trial.cell.levels)): trial for trial in trials}
     for name, trial in cells.items():
         try:
-            counts = recipe.parameter_groups(recipe.Config(**trial.config))
+            sketched = recipe.sketch(recipe.Config(**trial.config))
         except ValueError as error:
             refused.setdefault(str(error), []).append(name)
         except (ImportError, OSError, RuntimeError) as error:
             # An architecture that needs files of another machine, or that torch cannot sketch.
             unknown.setdefault(str(error), []).append(name)
         else:
+            counts = sketched.groups
             found.setdefault(sentence(counts), ([], counts))[0].append(name)
+            sizes[name] = sketched.disk_bytes
     _refuse(study, refused, cells)
     return (
         tuple(Groups(tuple(names), counts, text) for text, (names, counts) in found.items()),
+        sizes,
         [
             f"{which(names, list(cells))}what the optimizer decays cannot be counted here: {why}"
             for why, names in unknown.items()
@@ -477,6 +490,18 @@ def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[s
     ]
 
 
+def _over_disk(folder: Path, disk_gib: float | None) -> list[str]:
+    """A disk that will not hold the checkpoints."""
+    free = free_gib(folder)
+    if disk_gib is None or disk_gib <= free:
+        return []
+    return [
+        f"{free:.1f} GiB are free for {folder}, and the checkpoints of the trials to run take up "
+        f"to {disk_gib:.1f} GiB: trials wait while the disk is full. Make room, or give --runs on "
+        "another disk"
+    ]
+
+
 def _detectable(study: Study, sigma: float | None, num_cells: int) -> tuple[float | None, str]:
     """The minimum detectable effect of a contrast with the baseline, pooled over cells."""
     n = study.sequential.min if study.sequential else len(study.seeds)
@@ -534,11 +559,11 @@ def _noise(ended: Sequence[Result]) -> float | None:
 
 
 def _disk_gib(
-    record: StudyRecord, trials: Sequence[Trial], paces: Mapping[str, probe.Pace]
+    disk_bytes: Mapping[str, int], lines: Sequence[PlannedTrial], unseen: int
 ) -> float | None:
-    """Three checkpoints of every trial, by the largest checkpoint there is."""
-    largest = max(
-        [record.record(trial.id).checkpoint_bytes() / 2**30 for trial in trials]
-        + [pace.checkpoint_gib for pace in paces.values()]
-    )
-    return 3 * largest * len(trials) if largest else None
+    """Of the trials to run among `lines`, and of `unseen` ones whose cells are not known yet."""
+    if not disk_bytes:
+        return None
+    largest = max(disk_bytes.values())
+    known = sum(disk_bytes.get(line.name, largest) for line in lines if line.to_run)
+    return (known + unseen * largest) / 2**30

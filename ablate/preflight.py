@@ -22,7 +22,8 @@ from typing import Any
 
 from ablate import doctor, stores
 from ablate.cluster import Attempt, Capacity, Cluster, Gang, GangEvent
-from ablate.doctor import Finding
+from ablate.doctor import Finding, Level
+from ablate.records import free_gib
 from ablate.versions import installed
 
 _PACKAGES = ("ablate-runner", "torch", "torchvision", "open_clip_torch", "ray", "numpy")
@@ -77,13 +78,13 @@ def examine(
     folder: Path,
     data: Sequence[Path] = (),
     checkpoints: str | None = None,
-    need_gib: float = 5.0,
+    need_gib: float | None = None,
     timeout_s: float = 180.0,
 ) -> list[Finding]:
     """Findings on a cluster for a study: seats, nodes, folder, data, versions, network, disk.
 
     `folder` is the study folder, `data` what its trials read, `checkpoints` the object store that
-    they are copied to, `need_gib` the disk it will fill.
+    they are copied to, `need_gib` the disk it will fill, where that is known.
     It takes every free seat for the some seconds that the probes run; other attempts wait.
     """
     capacity = cluster.capacity(gang)
@@ -125,7 +126,11 @@ def _read(trial: Path) -> list[dict[str, Any]]:
 
 
 def _judge(
-    ends: Sequence[GangEvent], sights: Sequence[Mapping[str, Any]], *, gang: Gang, need_gib: float
+    ends: Sequence[GangEvent],
+    sights: Sequence[Mapping[str, Any]],
+    *,
+    gang: Gang,
+    need_gib: float | None,
 ) -> list[Finding]:
     """Plain rules over what the probes saw."""
     findings = [
@@ -151,15 +156,13 @@ def _judge(
         why = "; ".join(f"{problem} on {node}" for node, problem in sorted(closed.items()))
         findings.append(Finding("checkpoints", "error", f"cannot be copied: {why}"))
     poorest = min(sights, key=lambda sight: float(sight["free_gib"]))
-    level = "ok" if poorest["free_gib"] >= need_gib else "error"
-    findings.append(
-        Finding(
-            "disk",
-            "ok" if level == "ok" else "error",
-            f"{poorest['free_gib']:.1f} GiB free at the study folder ({poorest['node']}); "
-            f"the study needs about {need_gib:.1f} GiB",
-        )
-    )
+    free = f"{poorest['free_gib']:.1f} GiB free at the study folder ({poorest['node']})"
+    if need_gib is None:
+        findings.append(Finding("disk", "ok", f"{free}; what the study takes is not known here"))
+    else:
+        level: Level = "ok" if poorest["free_gib"] >= need_gib else "error"
+        takes = f"the checkpoints of the trials to run take up to {need_gib:.1f} GiB"
+        findings.append(Finding("disk", level, f"{free}; {takes}"))
     if gang.gpus_per_worker:
         short = {s["node"] for s in sights if s["gpus"] < gang.gpus_per_worker}
         findings.append(
@@ -220,7 +223,7 @@ def probe() -> int:
             **{package: installed(package) for package in _PACKAGES},
         },
         "missing": [str(path) for path in paths if not path.exists()],
-        "free_gib": shutil.disk_usage(folder).free / 2**30,
+        "free_gib": free_gib(folder),
         "gpus": gpus // gang.local_world_size,
         "store": stores.probe(f"{url}/{secrets.token_hex(4)}") if url else "",
         "all_reduce_s": took,

@@ -46,7 +46,6 @@ class Pace:
     """All evaluations of one epoch."""
     other_s: float
     """Starting up, a checkpoint and leaving."""
-    checkpoint_gib: float
     steps: int
     """Steps that were measured."""
     nodes: tuple[str, ...]
@@ -177,7 +176,6 @@ def _pace(
         step_s_p90=float(np.quantile(counted, 0.9)),
         evaluation_s=evaluation_s,
         other_s=max(wall_s - float(times[-1] - times[0]) - evaluation_s, 0.0),
-        checkpoint_gib=folder.checkpoint_bytes() / 2**30,
         steps=len(counted),
         nodes=tuple(nodes),
         time=time.time(),

@@ -370,15 +370,6 @@ class TrialRecord:
         saw. The time of day, which may leap, has no part in it."""
         return float((self.heartbeat(attempt) or {}).get("wall_s", 0.0))
 
-    def checkpoint_bytes(self) -> int:
-        """Size of the largest checkpoint on disk; 0 without one."""
-        folders = (path for path in (self.folder / "checkpoints").glob("step-*") if path.is_dir())
-        sizes = (
-            sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-            for path in folders
-        )
-        return max(sizes, default=0)
-
     def log_tail(self, attempt: int, *, lines: int = 15) -> str:
         """The last lines that a rank of an attempt printed: the one that failed first, if known.
 
@@ -482,6 +473,12 @@ class StudyRecord:
 def worker_seconds(ends: Iterable[Mapping[str, Any]], *, workers: int) -> float:
     """What attempts with these end.json took, of gangs of `workers` unless they say fewer."""
     return float(sum(end["wall_s"] * end.get("workers", workers) for end in ends))
+
+
+def free_gib(folder: Path) -> float:
+    """GiB of disk that are free where `folder` is, or will be."""
+    existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
+    return shutil.disk_usage(existing).free / 2**30
 
 
 def find_study(path: Path) -> StudyRecord:

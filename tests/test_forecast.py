@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from small_trials import add_models, make_data
 
-from ablate import probe, runner
+from ablate import forecast, probe, runner
 from ablate.analysis.results import Result
 from ablate.cluster import LocalCluster
 from ablate.errors import PlanError
@@ -189,7 +189,7 @@ def test_plan_probes_each_shape_once_with_real_steps(tmp_path: Path) -> None:
     )
     for pace in found.values():
         assert 0 < pace.step_s_p50 <= pace.step_s_p90
-        assert pace.evaluation_s > 0 and pace.other_s > 0 and pace.checkpoint_gib > 0
+        assert pace.evaluation_s > 0 and pace.other_s > 0
     made = plan(study, record, concurrency=2)
     assert made.cost is not None and "each of 2 shapes" in made.cost.basis
     config = trials[0].config
@@ -201,9 +201,6 @@ def test_plan_probes_each_shape_once_with_real_steps(tmp_path: Path) -> None:
     ]
     assert made.cost.worker_hours_p50 == pytest.approx(sum(p50 for p50, _ in expected) / 3600)
     assert made.cost.worker_hours_p90 == pytest.approx(sum(p90 for _, p90 in expected) / 3600)
-    assert made.disk_gib == pytest.approx(
-        3 * 9 * max(pace.checkpoint_gib for pace in found.values())
-    )
     tight = parse_study(text + "budget: {gpu_hours: 1.0e-4}\n", path="planned.yaml", root=tmp_path)
     assert any("budget.gpu_hours leaves 0.0001 h" in note for note in plan(tight, record).notes)
 
@@ -249,7 +246,7 @@ def test_the_plan_counts_what_the_real_optimizer_decays(tmp_path: Path) -> None:
     text = text.replace("seeds:", "  param_groups: [open_clip, open_clip_next]\nseeds:")
     study = parse_study(text, path="planned.yaml", root=tmp_path)
     record = StudyRecord(tmp_path / "none")
-    made = plan(study, record, count_groups=True)
+    made = plan(study, record, sketch=True)
     real = openclip.model.create_model(openclip.Config(**study.baseline), torch.device("cpu"))[0]
     told = {}
     for groups in made.groups:
@@ -275,10 +272,46 @@ def test_the_plan_counts_what_the_real_optimizer_decays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "checkpoints"),
+    [
+        ("", 3),  # the last two and the best
+        ("epochs: 2", 2),
+        ("keep_every: 5", 3 + 2),
+        ("checkpoint_frequency: 4", 3),
+        ("checkpoint_frequency: 6", 2),
+    ],
+)
+def test_the_plan_says_what_checkpoints_take(
+    tmp_path: Path, fields: str, checkpoints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, both moments and no more, for each trial that is still to run, and whether the
+    disk holds them; nothing is said where no model was sketched."""
+    text = STUDY.replace("warmup: 4}", f"warmup: 4, {fields}}}" if fields else "warmup: 4}")
+    if "epochs" in fields:
+        text = text.replace("epochs: 10, ", "")
+    study = parse_study(text, path="planned.yaml", root=tmp_path)
+    record = StudyRecord(tmp_path / "runs")
+    done = record.write_trial(runner.planned(study, record)[0].to_json())
+    outcome = {"outcome": "completed", "value": 0.2, "wall_s": 3.0, "final": {}}
+    record.write_outcome(done, outcome)
+    numbers = 141_313 + 101_865_824  # RN50's parameters, as its groups count them
+    size = 3 * 4 * numbers / 2**30
+    monkeypatch.setattr(forecast, "free_gib", lambda folder: 5.1 * checkpoints * size)
+    made = plan(study, record, sketch=True)
+    assert made.disk_gib == pytest.approx(5 * checkpoints * size, rel=1e-3)
+    assert not any("GiB" in note for note in made.notes)
+    monkeypatch.setattr(forecast, "free_gib", lambda folder: 4.9 * checkpoints * size)
+    (note,) = (note for note in plan(study, record, sketch=True).notes if "GiB" in note)
+    assert str(record.folder) in note and f"up to {made.disk_gib:.1f} GiB" in note
+    assert plan(study, record).disk_gib is None
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {},
         {"fused": True, "precision": "pure_bf16"},
+        {"precision": "bf16"},
         {"siglip": True},
         {"lock_image": True, "lock_image_freeze_bn_stats": True},
         {"opt": "timm/lamb", "eps": 1e-6, "lr": 1e-3},
@@ -290,8 +323,10 @@ def test_the_sketch_of_a_model_has_its_parameters(fields: dict[str, object]) -> 
     add_models()
     config = openclip.Config(**{"model": "tiny-rn-a", "precision": "fp32", **fields})
     real = openclip.model.create_model(config, torch.device("cpu"))[0]
-    _, groups = openclip.step.make_optimizer(config, real)
-    assert openclip.parameter_groups(config) == optim.describe(groups)
+    optimizer, groups = openclip.step.make_optimizer(config, real)
+    sketched = openclip.sketch(config)
+    assert sketched.groups == optim.describe(groups)
+    assert sketched.disk_bytes == 3 * optim.state_bytes(real, optimizer)
 
 
 def test_a_parameter_in_no_group_or_in_two_is_refused(
@@ -313,7 +348,7 @@ def test_a_parameter_in_no_group_or_in_two_is_refused(
     for grouping, count in ((twice, 2), (never, 0)):
         monkeypatch.setattr(optim, "group_parameters", grouping)
         with pytest.raises(PlanError, match=rf"1 trainable parameters .* \(in {count}\)"):
-            plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
+            plan(study, StudyRecord(tmp_path / "none"), sketch=True)
 
 
 @pytest.mark.parametrize(("opt", "says"), [("timm/lamb", "eps None"), ("timm/lamp", ".*lamp")])
@@ -327,7 +362,7 @@ def test_an_optimizer_that_cannot_be_made_is_refused(tmp_path: Path, opt: str, s
         root=tmp_path,
     )
     with pytest.raises(PlanError, match=f"opt: {opt} cannot be made with {says}"):
-        plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
+        plan(study, StudyRecord(tmp_path / "none"), sketch=True)
 
 
 def test_what_cannot_be_counted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,10 +371,11 @@ def test_what_cannot_be_counted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     def offline(config: object) -> None:
         raise OSError("no route to the files of that text tower")
 
-    monkeypatch.setattr(openclip, "parameter_groups", offline)
+    monkeypatch.setattr(openclip, "sketch", offline)
     study = parse_study(STUDY, path="planned.yaml", root=tmp_path)
-    made = plan(study, StudyRecord(tmp_path / "none"), count_groups=True)
-    assert made.groups == () and any("cannot be counted here: no route" in n for n in made.notes)
+    made = plan(study, StudyRecord(tmp_path / "none"), sketch=True)
+    assert made.groups == () and made.disk_gib is None
+    assert any("cannot be counted here: no route" in note for note in made.notes)
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Path) -> None:

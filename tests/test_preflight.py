@@ -58,7 +58,10 @@ def test_nodes_that_differ_are_named() -> None:
         {"node": "n2", "versions": {"torch": "2.13.0"}, "missing": ["/d"], "gpus": 0, **common}
         | {"store": "no such bucket"},
     ]
-    findings = _judge([end], sights, gang=Gang(workers=2, gpus_per_worker=1), need_gib=1.0)
+    gang = Gang(workers=2, gpus_per_worker=1)
+    unknown = {f.subject: f for f in _judge([end], sights, gang=gang, need_gib=None)}["disk"]
+    assert unknown.level == "ok" and unknown.message.endswith("is not known here")
+    findings = _judge([end], sights, gang=gang, need_gib=1.0)
     errors = {finding.subject: finding.message for finding in findings if finding.level == "error"}
     assert set(errors) == {"torch", "data", "accelerators", "checkpoints"}
     assert errors["checkpoints"].endswith("no such bucket on n2")

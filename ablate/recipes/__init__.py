@@ -23,9 +23,9 @@ A recipe is a module with these names (:class:`Recipe` is the same as a type):
     fields that are known to change how fast a run learns, not only how good it becomes
 ``measures(config)``
     names of the measurements that its evaluations give
-``parameter_groups(config)``
-    what its optimizer decays, counted; imports torch, needs no memory for weights; ValueError for
-    a parameter in no group or in two
+``sketch(config)``
+    what model and optimizer amount to, a :class:`Sketch`; imports torch, needs no memory for
+    weights; ValueError for a parameter in no group or in two, and an optimizer that cannot step
 ``describe_start(config)``
     what a file of initial weights brings, in a sentence, or None; ValueError where it does not fit
 ``num_evaluations(config)``, ``shorten(config, *, steps, workers)``
@@ -176,6 +176,16 @@ class Task:
     """More for the record: load reports, device settings."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A model and its optimizer without memory for their values."""
+
+    groups: Mapping[str, Any]
+    """What is decayed, counted and hashed as a trial records it."""
+    disk_bytes: int
+    """What a trial's checkpoints take at most: the last two, the best one, those kept for good."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Specimen:
     """A model with its initial weights, and the labelled images to look at it with."""
@@ -219,7 +229,7 @@ class Recipe(Protocol):
 
     def share_out(self, config: Any, *, workers: int, ranks: int, num_samples: int) -> Any: ...
 
-    def parameter_groups(self, config: Any) -> Mapping[str, Any]: ...
+    def sketch(self, config: Any) -> Sketch: ...
 
     def describe_start(self, config: Any) -> str | None: ...
 

@@ -315,6 +315,20 @@ def named_state(
     return tensors, numbers
 
 
+def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of both states once training has begun.
+
+    Takes a step to know it, with gradients of zero: for a model whose values do not matter.
+    """
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tensors = (*model.state_dict().values(), *named_state(model, optimizer)[0].values())
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def load_named_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

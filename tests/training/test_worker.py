@@ -14,6 +14,7 @@ import psutil
 import pytest
 from small_trials import run, start, wait_for, write_trial
 
+from ablate.recipes import openclip
 from ablate.records import TrialRecord, read_json, read_rows
 
 STEPS = 12  # 2 epochs of 96 samples in batches of 16
@@ -51,6 +52,9 @@ def test_a_trial_leaves_its_records(tmp_path: Path, data: Path) -> None:
     assert sorted(p.name for p in (trial.folder / "checkpoints").iterdir()) == [
         "step-000006", "step-000012"
     ]  # fmt: skip
+    taken = sum(file.stat().st_size for file in trial.folder.glob("checkpoints/*/*"))
+    foreseen = openclip.sketch(openclip.Config(**trial.trial()["config"])).disk_bytes
+    assert foreseen < taken < 1.01 * foreseen  # counters and names come on top
     learned = trial.learned()
     assert learned is not None
     assert learned["verdict"] in ("learning", "not learning") and learned["flags"] == []

@@ -32,9 +32,9 @@ from ablate.recipes.openclip.plan import (
     describe_start,
     measures,
     num_evaluations,
-    parameter_groups,
     share_out,
     shorten,
+    sketch,
     warmup_steps,
 )
 from ablate.recipes.openclip.task import build, specimen
@@ -63,10 +63,10 @@ __all__ = [
     "num_samples",
     "num_steps",
     "describe_start",
-    "parameter_groups",
     "share_out",
     "shell",
     "shorten",
+    "sketch",
     "specimen",
     "warmup_steps",
     "zero_shot_classes",

@@ -52,14 +52,13 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
 
 def sketch_model(config: Config) -> torch.nn.Module:
     """The model's parameters, frozen ones too, without memory for their values."""
-    return _sketch(
-        config.model, tuple(_architecture(config).items()), tuple(_locks(config).items())
-    )
+    options = {"precision": config.precision, **_architecture(config)}
+    return _sketch(config.model, tuple(options.items()), tuple(_locks(config).items()))
 
 
 @lru_cache(maxsize=8)
 def _sketch(
-    name: str, architecture: tuple[tuple[str, Any], ...], locks: tuple[tuple[str, Any], ...]
+    name: str, options: tuple[tuple[str, Any], ...], locks: tuple[tuple[str, Any], ...]
 ) -> torch.nn.Module:
     import open_clip
     import torch
@@ -69,7 +68,7 @@ def _sketch(
     logging.disable(logging.WARNING)  # open_clip warns that it loads no weights
     try:
         with torch.device("meta"):
-            model: Any = open_clip.create_model(name, device="meta", **dict(architecture))
+            model: Any = open_clip.create_model(name, device="meta", **dict(options))
             _lock(model, dict(locks))
     finally:
         logging.disable(disabled)

@@ -14,6 +14,7 @@ from warnings import catch_warnings, filterwarnings
 
 from ablate.datasets.shard_names import expand_shards
 from ablate.errors import suggest
+from ablate.recipes import Sketch
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
 from ablate.recipes.openclip.config import Config, InitFrom, is_vit
 from ablate.recipes.openclip.data import open_index
@@ -102,16 +103,26 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     return warnings
 
 
-def parameter_groups(config: Config) -> dict[str, Any]:
-    """What the optimizer decays, counted and hashed as the trial records it; imports torch.
+def sketch(config: Config) -> Sketch:
+    """What the optimizer decays, and what a trial's checkpoints take; imports torch.
 
     Raises:
-        ValueError: a trainable parameter would be in no group, or in two.
+        ValueError: a trainable parameter would be in no group, or in two; the optimizer cannot
+            take a step with these settings.
     """
-    from ablate.training.optim import describe
+    from ablate.training.checkpoint import KEEP_LAST
+    from ablate.training.optim import describe, state_bytes
 
     plain = config.model_copy(update={"fused": False})  # its kernels want parameters with memory
-    return describe(make_optimizer(plain, sketch_model(config))[1])
+    model = sketch_model(config)
+    optimizer, groups = make_optimizer(plain, model)
+    try:
+        size = state_bytes(model, optimizer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"opt: {config.opt} cannot take a step: {error}") from error
+    written = math.ceil(config.epochs / config.checkpoint_frequency)
+    kept = config.epochs // config.keep_every if config.keep_every else 0
+    return Sketch(describe(groups), min(KEEP_LAST + 1 + kept, written) * size)
 
 
 def describe_start(config: Config) -> str | None:
