@@ -19,7 +19,7 @@ from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
 from ablate.recipes.openclip.config import Config, InitFrom, is_vit
 from ablate.recipes.openclip.data import open_index
 from ablate.recipes.openclip.model import sketch_model
-from ablate.recipes.openclip.step import make_optimizer
+from ablate.recipes.openclip.step import handed_on, make_optimizer
 from ablate.recipes.openclip.weights import fit_weights
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def sketch(config: Config) -> Sketch:
     try:
         size = state_bytes(model, optimizer)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"opt: {config.opt} cannot take a step: {error}") from error
+        raise ValueError(
+            f"opt: {config.opt} cannot take a step with {handed_on(config)}: {error}"
+        ) from error
     written = math.ceil(config.epochs / config.checkpoint_frequency)
     kept = config.epochs // config.keep_every if config.keep_every else 0
     return Sketch(describe(groups), min(KEEP_LAST + 1 + kept, written) * size)

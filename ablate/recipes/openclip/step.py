@@ -53,14 +53,20 @@ def make_optimizer(config: Config, model: torch.nn.Module) -> tuple[torch.optim.
             **options,
         )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        given = f"eps {config.eps}, beta1 {config.beta1}, momentum {config.momentum}"
         raise ValueError(
-            f"opt: {config.opt} cannot be made with {given} (handed on as given, as the peer "
-            f"does): {error}"
+            f"opt: {config.opt} cannot be made with {handed_on(config)}: {error}"
         ) from error
     read = optim.read_groups(model, optimizer)
     optim.refuse_uneven(model, read)
     return optimizer, read
+
+
+def handed_on(config: Config) -> str:
+    """What timm's optimizer is given beside rates, in words."""
+    return (
+        f"eps {config.eps}, beta1 {config.beta1}, momentum {config.momentum} (handed on as given, "
+        "as the peer does)"
+    )
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
