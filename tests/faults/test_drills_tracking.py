@@ -100,6 +100,7 @@ class Door(socketserver.ThreadingTCPServer):
         self.target = target
         self.mode = "open"
         self.passing: set[socket.socket] = set()
+        self.turning = threading.Lock()
         self.refused = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -109,10 +110,21 @@ class Door(socketserver.ThreadingTCPServer):
 
     def turn(self, mode: str) -> None:
         """Change what happens to new requests; connections that are open are cut."""
-        self.mode = mode
-        for connection in list(self.passing):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with self.turning:
+            self.mode = mode
+            for connection in self.passing:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def enter(self, connection: socket.socket) -> str:
+        """The mode that a new connection meets; from now on a turn cuts it."""
+        with self.turning:
+            self.passing.add(connection)
+            return self.mode
+
+    def leave(self, connection: socket.socket) -> None:
+        with self.turning:
+            self.passing.discard(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Connections that were cut are what this is for."""
@@ -122,7 +134,13 @@ class _Passage(socketserver.BaseRequestHandler):
     server: Door
 
     def handle(self) -> None:
-        mode = self.server.mode
+        mode = self.server.enter(self.request)
+        try:
+            self.meet(mode)
+        finally:
+            self.server.leave(self.request)
+
+    def meet(self, mode: str) -> None:
         if mode == "slow":
             time.sleep(0.5)
         if mode in ("shut", "500"):
@@ -135,15 +153,12 @@ class _Passage(socketserver.BaseRequestHandler):
             self.request.sendall(answer + b"Connection: close\r\n\r\n")
             return
         with socket.create_connection(("127.0.0.1", self.server.target)) as inner:
-            ends = {self.request, inner}
-            self.server.passing |= ends
             back = threading.Thread(target=_pump, args=(inner, self.request), daemon=True)
             back.start()
             # MLflow answers to its own name alone.
             names = [b"127.0.0.1:%d" % port for port in (self.server.port, self.server.target)]
             _pump(self.request, inner, *names)
             back.join()
-            self.server.passing -= ends
 
 
 def _pump(
