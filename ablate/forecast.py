@@ -492,8 +492,10 @@ def _over_budget(study: Study, record: StudyRecord, cost: Cost | None) -> list[s
 
 def _over_disk(folder: Path, disk_gib: float | None) -> list[str]:
     """A disk that will not hold the checkpoints."""
+    if disk_gib is None:
+        return []
     free = free_gib(folder)
-    if disk_gib is None or disk_gib <= free:
+    if disk_gib <= free:
         return []
     return [
         f"{free:.1f} GiB are free for {folder}, and the checkpoints of the trials to run take up "

@@ -123,8 +123,9 @@ def sketch(config: Config) -> Sketch:
             f"opt: {config.opt} cannot take a step with {handed_on(config)}: {error}"
         ) from error
     written = math.ceil(config.epochs / config.checkpoint_frequency)
+    best = 1
     kept = config.epochs // config.keep_every if config.keep_every else 0
-    return Sketch(describe(groups), min(KEEP_LAST + 1 + kept, written) * size)
+    return Sketch(describe(groups), min(KEEP_LAST + best + kept, written) * size)
 
 
 def describe_start(config: Config) -> str | None:
