@@ -3,11 +3,13 @@
 AblateError
 ├── StudyError (ValueError)        the study file: what was given, where, what is allowed
 ├── PlanError (ValueError)         a valid study that cannot be planned as asked
+├── AbilityError (ValueError)      a recipe that cannot do what a verb asks of it
 ├── RecordError (ValueError)       a run folder that cannot be read, or was written by another study
 ├── DataError (ValueError)         a data set that is missing, damaged or refused
 ├── CheckpointError (RuntimeError) no usable checkpoint, or one that does not fit the trial
 │   └── SpaceError                 the disk is full; freeing some is all that helps
 ├── LoadError (ValueError)         weights that do not fit the model
+├── InfeasibleError (RuntimeError) a configuration that does not fit this machine
 ├── AnalysisError (ValueError)     results that cannot be analysed as asked
 ├── ThresholdError (ValueError)    markers: an unknown marker or threshold (ablate.markers)
 ├── ForeignError (ValueError)      markers: a run made elsewhere that is unreadable
@@ -40,6 +42,10 @@ class PlanError(AblateError, ValueError):
     """The study is valid, but cannot be planned as asked."""
 
 
+class AbilityError(AblateError, ValueError):
+    """A recipe lacks the optional function that a verb needs; says which."""
+
+
 class RecordError(AblateError, ValueError):
     """A run folder cannot be read, or belongs to another study."""
 
@@ -58,6 +64,10 @@ class SpaceError(CheckpointError):
 
 class LoadError(AblateError, ValueError):
     """Weights do not fit the model they are loaded into."""
+
+
+class InfeasibleError(AblateError, RuntimeError):
+    """The configuration does not fit this machine (out of memory); retrying cannot help."""
 
 
 class AnalysisError(AblateError, ValueError):

@@ -18,16 +18,18 @@ prepare_environment .
 step "2/4 data: emoji drawn by four vendors, two unseen styles held out"
 ablate data emoji
 
-step "3/4 study: 7 cells x 2 seeds, each trained by two processes"
+step "3/4 study: 4 cells x 3 seeds and what confirms, each trained by two processes"
 ablate launch studies/quickstart.yaml --yes
 
 step "4/4 what came out"
 ablate report runs/quickstart
+ablate diagnose runs/quickstart
 ablate export runs/quickstart
+ablate export runs/quickstart --verify
 cat <<END
 
 Look at it:
   report             $PWD/runs/quickstart/report.html
-  best setting       $PWD/runs/quickstart/best/train.sh
+  setting to use     $PWD/runs/quickstart/best/README.md
   MLflow UI          source $VENV/bin/activate && ablate ui
 END

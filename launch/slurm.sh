@@ -2,14 +2,18 @@
 #SBATCH --job-name=ablate
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@300
+#SBATCH --requeue
 #SBATCH --open-mode=append
 # A Slurm allocation: Ray across its nodes, one study, Ray down again.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=64 launch/slurm.sh STUDY [arguments]
+#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=72 launch/slurm.sh STUDY [arguments]
 #   bash launch/slurm.sh [--dry-run] STUDY [arguments]    # in an allocation; a dry run anywhere
 #
 # 300 s before the time limit, and when the job is preempted, trials write a checkpoint and stop.
-# With ABLATE_REQUEUE=1 the job then goes back into the queue and continues where it stopped.
+# A job that was preempted (PreemptMode=REQUEUE), or lost a node, goes back into the queue and
+# continues where it stopped; with ABLATE_REQUEUE=1 so does one that came to its time limit.
+# Without --cpus-per-task Slurm gives a node's task one CPU: what the study's gang needs is compared
+# with the allocation before anything starts.
 # ABLATE_INTERFACE (e.g. ib0) names the network that Ray uses; otherwise the node's first address.
 # The study, its runs folder and its data must be on storage that every node mounts.
 set -euo pipefail
@@ -18,7 +22,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source launch/common.sh
 
 if [ -n "$DRY_RUN" ]; then
-  : "${SLURM_JOB_ID:=4711}" "${SLURM_JOB_NUM_NODES:=2}" "${SLURM_CPUS_ON_NODE:=64}"
+  : "${SLURM_JOB_ID:=4711}" "${SLURM_JOB_NUM_NODES:=2}" "${SLURM_JOB_CPUS_PER_NODE:=64(x2)}"
   head_address='<address of the first node>'
 else
   : "${SLURM_JOB_ID:?submit with sbatch, or look first with --dry-run}"
@@ -28,6 +32,15 @@ else
     head_address=$(hostname -I | awk '{print $1}')
   fi
 fi
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
+  echo "An array would start one study several times at once; submit without --array: a study's" \
+    "trials already run side by side on the job's nodes." >&2
+  exit 2
+fi
+# Such as 72(x3),36: every node's task asks for as many CPUs as the smallest node has.
+cpus=$(tr , '\n' <<< "$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | head -n 1)
+run python "$HERE/check_nodes.py" "$STUDY" "$SLURM_JOB_NUM_NODES" "$cpus" \
+  "${SLURM_GPUS_ON_NODE:-0}"
 # Jobs that share a node get ports of their own.
 port=$((20000 + SLURM_JOB_ID % 20000))
 set_up_ray
@@ -41,13 +54,20 @@ else
 fi
 files=/tmp/ablate-$SLURM_JOB_ID-$SLURM_NODEID
 rm -rf "$files"   # of a first life of this job that was killed
+# Jobs of ours that were killed left theirs.
+if mine=$(squeue --noheader --me --format=%A); then
+  for old in /tmp/ablate-[0-9]*-[0-9]*; do
+    job=${old#/tmp/ablate-}
+    if [ -O "$old" ] && ! grep --quiet --line-regexp "${job%-*}" <<< "$mine"; then rm -rf "$old"; fi
+  done
+fi
 mkdir -m 700 "$files"
 exec ray start "$@" --num-cpus="$SLURM_CPUS_ON_NODE" \
   ${SLURM_GPUS_ON_NODE:+--num-gpus="$SLURM_GPUS_ON_NODE"} --temp-dir="$files" \
   --object-store-memory=200000000 --disable-usage-stats --block'
 clear='rm -rf "/tmp/ablate-$SLURM_JOB_ID-$SLURM_NODEID"'
 on_every_node=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
-  --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --overlap bash -c)
+  --cpus-per-task="$cpus" --cpu-bind=none --overlap bash -c)
 if [ -n "$DRY_RUN" ]; then
   run "${on_every_node[@]}" "$node" ray-node "$head_address" "$port"
 else

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from ablate.cluster import Attempt, Cluster, Gang, LocalCluster
+from ablate.cluster.contract import Attempt, Cluster, Shape
+from ablate.cluster.local import LocalCluster
 
 
 def main(kind: str, folder: str, entry: str) -> None:
@@ -21,7 +22,7 @@ def main(kind: str, folder: str, entry: str) -> None:
     if kind == "local":
         cluster = LocalCluster(num_cpus=2)
     else:
-        from ablate.ray_cluster import RayCluster
+        from ablate.cluster.ray_cluster import RayCluster
 
         cluster = RayCluster(num_cpus=2, preload=())
     cluster.start(
@@ -29,7 +30,7 @@ def main(kind: str, folder: str, entry: str) -> None:
             trial_id="t",
             number=1,
             folder=Path(folder),
-            gang=Gang(workers=2),
+            shape=Shape(workers=2),
             entry=entry,
             env={"PYTHONPATH": str(Path(__file__).parent)},
         )

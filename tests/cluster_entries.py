@@ -84,6 +84,21 @@ def crash_rank_1() -> int:
     return 0
 
 
+def leave_alone() -> int:
+    """Rank 1 has written a result that ends the trial; rank 0 waits for it in a collective."""
+    if _rank() == 1:
+        return 73
+    return sleep()
+
+
+def hide_the_log() -> int:
+    """Put a pipe that nobody writes to in the log's place, as a mount that hangs, and fail."""
+    log = Path(os.environ["ABLATE_TRIAL"], "attempts", os.environ["ABLATE_ATTEMPT"], "log-0.txt")
+    log.unlink()
+    os.mkfifo(log)
+    return 3
+
+
 def _breed() -> list[int]:
     """A child, a grandchild whose parent is gone, a daemon in its own session, and a fork."""
     sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
@@ -181,7 +196,7 @@ def train_and_stop() -> int:
 
 def train_and_hang() -> int:
     """Three steps, and then a fourth that never ends."""
-    from ablate.training.pulse import Pulse
+    from ablate.trial.pulse import Pulse
 
     pulse = Pulse()
     for _ in range(3):
@@ -192,7 +207,7 @@ def train_and_hang() -> int:
 
 def train_and_evaluate() -> int:
     """A step, and an evaluation that takes longer than any step may."""
-    from ablate.training.pulse import Pulse
+    from ablate.trial.pulse import Pulse
 
     pulse = Pulse()
     pulse.step(0.01)
@@ -204,7 +219,7 @@ def train_and_evaluate() -> int:
 
 def train_and_hang_evaluating() -> int:
     """A first evaluation that is long, batch by batch, and then hangs within a batch."""
-    from ablate.training.pulse import Pulse, part_ended
+    from ablate.trial.pulse import Pulse, part_ended
 
     patience_s = 3 * float(os.environ["ABLATE_EVALUATION_PATIENCE_S"])
     with Pulse().evaluating():

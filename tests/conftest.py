@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Before anything imports torch, ray or mlflow: no hub, no telemetry, one thread a process.
 os.environ.update(
@@ -13,3 +16,25 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     MPLBACKEND="agg",
 )
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory):
+    """(study, record) of a complete study; not to be written to."""
+    from synthetic import study_of, write_study
+
+    folder = tmp_path_factory.mktemp("quick")
+    study = study_of(folder)
+    return study, write_study(folder, study)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with all of its tables and nothing in them, to be copied: making one takes
+    two seconds."""
+    from ablate.tracking.mlflow.store import one_at_a_time
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with one_at_a_time(f"sqlite:///{file}"):
+        pass
+    return file

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablate.records import AttemptWriter, read_json, read_rows
+from ablate.records.attempt import AttemptWriter
+from ablate.records.files import read_json, read_rows
 
 
 def main() -> None:

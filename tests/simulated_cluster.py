@@ -10,10 +10,13 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ablate.cluster import Attempt, Capacity, Gang, GangEvent
+from ablate.cluster.contract import Attempt, Capacity, GangEvent, Shape
 from ablate.errors import ClusterError
-from ablate.records import AttemptWriter, read_json
+from ablate.records.attempt import AttemptWriter
+from ablate.records.files import read_json
+from ablate.study import Study, parse_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Course:
     duration_s: float = 60.0
     exit_codes: tuple[int | None, ...] = (0,)
     kind: str = "exited"
+    last_words: str = ""
 
 
 def complete(attempt: Attempt) -> Course:
@@ -95,10 +99,10 @@ class SimulatedCluster:
             self._queue.remove(attempt)
             self._tell(attempt, Course(0.0, (None,)), stopped=True)
 
-    def capacity(self, gang: Gang) -> Capacity:
+    def capacity(self, shape: Shape) -> Capacity:
         return Capacity(self.gangs, self.gangs - len(self._running), "")
 
-    def set_aside(self, node: str, gang: Gang) -> bool:
+    def set_aside(self, node: str, shape: Shape) -> bool:
         taken = list(self.machine_of.values())
         left = [seat for seat in (*self._seats, *taken) if seat != node]
         if not left:
@@ -143,7 +147,7 @@ class SimulatedCluster:
                 attempt.trial_id,
                 attempt.number,
                 kind,  # type: ignore[arg-type]
-                f"exit codes {course.exit_codes}",
+                f"exit codes {course.exit_codes} {course.last_words}".strip(),
                 0.0,
                 () if machine is None else (machine,),
                 exit_codes=course.exit_codes,
@@ -151,3 +155,33 @@ class SimulatedCluster:
                 stopped=stopped,
             )
         )
+
+
+class Nobody:
+    """A mirror that nobody looks at."""
+
+    trouble = None
+
+    def update(self, trials: object, active: object) -> None:
+        pass
+
+
+def factorial(tmp_path: Path, *, cells: int, seeds: int) -> Study:
+    """A full factorial of `cells` cells, a multiple of ten, with `seeds` seeds each."""
+    val = tmp_path / "val"
+    for name in ("cat", "dog"):
+        (val / name).mkdir(parents=True, exist_ok=True)
+    (val / "classnames.json").write_text('["cat", "dog"]')
+    (val / "templates.json").write_text('["a photo of a {}."]')
+    lrs = [f"{1e-3 * (1 + i / 1000):.6g}" for i in range(cells // 10)]
+    text = f"""\
+name: factorial-{cells}-{seeds}
+recipe: openclip
+baseline: {{model: tiny-rn-a, train_data: t.tar, imagenet_val: val, lr: {lrs[0]}, beta2: 0.9}}
+factors:
+  lr: [{", ".join(lrs)}]
+  beta2: [{", ".join(f"0.9{i}" for i in range(10))}]
+design: full_factorial
+seeds: [{", ".join(map(str, range(seeds)))}]
+"""
+    return parse_study(text, path="s.yaml", root=tmp_path)

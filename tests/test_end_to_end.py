@@ -17,7 +17,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from ablate.records import StudyRecord
+from ablate.records.folder import StudyRecord
 
 STUDY = """\
 name: small
@@ -92,23 +92,27 @@ def test_launching_again_does_nothing(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_mlflow_holds_study_cells_and_trials(folder: Path) -> None:
-    """One experiment; a parent run, a child per cell, a grandchild per seed with its metrics."""
+    """One experiment; side by side a run for the study, one for each setting and one for each
+    seed, with its curves; a trial has 25 keys at most and no parameter without a value."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=100)
-    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in runs}
-    depth = {
-        run_id: 0 if parent is None else 1 if parents[parent] is None else 2
-        for run_id, parent in parents.items()
-    }
-    assert sorted(depth.values()) == [0, 1, 1, 1, 2, 2, 2]
-    trials = [run for run in runs if depth[run.info.run_id] == 2]
-    for run in trials:
+    kinds = [run.data.tags["kind"] for run in runs]
+    assert sorted(kinds) == ["cell"] * 3 + ["study"] + ["trial"] * 3
+    for run in runs:
+        if run.data.tags["kind"] != "trial":
+            continue
         assert run.data.params["model"] == "tiny-rn-a"
+        assert not {"null", "", "None"} & set(run.data.params.values())
         assert run.data.tags["outcome"] == "completed"
-        assert len(client.get_metric_history(run.info.run_id, "loss")) == 8
-        assert len(client.get_metric_history(run.info.run_id, "imagenet_top1")) == 2
+        assert len(run.data.metrics) <= 25, sorted(run.data.metrics)
+        assert {key.split("/")[0] for key in run.data.metrics if "/" in key} == {
+            "eval", "stability", "system", "train"
+        }  # fmt: skip
+        history = client.get_metric_history
+        assert len(history(run.info.run_id, "train/loss")) == 8
+        assert len(history(run.info.run_id, "eval/imagenet_top1_pct")) == 2
 
 
 @pytest.mark.slow
@@ -139,7 +143,7 @@ def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> 
     """train.sh holds every resolved value, and the model loads in open_clip."""
     import open_clip
 
-    ablate(folder, "export", "runs/small")
+    ablate(folder, "export", "runs/small", "--cell", "baseline")
     best = folder / "runs" / "small" / "best"
     words = shlex.split((best / "train.sh").read_text(), comments=True)
     assert words[words.index("--batch-size") + 1] == "64"
@@ -149,7 +153,10 @@ def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.drill)],
+)
 def test_a_launch_that_is_stopped_or_killed_goes_on(
     folder: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class Measured:
     """A factor's level against its reference level. `delta` is level minus reference."""
 
     factor: str
@@ -32,16 +32,20 @@ class Contrast:
     """Seeds with a difference: both runs completed."""
     delta: float | None
     """Completed runs only; with diverged runs this is the survivors' difference."""
+    confidence: float
+    """Of its intervals: .95, and .975 where half of the error was spent at a first look."""
     ci: Interval | None
-    """95 % interval of this contrast by itself."""
+    """Interval of this contrast by itself."""
     ci_adjusted: Interval | None
-    """Simultaneous 95 % interval over the family; the verdict MATTERS reads this one."""
+    """Simultaneous interval over the family; the verdict MATTERS reads this one."""
     ci_equivalence: Interval | None
-    """90 % interval; inside +-margin = equivalence shown (two one-sided tests at 5 %)."""
+    """Interval that leaves out twice as much; inside +-margin = equivalence shown (two one-sided
+    tests)."""
     standard_error: float | None
-    df: int
+    df: float
     method: str
-    """pooled two-way ANOVA | paired t | confidence sequence | one seed | same runs | no data"""
+    """two-way, cells' own noise | paired t | confidence sequence | one seed | same runs |
+    no data"""
     why_not_pooled: str
     p: float | None
     p_adjusted: float | None
@@ -52,13 +56,24 @@ class Contrast:
     """Share of seeds in which the level was better (ties count half)."""
     rho: float | None
     """Correlation of the two arms over seeds, from 3 seeds on: what pairing by seed gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast(Measured):
+    """What was measured of a level, judged."""
+
     verdict: str
     direction: str | None
     """better | worse, for the level, when a difference is shown."""
     basis: str
     """What the verdict rests on: difference | divergence | both | none."""
+    identical: bool
+    """Both sides gave the very same value in every seed."""
     needs_seeds: int | None
-    """0 when decided; about how many more when not; None when no sensible number would do."""
+    """0 when decided; how many more decide it with probability .8 when not; None when that would
+    be more than verdict.MOST_SEEDS."""
+    shows: float | None
+    """Smallest true difference that as many seeds show with probability .8."""
     divergence: Divergence | None
     outcomes: Mapping[str, int]
     """Outcome -> runs of the level."""
@@ -99,6 +114,21 @@ class Interaction:
 
 
 @dataclass(frozen=True, slots=True)
+class SimpleEffect:
+    """A level against its reference where another factor stands at one level."""
+
+    factor: str
+    level: str
+    reference: str
+    given: tuple[str, str]
+    """(other factor, its level)."""
+    delta: float
+    ci: Interval
+    """Simultaneous 95 % interval over the two levels of the other factor."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """What the seed alone changes."""
 
@@ -127,8 +157,8 @@ class CellSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Analysis:
-    """All that a report says about a study's results."""
+class Basis:
+    """What was asked, and of which runs."""
 
     objective: Objective
     baseline: Mapping[str, str]
@@ -138,10 +168,20 @@ class Analysis:
     is_exploratory: bool
     num_runs: int
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis(Basis):
+    """All that a report says about a study's results."""
+
     headline: str
+    unlearnt: str
+    """Why nothing can be said to be equivalent: the runs learnt nothing. Empty if they did."""
     factors: tuple[FactorSummary, ...]
     contrasts: tuple[Contrast, ...]
     interactions: tuple[Interaction, ...]
+    simple: tuple[SimpleEffect, ...]
+    """Of factors that are shown to depend on each other, each at both levels of the other."""
     not_estimable: tuple[str, ...]
     """What this design cannot answer, in sentences."""
     importances: tuple[Importance, ...]
@@ -152,7 +192,7 @@ class Analysis:
     best: Mapping[str, str] | None
     """Levels of the cell with the best mean among those without a diverged run."""
     guards: tuple[str, ...]
-    """Cells that left the pooled variance, and why."""
+    """Which cell looks noisier than the others."""
     warnings: tuple[str, ...]
 
     def contrast(self, factor: str, level: str) -> Contrast:
@@ -172,21 +212,22 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and finite numbers; what is not known is None."""
-        plain = _plain(self)
-        assert isinstance(plain, dict)
-        return plain
+        found = plain(self)
+        assert isinstance(found, dict)
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Lists, dicts, strings and finite numbers of an answer or a part of it."""
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        found = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         if isinstance(value, Contrast):
-            plain["diverged"] = list(value.diverged)
-        return plain
+            found["diverged"] = list(value.diverged)
+        return found
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.integer):

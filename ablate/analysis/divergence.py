@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from ablate.analysis.results import FloatArray
+from ablate.analysis.results import Cell, FloatArray, Table
 
 EXACT_LIMIT = 20_000
 """Up to this many label assignments the permutation test enumerates them all."""
@@ -35,6 +35,8 @@ class Divergence:
     reference_rate_ci: tuple[float, float]
     fisher_p: float
     """Level against the reference alone."""
+    higher: float
+    """Probability that the level's rate is the higher one, both rates uniform beforehand."""
     pooled_p: float | None
     """The arm that diverged against the other arm and every cell without a diverged run; None
     unless exactly one of the two arms diverged."""
@@ -67,6 +69,38 @@ def fisher(level: tuple[int, int], reference: tuple[int, int]) -> float:
         return 1.0
     counts = np.array([[k, n - k] for k, n in (level, reference)])
     return float(stats.fisher_exact(counts).pvalue)
+
+
+@lru_cache(maxsize=256)
+def higher_rate(level: tuple[int, int], reference: tuple[int, int]) -> float:
+    """P(level's rate > reference's) of two Beta(1 + k, 1 + n - k) rates."""
+    (k1, n1), (k0, n0) = level, reference
+    grid = (np.arange(2000) + 0.5) / 2000
+    quantiles = special.betaincinv(1 + k0, 1 + n0 - k0, grid)
+    return float(np.mean(special.betaincc(1 + k1, 1 + n1 - k1, quantiles)))
+
+
+def exploding(table: Table, reference: Cell) -> set[tuple[int, str]]:
+    """(factor's place, level) of changes with which at least half of the runs diverge, and that
+    explain it: Fisher's test against all runs without them is beyond .001."""
+    found: set[tuple[int, str]] = set()
+    counts = {
+        row: (table.count(row, "diverged"), table.count(row, "completed"))
+        for row in range(len(table.cells))
+    }
+    if not any(gone for gone, _ in counts.values()):
+        return found
+    for place, factor in enumerate(table.factors):
+        for level in table.levels(factor):
+            if level == reference[place]:
+                continue
+            mine = [c for row, c in counts.items() if table.cells[row][place] == level]
+            rest = [c for row, c in counts.items() if table.cells[row][place] != level]
+            gone, ran = sum(g for g, _ in mine), sum(g + c for g, c in mine)
+            others, all_others = sum(g for g, _ in rest), sum(g + c for g, c in rest)
+            if ran and 2 * gone >= ran and fisher((gone, ran), (others, all_others)) < 0.001:
+                found.add((place, level))
+    return found
 
 
 def compare_divergence(
@@ -104,6 +138,7 @@ def compare_divergence(
         level_rate_ci=clopper_pearson(k1, n1),
         reference_rate_ci=clopper_pearson(k0, n0),
         fisher_p=fisher((k1, n1), (k0, n0)),
+        higher=higher_rate((k1, n1), (k0, n0)),
         pooled_p=pooled,
         composite_delta=delta,
         composite_p=p,
@@ -156,3 +191,32 @@ def permutation_p(one: FloatArray, zero: FloatArray, *, draws: int = 20_000) -> 
 def _assignments(n: int, n1: int) -> npt.NDArray[np.intp]:
     """All choices of n1 out of n: [choice, place]."""
     return np.array(list(combinations(range(n), n1)), dtype=np.intp)
+
+
+def to_blame(table: Table, reference: Cell) -> set[tuple[int, str]]:
+    """(factor's place, level) of the changes to which diverged runs are put down.
+
+    A change that diverged where nothing else was changed, or in every cell that has it and any
+    runs; what is left unexplained is put down to all changes of its cell.
+    """
+    gone: dict[Cell, bool] = {
+        cell: table.count(row, "diverged") > 0
+        for row, cell in enumerate(table.cells)
+        if table.count(row, "diverged") + table.count(row, "completed")
+    }
+    changes = {
+        cell: {(i, level) for i, level in enumerate(cell) if level != reference[i]} for cell in gone
+    }
+    every = set().union(*changes.values())
+    blamed = {
+        change
+        for change in every
+        if any(gone[cell] and changes[cell] == {change} for cell in gone)
+        or all(gone[cell] for cell in gone if change in changes[cell])
+    }
+    if gone.get(reference):
+        return blamed  # the baseline diverges by itself, so a change need not be to blame
+    for cell, lost in gone.items():
+        if lost and not changes[cell] & blamed:
+            blamed |= changes[cell]
+    return blamed

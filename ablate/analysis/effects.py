@@ -1,9 +1,9 @@
 """Contrasts between cells and their intervals: value = cell + seed block + noise.
 
-The one residual variance of all cells (pooled two-way layout) is the main lever: with 9 cells and
-3 seeds an interval is half as wide as from each contrast's own 3 differences. It is used as long
-as the cells look equally noisy; a cell that does not, or in which a run diverged, leaves the pool
-and its contrasts fall back to a paired t interval.
+The residuals of all cells (two-way layout) are the main lever: with 9 cells and 3 seeds an interval
+is much narrower than from each contrast's own 3 differences. Each cell has a variance of its own,
+drawn towards the shared one (see noise.py); a cell in which a run diverged stays out of the fit and
+its contrasts fall back to a paired t interval.
 
 A contrast is a weight vector over the rows of `Table.cells` that sums to 0.
 """
@@ -13,23 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from ablate.analysis.fit import Fit, rounding, step_of
 from ablate.analysis.results import Cell, FloatArray, Table
 from ablate.errors import AnalysisError
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.intp]
-
-GUARD_LEVEL = 0.05
-"""Equal noise is taken for unequal in 5 % of studies, which widens one interval. With 3 seeds no
-level helps much: a cell twice as noisy is found in 1 study of 7, three times in 2 of 5."""
-GUARD_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,212 +37,17 @@ class Comparison:
     estimand: str
     """simple: one cell against the baseline cell. main: averaged over all combinations of the
     other factors. additive: from a model without interactions (fractions, sweeps). shared: level
-    and reference stand on the same runs. missing: no runs to compare."""
+    and reference stand on the same runs. missing: no runs to compare, or none that
+    separate the factor from the others."""
     weights: FloatArray
     level_rows: tuple[int, ...] = ()
     reference_rows: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     """(level row, reference row) of every setting of the other factors, where cells match."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What depends only on which (cell, seed) were run; arrays over runs in row-major order."""
-
-    solve: FloatArray
-    """[cell, run]: least-squares cell effects = solve @ y."""
-    spread: FloatArray
-    """[cell, cell]: Var(w @ effects) = sigma^2 * w @ spread @ w."""
-    project: FloatArray
-    """[cell + seed columns]^2: w is estimable when it equals w @ project."""
-    residual: FloatArray
-    """[run, run]: residuals = residual @ y."""
-    df: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """The pooled fit over the cells in `rows`."""
-
-    rows: tuple[int, ...]
-    seeds: tuple[int, ...]
-    layout: Layout
-    effects: FloatArray
-    residuals: FloatArray
-    mse: float
-    df: int
-
-    def usable(self, weights: FloatArray) -> bool:
-        """Every cell of the contrast is in the pool, and its estimate is unique."""
-        if self.df < 1 or not set(np.flatnonzero(weights)) <= set(self.rows):
-            return False
-        padded = np.concatenate([weights[list(self.rows)], np.zeros(len(self.seeds))])
-        return bool(np.allclose(padded @ self.layout.project, padded, atol=1e-8))
-
-    def estimate(self, weights: FloatArray) -> float:
-        return float(weights[list(self.rows)] @ self.effects)
-
-    def spread(self, one: FloatArray, two: FloatArray) -> float:
-        """Covariance of two contrasts in units of the residual variance."""
-        rows = list(self.rows)
-        return float(one[rows] @ self.layout.spread @ two[rows])
-
-
-def fit(values: FloatArray, rows: tuple[int, ...]) -> Fit:
-    """Least squares of cell + seed over the given rows of [cell, seed] values; NaN = missing."""
-    y = values[list(rows)]
-    present: BoolArray = ~np.isnan(y)
-    seeds = tuple(int(j) for j in np.flatnonzero(present.any(axis=0)))
-    y, present = y[:, list(seeds)], present[:, list(seeds)]
-    layout = _layout(present.tobytes(), present.shape)
-    flat = y[present]
-    residuals = layout.residual @ flat
-    mse = float(residuals @ residuals) / layout.df if layout.df else math.nan
-    if mse <= _rounding(flat) ** 2:
-        mse = 0.0
-    return Fit(rows, seeds, layout, layout.solve @ flat, residuals, mse, layout.df)
-
-
-def _rounding(values: FloatArray) -> float:
-    """Below this a spread is arithmetic, not noise."""
-    return 1e-12 * float(np.abs(values).max(initial=0.0))
-
-
-@lru_cache(maxsize=256)
-def _layout(mask: bytes, shape: tuple[int, int]) -> Layout:
-    present = np.frombuffer(mask, dtype=bool).reshape(shape)
-    at_cell, at_seed = np.nonzero(present)
-    num_cells, num_seeds = shape
-    design = np.zeros((len(at_cell), num_cells + num_seeds))
-    design[np.arange(len(at_cell)), at_cell] = 1
-    design[np.arange(len(at_cell)), num_cells + at_seed] = 1
-    inverse = np.asarray(np.linalg.pinv(design), dtype=np.float64)
-    solve = inverse[:num_cells]
-    rank = int(np.linalg.matrix_rank(design))
-    return Layout(
-        solve=solve,
-        spread=solve @ solve.T,
-        project=inverse @ design,
-        residual=np.eye(len(at_cell)) - design @ inverse,
-        df=len(at_cell) - rank,
-    )
-
-
-# ---- which cells may share one variance ------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A cell that left the pooled variance, and the evidence."""
-
-    row: int
-    brown_forsythe_p: float
-    share: float
-    """The cell's part of the sum of all cells' residual variances."""
-    share_p: float
-
-
-def pool(table: Table, *, keep: int | None = None) -> tuple[Fit, tuple[Guard, ...]]:
-    """The pooled fit over the cells without diverged runs whose noise looks alike.
-
-    Survivors of a level that diverges may be noisier than others, so its cell stays out. Row
-    `keep`, the baseline, stays in even so: without it one lost run would cost every contrast the
-    shared variance.
-    """
-    has_value = np.asarray((~np.isnan(table.values)).any(axis=1))
-    rows = [
-        row
-        for row in range(len(table.cells))
-        if has_value[row] and (row == keep or not table.count(row, "diverged"))
-    ]
-    guards: list[Guard] = []
-    while True:
-        fitted = fit(table.values, tuple(rows))
-        guard = unequal_variance(table.values, fitted)
-        if guard is None:
-            return fitted, tuple(guards)
-        guards.append(guard)
-        rows.remove(guard.row)
-
-
-def unequal_variance(values: FloatArray, fitted: Fit) -> Guard | None:
-    """The noisiest cell, if a test at GUARD_LEVEL says that the cells are not equally noisy.
-
-    Brown-Forsythe and Cochran's C (the largest variance's share of the sum), both with their null
-    distribution simulated for this very layout: textbook distributions are wrong for residuals of
-    few seeds. A fixed limit on the largest over the smallest variance would not do: 9 is exceeded
-    by almost every study of 9 cells and 3 seeds with equal noise. A cell that is less noisy than
-    the others makes intervals wider than needed, never too narrow, so it may stay.
-    """
-    if fitted.df < 4 or len(fitted.rows) < 3:
-        return None
-    if fitted.mse == 0:
-        return None
-    present: BoolArray = ~np.isnan(values[np.ix_(fitted.rows, fitted.seeds)])
-    cell_of_run = np.nonzero(present)[0]
-    freedom = _freedom(cell_of_run, fitted.layout.residual)
-    judged = freedom > 1e-8  # a cell with one run has no residual
-    if judged.sum() < 3:
-        return None
-    null_forsythe, null_share = _guard_null(present.tobytes(), present.shape)
-    forsythe, variances = _guard_statistics(fitted.residuals[None], cell_of_run, freedom, judged)
-    share = float(variances[0].max() / variances[0].sum())
-    forsythe_p = float((1 + (null_forsythe >= forsythe[0]).sum()) / (1 + len(null_forsythe)))
-    share_p = float((1 + (null_share >= share).sum()) / (1 + len(null_share)))
-    if min(forsythe_p, share_p) >= GUARD_LEVEL / 2:
-        return None
-    worst = int(np.flatnonzero(judged)[np.argmax(variances[0])])
-    return Guard(fitted.rows[worst], forsythe_p, share, share_p)
-
-
-@lru_cache(maxsize=128)
-def _guard_null(mask: bytes, shape: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """Both statistics for GUARD_DRAWS studies of this layout with equal normal noise."""
-    present = np.frombuffer(mask, dtype=bool).reshape(shape)
-    residual = _layout(mask, shape).residual
-    cell_of_run = np.nonzero(present)[0]
-    freedom = _freedom(cell_of_run, residual)
-    judged = freedom > 1e-8
-    noise = np.random.default_rng(20).standard_normal((GUARD_DRAWS, len(residual))) @ residual
-    forsythe, variances = _guard_statistics(noise, cell_of_run, freedom, judged)
-    return forsythe, variances.max(axis=1) / variances.sum(axis=1)
-
-
-def _freedom(cell_of_run: IntArray, residual: FloatArray) -> FloatArray:
-    """Degrees of freedom of each cell's residuals."""
-    freedom = np.zeros(int(cell_of_run.max()) + 1)
-    np.add.at(freedom, cell_of_run, np.diag(residual))
-    return freedom
-
-
-def _guard_statistics(
-    residuals: FloatArray,
-    cell_of_run: IntArray,
-    freedom: FloatArray,
-    judged: BoolArray,
-) -> tuple[FloatArray, FloatArray]:
-    """Brown-Forsythe statistic [draw] and residual variances [draw, judged cell]."""
-    cells = np.flatnonzero(judged)
-    variances = np.empty((len(residuals), len(cells)))
-    between, within, total = np.zeros(len(residuals)), np.zeros(len(residuals)), 0
-    means, sizes = [], []
-    for i, cell in enumerate(cells):
-        part = residuals[:, cell_of_run == cell]
-        variances[:, i] = (part**2).sum(axis=1) / freedom[cell]
-        distance = np.abs(part - np.median(part, axis=1, keepdims=True))
-        means.append(distance.mean(axis=1))
-        sizes.append(part.shape[1])
-        within += ((distance - means[-1][:, None]) ** 2).sum(axis=1)
-        total += part.shape[1]
-    grand = sum(n * m for n, m in zip(sizes, means, strict=True)) / total
-    for n, mean in zip(sizes, means, strict=True):
-        between += n * (mean - grand) ** 2
-    # Two seeds lie equally far from their median: nothing varies within, nothing can be said.
-    some = within > 1e-9 * (between + within)
-    statistic = np.zeros(len(residuals))
-    np.divide(between, within, out=statistic, where=some)
-    statistic *= (total - len(cells)) / (len(cells) - 1)
-    return statistic, variances
+    without: tuple[str, ...] = ()
+    """Exploding levels of other factors ("lr=0.1") whose cells take no part."""
+    empty: int = 0
+    """Settings of the other factors that are left out: no run of one of the two cells completed."""
 
 
 # ---- which cells make a contrast -------------------------------------------------------------
@@ -255,9 +55,13 @@ def _guard_statistics(
 
 def is_crossed(table: Table) -> bool:
     """Every combination of the levels was run (two factors or more)."""
-    sizes = [len(table.levels(factor)) for factor in table.factors]
-    varied = [size for size in sizes if size > 1]
-    return len(varied) >= 2 and len(table.shared) == math.prod(sizes)
+    varied, number = 0, 1
+    for factor in table.factors:
+        varied += len(table.levels(factor)) > 1
+        number *= len(table.levels(factor))
+        if number > len(table.shared):  # at once, where there are thousands of factors
+            return False
+    return varied >= 2 and len(table.shared) == number
 
 
 ESTIMANDS = ("auto", "simple", "additive")
@@ -292,8 +96,10 @@ def compare(
     if home == base and estimand != "simple":
         return Comparison(factor, level, base, "shared", zero, rows[base], rows[base])
     weights = None if estimand == "simple" else _additive_weights(table, column, home, base)
-    if weights is None or not np.any(weights):
+    if estimand == "simple":
         return Comparison(factor, level, base, "missing", zero)
+    if weights is None or not np.any(weights):  # what diverged in them still tells something
+        return Comparison(factor, level, base, "missing", zero, rows[home], rows[base])
     return Comparison(factor, level, base, "additive", weights, rows[home], rows[base])
 
 
@@ -321,12 +127,15 @@ def _matched(
 ) -> Comparison:
     weights = np.zeros(len(table.cells))
     pairs = [(table.index(up), table.index(down)) for up, down in zip(ups, downs, strict=True)]
-    for up, down in pairs:
-        if up is None or down is None:
-            return Comparison(factor, level, base, "missing", np.zeros(len(table.cells)))
-        weights[up] += 1 / len(pairs)
-        weights[down] -= 1 / len(pairs)
-    matched = tuple((up, down) for up, down in pairs if up is not None and down is not None)
+    matched = [(up, down) for up, down in pairs if up is not None and down is not None]
+    if len(matched) < len(pairs):
+        return Comparison(factor, level, base, "missing", weights)
+    # A cell without any completed run takes its partner with it: the average is over the rest.
+    seen = [pair for pair in matched if not any(np.isnan(table.values[row]).all() for row in pair)]
+    used = seen or matched
+    for up, down in used:
+        weights[up] += 1 / len(used)
+        weights[down] -= 1 / len(used)
     return Comparison(
         factor,
         level,
@@ -335,7 +144,8 @@ def _matched(
         weights,
         tuple(dict.fromkeys(up for up, _ in matched)),
         tuple(dict.fromkeys(down for _, down in matched)),
-        matched,
+        tuple(used),
+        empty=len(matched) - len(used),
     )
 
 
@@ -426,7 +236,7 @@ def cross(
 ) -> FloatArray | None:
     """Weights of the two-level interaction (difference of differences), or None: not estimable.
 
-    Averaged over every setting of the other factors in which all four cells were run.
+    Averaged over every setting of the other factors in which all four cells have a completed run.
     """
     (f, level_f), (g, level_g) = first, second
     i, j = table.factors.index(f), table.factors.index(g)
@@ -441,7 +251,7 @@ def cross(
             corner[i] = level_f if up else reference[i]
             corner[j] = level_g if across else reference[j]
             row = table.index(tuple(corner))
-            if row is None:
+            if row is None or np.isnan(table.values[row]).all():
                 break
             rows.append((row, 1 if up == across else -1))
         if len(rows) == 4:
@@ -462,7 +272,7 @@ class Estimate:
 
     delta: float
     standard_error: float
-    df: int
+    df: float
     n: int
     """Seeds in which every cell of the contrast completed."""
     information: float
@@ -470,7 +280,10 @@ class Estimate:
     method: str
     why_not_pooled: str
     differences: FloatArray
-    """The contrast within each complete seed."""
+    """The contrast within each complete seed; empty where seeds do not pair."""
+    step: float = 0.0
+    """The step of a metric whose differences are equal but for it: the noise is that of rounding
+    to it. 0 where the differences show their own noise."""
 
 
 def block_differences(
@@ -499,35 +312,97 @@ def estimate(
     pairs: tuple[tuple[int, int], ...] = (),
     why_not: str = "",
 ) -> Estimate | None:
-    """Pooled if the pool covers the contrast and tells more than its own differences; or None."""
+    """Pooled if the pool covers the contrast and tells more than its own differences; by Welch's
+    test where hardly a seed is common to its cells; or None."""
     differences = block_differences(values, weights, pairs)
     n = len(differences)
+    step = step_of(values)
     if pooled.usable(weights) and pooled.df >= max(1, n - 1):
-        variance = pooled.spread(weights, weights)
+        variance, df = pooled.variance(weights)
         # With two cells the pooled layout is the paired t test; say so.
-        method = "paired t" if len(pooled.rows) == 2 else "pooled two-way ANOVA"
+        method = "paired t" if len(pooled.rows) == 2 else "two-way, cells' own noise"
+        equal = n > 1 and float(differences.std()) <= step / 1000
         return Estimate(
-            delta=pooled.estimate(weights),
-            standard_error=math.sqrt(pooled.mse * variance),
-            df=pooled.df,
+            delta=_snapped(pooled.estimate(weights), values),
+            standard_error=math.sqrt(variance),
+            df=df,
             n=n,
-            information=2 / variance,
+            information=2 / pooled.spread(weights, weights),
             method=method,
             why_not_pooled="",
             differences=differences,
+            step=step if equal and pooled.mse <= step**2 / 12 else 0.0,
         )
+    if n < 2 and (found := _unpaired(values, weights, max(pooled.least, step**2 / 12))):
+        return found
     if n == 0:
-        return None
-    delta = float(differences.mean())
+        return _one_run_a_side(values, weights)
+    delta = _snapped(float(differences.mean()), values)
     if n == 1:
         return Estimate(delta, math.nan, 0, 1, 1.0, "one seed", why_not, differences)
     sd = float(differences.std(ddof=1))
-    if sd <= _rounding(values[~np.isnan(values)]):
-        sd = 0.0
-    se = sd / math.sqrt(n)
+    least = max(pooled.least, step**2 / 12)
+    se = max(sd, math.sqrt(least * float(weights @ weights))) / math.sqrt(n)
     information = n * 2 / float(weights @ weights)
-    return Estimate(delta, se, n - 1, n, information, "paired t", why_not, differences)
+    coarse = step if sd <= step / 1000 else 0.0
+    return Estimate(delta, se, n - 1, n, information, "paired t", why_not, differences, coarse)
 
 
-def two_sided_p(t: float, df: int) -> float:
+UNPAIRED = "Welch's t, seeds do not pair"
+LONE = "t, a single run against the spread of several"
+
+
+def _unpaired(values: FloatArray, weights: FloatArray, least: float) -> Estimate | None:
+    """The contrast of cells that have different seeds; None where all have one run only.
+
+    Each cell has a noise of its own (Welch 1947, degrees of freedom by Satterthwaite); one with a
+    single run is taken to have that of the others: a new run's prediction interval.
+    """
+    used = np.flatnonzero(weights)
+    runs = [values[row][~np.isnan(values[row])] for row in used]
+    counts = np.array([len(part) for part in runs])
+    several = counts > 1
+    if not several.any() or counts.min() < 1:
+        return None
+    w = weights[used]
+    delta = float(w @ np.array([part.mean() for part in runs]))
+    n = int(counts.min())
+    own = np.array([max(float(part.var(ddof=1)), least) if len(part) > 1 else 0 for part in runs])
+    shared = float(own[several] @ (counts[several] - 1)) / float((counts[several] - 1).sum())
+    # What each cell's noise counts with: that of the lone ones falls to those with several runs.
+    lone = float((w[~several] ** 2).sum()) * (counts - 1) / (counts[several] - 1).sum()
+    parts = own * (w**2 / counts * several + lone)
+    variance = float(w**2 / counts @ np.where(several, own, shared))
+    if variance <= 0:
+        return None
+    df = int(variance**2 / float((parts[several] ** 2 / (counts[several] - 1)).sum()) + 1e-9)
+    return Estimate(
+        delta=_snapped(delta, values),
+        standard_error=math.sqrt(variance),
+        df=max(df, 1),
+        n=n,
+        information=n * 2 / float(weights @ weights),
+        method=UNPAIRED if several.all() else LONE,
+        why_not_pooled="its seeds are not the reference's",
+        differences=np.zeros(0),
+    )
+
+
+def _one_run_a_side(values: FloatArray, weights: FloatArray) -> Estimate | None:
+    """A difference that nothing is known about; None where a cell has no completed run."""
+    means = np.array([np.nanmean(values[row]) if np.isfinite(values[row]).any() else np.nan
+                      for row in np.flatnonzero(weights)])  # fmt: skip
+    if np.isnan(means).any():
+        return None
+    delta = _snapped(float(weights[weights != 0] @ means), values)
+    why = "there is no second run of any"
+    return Estimate(delta, math.nan, 0, 1, 1.0, "one run a side", why, np.zeros(0))
+
+
+def _snapped(delta: float, values: FloatArray) -> float:
+    """0 for a difference that is arithmetic alone."""
+    return 0.0 if abs(delta) <= rounding(values[~np.isnan(values)]) else delta
+
+
+def two_sided_p(t: float, df: float) -> float:
     return float(2 * special.stdtr(df, -abs(t)))

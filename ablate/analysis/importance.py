@@ -19,7 +19,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, stats
 
-from ablate.analysis.effects import Comparison, Fit, is_crossed
+from ablate.analysis.effects import Comparison, is_crossed
+from ablate.analysis.fit import Fit
 from ablate.analysis.results import Table
 
 
@@ -66,7 +67,10 @@ def importances(
         centred = stack - stack.mean(axis=0)
         means = centred @ fitted.effects
         levels = len(stack)
-        spread = float(np.trace(centred @ fitted.layout.spread @ centred.T)) / levels
+        used = np.flatnonzero(centred.any(axis=0))  # of thousands of cells a few
+        part = centred[:, used]
+        inner = fitted.layout.spread[np.ix_(used, used)]
+        spread = float(np.trace(part @ inner @ part.T)) / levels
         parts[factor] = (float(means @ means) / levels, spread, levels, levels - 1)
     if not parts:
         return ()

@@ -1,23 +1,21 @@
 """What n seeds can show, before they are paid for.
 
 Unpooled: n paired differences with standard deviation `sigma` = sd of one difference, df = n - 1.
-Pooled: `cells` cells x n seeds share one residual variance; `sigma` = residual standard deviation
-of one run (block effect removed), standard error sigma*sqrt(2/n), df = (cells - 1)(n - 1).
+Pooled: `cells` cells x n seeds; `sigma` = residual standard deviation of one run (block effect
+removed), standard error sigma*sqrt(2/n), df = noise.typical_df.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from ablate.analysis.multiplicity import dunnett_quantile
+from ablate.analysis.multiplicity import MOST_DUNNETT, dunnett_quantile
+from ablate.analysis.noise import typical_df
 from ablate.errors import AnalysisError
-
-MOST_SEEDS = 100_000
 
 
 def t_quantile(tail: float, df: float) -> float:
@@ -27,10 +25,10 @@ def t_quantile(tail: float, df: float) -> float:
 
 def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | None = None) -> float:
     """Two-sided critical t: Dunnett when pooled, Bonferroni when not. Infinite at df 0."""
-    df = _df(n, cells)
+    df = degrees(n, cells)
     if df < 1:
         return math.inf
-    if cells is None or contrasts == 1:
+    if cells is None or contrasts == 1 or contrasts > MOST_DUNNETT:
         return t_quantile(alpha / (2 * contrasts), df)
     # All contrasts share the baseline: correlation 1/2.
     correlation = np.full((contrasts, contrasts), 0.5) + 0.5 * np.eye(contrasts)
@@ -47,7 +45,7 @@ def detection_power(
     cells: int | None = None,
 ) -> float:
     """Probability that n seeds show a true `effect` to differ from 0."""
-    df = _df(n, cells)
+    df = degrees(n, cells)
     if df < 1:
         return 0.0
     t = critical(n, alpha=alpha, contrasts=contrasts, cells=cells)
@@ -65,15 +63,20 @@ def mde(
     cells: int | None = None,
 ) -> float:
     """Smallest true effect that n seeds show with probability `power`; infinite for n < 2."""
-    df = _df(n, cells)
+    return _shift_shown(n, alpha, power, contrasts, cells) * sigma * _scale(n, cells)
+
+
+@lru_cache(maxsize=256)
+def _shift_shown(n: int, alpha: float, power: float, contrasts: int, cells: int | None) -> float:
+    """The same in standard errors of the contrast."""
+    df = degrees(n, cells)
     if df < 1:
         return math.inf
     t = critical(n, alpha=alpha, contrasts=contrasts, cells=cells)
     top = t
     while _two_sided_power(top, t, df) < power:
         top *= 2
-    shift = optimize.brentq(lambda x: _two_sided_power(x, t, df) - power, 0.0, top)
-    return float(shift * sigma * _scale(n, cells))
+    return float(optimize.brentq(lambda x: _two_sided_power(x, t, df) - power, 0.0, top))
 
 
 def equivalence_power(
@@ -86,7 +89,7 @@ def equivalence_power(
     cells: int | None = None,
 ) -> float:
     """Probability that two one-sided tests put a true `effect` inside +-margin."""
-    df = _df(n, cells)
+    df = degrees(n, cells)
     if df < 1 or margin <= 0:
         return 0.0
     se = _scale(n, cells) * sigma
@@ -100,27 +103,6 @@ def equivalence_power(
     return float(np.mean(inside))
 
 
-def seeds_needed(power_of: Callable[[int], float], *, power: float = 0.8) -> int | None:
-    """Fewest seeds in all (2 or more) with which `power_of` them reaches `power`; None: hopeless.
-
-    `power_of` must not fall with the seeds, as :func:`detection_power` and
-    :func:`equivalence_power` of a true effect.
-    """
-    high = 2
-    while power_of(high) < power:
-        high *= 2
-        if high > MOST_SEEDS:
-            return None
-    low = high // 2 if high > 2 else 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if power_of(middle) >= power:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
 def sigma_upper(sigma: float, df: float, *, confidence: float = 0.8) -> float:
     """Upper bound of a standard deviation from a pilot; plan with it, not with the estimate."""
     if df < 1:
@@ -128,10 +110,11 @@ def sigma_upper(sigma: float, df: float, *, confidence: float = 0.8) -> float:
     return float(sigma * math.sqrt(df / stats.chi2.ppf(1 - confidence, df)))
 
 
-def _df(n: int, cells: int | None) -> int:
+def degrees(n: int, cells: int | None) -> float:
+    """Degrees of freedom of one contrast."""
     if cells is not None and cells < 2:
         raise AnalysisError(f"{cells} cell: a comparison needs at least 2")
-    return n - 1 if cells is None else (cells - 1) * (n - 1)
+    return n - 1 if cells is None else typical_df(cells, n)
 
 
 def _scale(n: int, cells: int | None) -> float:
@@ -139,7 +122,7 @@ def _scale(n: int, cells: int | None) -> float:
     return math.sqrt((1 if cells is None else 2) / n)
 
 
-def _two_sided_power(shift: float, t: float, df: int) -> float:
+def _two_sided_power(shift: float, t: float, df: float) -> float:
     if shift > 37:  # beyond the accuracy of the noncentral t
         s = np.sqrt(_chi2_grid(df) / df)
         return float(np.mean(stats.norm.cdf(shift - t * s)))
@@ -148,7 +131,7 @@ def _two_sided_power(shift: float, t: float, df: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def _chi2_grid(df: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _chi2_grid(df: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = special.chdtri(
         df, (np.arange(500) + 0.5) / 500
     )

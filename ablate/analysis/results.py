@@ -7,16 +7,13 @@ differences are taken within a seed (the noise two cells share cancels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ablate import metrics
 from ablate.errors import AnalysisError
-from ablate.trial import Trial
 
 FloatArray = npt.NDArray[np.float64]
 Cell = tuple[str, ...]
@@ -49,41 +46,6 @@ Score = Callable[[Result], float | None]
 """The number a trial counts with; None if it says nothing about its setting."""
 
 
-def result_of(trial: Trial, outcome: Mapping[str, Any]) -> Result:
-    """A trial with its outcome.json, as the analysis reads it."""
-    return Result(
-        levels=trial.cell.levels,
-        seed=trial.seed,
-        outcome=outcome["outcome"],
-        value=outcome["value"],
-        trial_id=trial.id,
-        verdict=outcome.get("verdict") or "",
-        flags=tuple(outcome.get("flags") or ()),
-        cost=cost_of(trial.objective.get("cost"), outcome, workers=trial.gang["workers"]),
-    )
-
-
-def cost_of(name: str | None, outcome: Mapping[str, Any], *, workers: int) -> float | None:
-    """The cost called `name` (``metrics.costs``) of a completed trial, from its outcome.json.
-
-    None for other trials (one that diverged early is not cheap), and where it was not measured.
-    """
-    if name is None or outcome["outcome"] != "completed":
-        return None
-    value: Any
-    if name == "gpu_hours":
-        # Said where an attempt had fewer workers.
-        value = outcome.get("worker_s", outcome["wall_s"] * workers) / 3600
-    elif name == "mean_step_time_s":
-        steps = outcome.get("step")
-        value = outcome["train_s"] / steps if steps and outcome.get("train_s") else None
-    elif name in metrics.COSTS:
-        value = outcome.get(name)
-    else:
-        value = (outcome.get("final") or {}).get(name)
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
 @dataclass(frozen=True, slots=True)
 class Objective:
     """The question's scale, fixed before any result is seen."""
@@ -94,6 +56,8 @@ class Objective:
     """Differences smaller than this are of no interest; None: equivalence is never claimed."""
     chance: float | None = None
     """What a run that learnt nothing scores; the score of a diverged run."""
+    images: int | None = None
+    """How many images a score is a share of; it comes in steps of 1 / images."""
     percent: bool = False
     """The metric is a fraction and sentences shall speak of percentage points."""
 
@@ -107,6 +71,11 @@ class Objective:
                 f"objective margin {self.margin!r}: give a finite number >= 0 in the units of "
                 f"{self.metric}, or leave it out"
             )
+
+    @property
+    def least_variance(self) -> float:
+        """Of one score, from its rounding to whole images alone (uniform: step^2 / 12)."""
+        return 1 / (12 * self.images**2) if self.images else 0.0
 
     def gain(self, delta: float) -> float:
         """`delta` with the sign of an improvement: positive is better."""
@@ -126,16 +95,24 @@ class Table:
     """Outcome, or "" where no run exists."""
     shared: Mapping[Cell, Cell]
     """Cell -> the first cell that stands on the very same runs (itself, when it has its own)."""
+    _rows: Mapping[Cell, int] = field(init=False, repr=False, compare=False)
+    _levels: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rows = {cell: row for row, cell in enumerate(self.cells)}
+        columns = list(zip(*self.shared, strict=True)) or [()] * len(self.factors)
+        levels = {f: tuple(dict.fromkeys(c)) for f, c in zip(self.factors, columns, strict=True)}
+        object.__setattr__(self, "_rows", rows)  # asked for again and again
+        object.__setattr__(self, "_levels", levels)
 
     def index(self, cell: Cell) -> int | None:
         """Row of the cell whose runs stand for `cell`; None when it was not run."""
         home = self.shared.get(cell)
-        return None if home is None else self.cells.index(home)
+        return None if home is None else self._rows[home]
 
     def levels(self, factor: str) -> tuple[str, ...]:
         """Level names of `factor` in order of appearance, over all cells, shared ones too."""
-        column = self.factors.index(factor)
-        return tuple(dict.fromkeys(cell[column] for cell in self.shared))
+        return self._levels[factor]
 
     def of_seeds(self, seeds: Sequence[int]) -> Table:
         """The same cells with only these seeds' runs."""
@@ -145,6 +122,26 @@ class Table:
             seeds=tuple(seeds),
             values=self.values[:, columns],
             outcomes=self.outcomes[:, columns],
+        )
+
+    def without(self, changes: Collection[tuple[int, str]]) -> Table:
+        """The table without the cells that have one of these (factor's place, level)."""
+        kept = [
+            row
+            for row, cell in enumerate(self.cells)
+            if not any(cell[place] == level for place, level in changes)
+        ]
+        cells = tuple(self.cells[row] for row in kept)
+        return replace(
+            self,
+            cells=cells,
+            values=self.values[kept],
+            outcomes=self.outcomes[kept],
+            shared={
+                cell: home
+                for cell, home in self.shared.items()
+                if home in cells and not any(cell[place] == level for place, level in changes)
+            },
         )
 
     def count(self, row: int, outcome: str) -> int:
@@ -163,33 +160,7 @@ def tabulate(results: Iterable[Result]) -> Table:
     factors = tuple(factor for factor, _ in rows[0].levels)
     if len(set(factors)) != len(factors):
         raise AnalysisError(f"a result names a factor twice: {', '.join(factors)}")
-    placed: dict[tuple[Cell, int], Result] = {}
-    for row in rows:
-        named = dict(row.levels)
-        if set(named) != set(factors) or len(row.levels) != len(factors):
-            raise AnalysisError(
-                f"trial {row.trial_id or row.levels} names the factors {sorted(named)}, another "
-                f"one {sorted(factors)}: every result must give a level to every factor"
-            )
-        if row.outcome not in OUTCOMES:
-            raise AnalysisError(
-                f"trial {row.trial_id or row.levels}: outcome {row.outcome!r}; "
-                f"use one of {', '.join(OUTCOMES)}"
-            )
-        if row.outcome == "completed" and (row.value is None or not math.isfinite(row.value)):
-            raise AnalysisError(
-                f"trial {row.trial_id or row.levels}, seed {row.seed}: completed with value "
-                f"{row.value!r}; give its final number, or call it diverged"
-            )
-        cell = tuple(named[factor] for factor in factors)
-        before = placed.get((cell, row.seed))
-        if before is not None and not (before.trial_id and before.trial_id == row.trial_id):
-            raise AnalysisError(
-                f"two runs of {dict(zip(factors, cell, strict=True))} with seed {row.seed}: "
-                "give each replicate its own seed"
-            )
-        placed[cell, row.seed] = row
-
+    placed = _placed(rows, factors)
     seeds = tuple(sorted({seed for _, seed in placed}))
     owner: dict[str, Cell] = {}
     shared: dict[Cell, Cell] = {}
@@ -213,3 +184,46 @@ def tabulate(results: Iterable[Result]) -> Table:
             if found.outcome == "completed" and found.value is not None:
                 values[i, j] = found.value
     return Table(factors, cells, seeds, values, outcomes, shared)
+
+
+def _placed(rows: Sequence[Result], factors: tuple[str, ...]) -> dict[tuple[Cell, int], Result]:
+    """Each run at its cell and seed."""
+    placed: dict[tuple[Cell, int], Result] = {}
+    cells: dict[tuple[tuple[str, str], ...], Cell] = {}
+    for row in rows:
+        _check(row)
+        cell = cells.get(row.levels)
+        if cell is None:  # once for all seeds: there may be thousands of factors
+            _check_names(row, factors)
+            named = dict(row.levels)
+            cell = cells[row.levels] = tuple(named[factor] for factor in factors)
+        before = placed.get((cell, row.seed))
+        if before is not None and not (before.trial_id and before.trial_id == row.trial_id):
+            raise AnalysisError(
+                f"two runs of {dict(zip(factors, cell, strict=True))} with seed {row.seed}: "
+                "give each replicate its own seed"
+            )
+        placed[cell, row.seed] = row
+    return placed
+
+
+def _check_names(row: Result, factors: tuple[str, ...]) -> None:
+    names = sorted(dict(row.levels))
+    if set(names) != set(factors) or len(row.levels) != len(factors):
+        raise AnalysisError(
+            f"trial {row.trial_id or row.levels} names the factors {names}, another "
+            f"one {sorted(factors)}: every result must give a level to every factor"
+        )
+
+
+def _check(row: Result) -> None:
+    if row.outcome not in OUTCOMES:
+        raise AnalysisError(
+            f"trial {row.trial_id or row.levels}: outcome {row.outcome!r}; "
+            f"use one of {', '.join(OUTCOMES)}"
+        )
+    if row.outcome == "completed" and (row.value is None or not math.isfinite(row.value)):
+        raise AnalysisError(
+            f"trial {row.trial_id or row.levels}, seed {row.seed}: completed with value "
+            f"{row.value!r}; give its final number, or call it diverged"
+        )

@@ -74,7 +74,7 @@ def screen(table: Table, reference: Cell) -> Screen | None:
     error = pseudo_standard_error(effects)
     if error == 0:
         return None
-    single, largest = _null(len(effects))
+    single, largest = null_ratios(len(effects))
     found = [
         ScreenEffect(
             name,
@@ -101,7 +101,7 @@ def pseudo_standard_error(effects: Sequence[float] | FloatArray) -> float:
 
 
 @lru_cache(maxsize=32)
-def _null(m: int) -> tuple[FloatArray, FloatArray]:
+def null_ratios(m: int) -> tuple[FloatArray, FloatArray]:
     """Sorted |effect| / PSE of one effect and of the largest of m, when all are noise."""
     size = np.abs(np.random.default_rng(20).standard_normal((DRAWS, m)))
     first = 1.5 * np.median(size, axis=1, keepdims=True)

@@ -41,6 +41,7 @@ def open_levels(
         baseline=baseline,
         objective=Objective(objective.metric, objective.direction, objective.margin),
         is_sequential=True,
+        is_running=True,
         first_look=first_look,
         estimand=estimand,
     )

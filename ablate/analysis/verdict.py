@@ -12,17 +12,23 @@ effect".
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
-from ablate.analysis import power
+from scipy import special
+
 from ablate.analysis.divergence import fisher
 
 MATTERS = "MATTERS"
 NEGLIGIBLE = "NEGLIGIBLE"
 EQUIVALENT = "EQUIVALENT"
 INCONCLUSIVE = "INCONCLUSIVE"
+DEPENDS = "DEPENDS"
+"""What the level does depends on another factor's level, so its average is no answer."""
+STANDS_OUT = "STANDS_OUT"
+"""A difference is shown, but this design cannot tell it from pairs of other factors."""
 
+MOST_SEEDS = 50
+"""More seeds than this are not proposed."""
 LEAST_SEEDS = 3
 """What an undecided contrast without any estimate of the noise is asked for."""
 
@@ -42,26 +48,41 @@ def more_seeds(
     *,
     sigma: float,
     margin: float | None,
-    contrasts: int,
-    cells: int | None,
-    alpha: float = 0.05,
+    half_widths: Callable[[int], tuple[float, float]],
+    df: float,
+    spread: float | None = None,
 ) -> int | None:
-    """Seeds beyond n that decide the contrast with probability 0.8 if the estimate is the truth.
+    """Fewest seeds beyond n that decide the contrast with probability 0.8; None: over MOST_SEEDS.
 
-    An estimate inside the margin is taken to be headed for EQUIVALENT, one outside for MATTERS.
-    `sigma` and `cells` as in power.py. None: not with any number worth naming.
+    The probability is over what the further seeds may bring, given those there are: the true
+    difference is not the estimate, which was left open partly by luck. `sigma`: standard
+    deviation of one seed's difference, from `df` degrees of freedom. `half_widths` of the
+    estimate from so many seeds in all, in the same units: (that of the interval which must leave
+    0 out, that of the one which must lie inside the margin). `spread`: standard deviation of the
+    true differences of this kind, where the study tells it; flat without.
     """
     if not sigma > 0 or not math.isfinite(sigma):
         return max(1, LEAST_SEEDS - n)
-    noise: dict[str, Any] = {"sigma": sigma, "cells": cells, "alpha": alpha}
-    if margin and abs(delta) < margin:
-        power_of = partial(power.equivalence_power, margin=margin, effect=delta, **noise)
-    elif delta:
-        power_of = partial(power.detection_power, effect=delta, contrasts=contrasts, **noise)
-    else:
-        return None
-    total = power.seeds_needed(power_of)
-    return None if total is None else max(1, total - n)
+    kept = 1.0 if spread is None else spread**2 / (spread**2 + sigma**2 / n)
+
+    def decided(more: int) -> float:
+        total = n + more
+        middle = (n * delta + more * kept * delta) / total
+        sd = more / total * math.sqrt(kept * sigma**2 / n + sigma**2 / more)
+        apart, inside = half_widths(total)
+        beyond = max(apart, margin or 0.0)
+        above = special.stdtr(df, (middle - beyond) / sd) + special.stdtr(
+            df, -(middle + beyond) / sd
+        )
+        room = (margin or 0.0) - inside
+        within = 0.0
+        if room > 0:
+            within = special.stdtr(df, (room - middle) / sd) - special.stdtr(
+                df, (-room - middle) / sd
+            )
+        return float(above + within)
+
+    return next((more for more in range(1, MOST_SEEDS + 1) if decided(more) >= 0.8), None)
 
 
 def more_seeds_for_divergence(

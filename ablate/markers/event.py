@@ -143,6 +143,13 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
+ACCURACY = "accuracy"
+"""How the rules read what ``Context.accuracy`` names."""
+
+UNIFORM = 6.9
+"""Nat, the loss of uniform logits over a batch of 1,000."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What the rules must know about a run beside its rows. Unknown is None, never a guess."""
@@ -156,16 +163,25 @@ class Context:
     """Planned optimizer steps. Windows of a run too short for the published ones shrink."""
     row_interval: int = 1
     """Optimizer steps between two rows; above 1 only for logs that were made elsewhere."""
+    accuracy: str | None = None
+    """Measurement of the evaluations whose collapse is a fault: a fraction of images."""
     chance_top1: float | None = None
-    """1 / number of classes of the zero-shot evaluation."""
+    """That accuracy by guessing: 1 / number of classes."""
     eval_images: int | None = None
     """Images per evaluation, where evaluation rows do not say it."""
     feature_dim: int | None = None
     """Width of the joint embedding."""
+    uniform_loss: float | None = None
+    """Loss of a model that says nothing, where that is not ln(global_batch)."""
+    in_nats: bool = True
+    """The loss is a cross entropy. Of another loss thresholds in nat say nothing: they are then
+    taken in shares of where the loss began, as if that had been ``UNIFORM`` nat."""
 
     @property
     def chance_loss(self) -> float | None:
-        """Loss in nat of logits that say nothing."""
+        """Loss of a model that says nothing; in nat, where the loss is."""
+        if self.uniform_loss is not None:
+            return self.uniform_loss
         if self.global_batch is None or self.global_batch < 2:
             return None
         return math.log(self.global_batch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ablate.markers.event import (
+    ACCURACY,
     PRECEDENCE,
     Context,
     Event,
@@ -16,16 +17,10 @@ from ablate.markers.event import (
     latest,
     layout_of,
 )
-from ablate.markers.rule import Rule
 from ablate.markers.rules import RULES
-from ablate.markers.rules.gradient import RmsSpike
-from ablate.markers.rules.loss import Divergence, LossSpike
-from ablate.markers.rules.output import FeatureCollapse
 from ablate.markers.thresholds import Thresholds
 
-_R = TypeVar("_R", bound=Rule)
-
-VERSION = 3
+VERSION = 9
 """Raised whenever a rule may judge the same trace differently."""
 
 
@@ -78,9 +73,6 @@ class Monitor:
         self._rules = self.thresholds.rules()
         for rule in self._rules:
             rule.start(self.context)
-        self._divergence = _of(Divergence, self._rules)
-        self._features = _of(FeatureCollapse, self._rules)
-        self._rms = _of(RmsSpike, self._rules)
         self._events: dict[tuple[str, str, str, int], Event] = {}
         self._stop: Stop | None = None
         self._step = 0
@@ -101,18 +93,21 @@ class Monitor:
         """Take in one row of step measurements; new events and known ones that changed."""
         row = self._row(values)
         found = [item for rule in self._rules for item in rule.update(row)]
-        if self._features.present and self._divergence.nearing_chance:
-            found.extend(self._divergence.confirm(row, "; its features have collapsed"))
-        return self._accept(found) if found else found
+        return self._accept(found, row) if found else found
 
     def evaluate(self, values: Mapping[str, Any]) -> list[Event]:
         """Take in one row of evaluation measurements."""
+        accuracy = self.context.accuracy
+        if accuracy is not None and accuracy in values:
+            values = {**values, ACCURACY: values[accuracy]}
         row = self._row(values)
-        return self._accept([item for rule in self._rules for item in rule.evaluate(row)])
+        found = [item for rule in self._rules for item in rule.evaluate(row)]
+        return self._accept(found, row)
 
     def finish(self) -> list[Event]:
         """The run is over (not merely interrupted): events that were still open."""
-        return self._accept([item for rule in self._rules for item in rule.finish(self._step)])
+        found = [item for rule in self._rules for item in rule.finish(self._step)]
+        return self._accept(found, Row(self._step, {}))
 
     def missing(self) -> dict[str, list[str]]:
         """Marker -> inputs it never had; those of the context are written ``context.<name>``."""
@@ -206,11 +201,12 @@ class Monitor:
         self._step = int(values["step"])
         return Row(self._step, values, layout)
 
-    def _accept(self, found: list[Event]) -> list[Event]:
+    def _accept(self, found: list[Event], row: Row) -> list[Event]:
+        """Let the markers answer to what was found, and keep what is new or was told anew."""
+        if found:
+            found = [*found, *(item for rule in self._rules for item in rule.hear(found, row))]
         told = []
-        for item in found:
-            if item.marker == LossSpike.name:
-                item = self._link(item)
+        for item in {one.key: one for one in found}.values():
             if self._events.get(item.key) == item:
                 continue
             self._events[item.key] = item
@@ -218,17 +214,3 @@ class Monitor:
             if item.stop and self._stop is None:
                 self._stop = Stop(self._step, item.marker)
         return told
-
-    def _link(self, spike: Event) -> Event:
-        """Name the tensor whose staleness announced a loss spike."""
-        known = self._events.get(spike.key)
-        if known is not None:
-            link = known.evidence.get("predicted_by")
-        else:
-            before = self._rms.predicts(spike.first_step)
-            link = {"tensor": before[0], "steps_before": before[1]} if before else None
-        return spike.revised(evidence={"predicted_by": link}) if link else spike
-
-
-def _of(kind: type[_R], rules: Iterable[Rule]) -> _R:
-    return next(rule for rule in rules if isinstance(rule, kind))

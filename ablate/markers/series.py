@@ -47,6 +47,13 @@ class Window:
         return self.sum() / max(1, min(self._count, len(self._values)))
 
     @property
+    def held(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The values, oldest first; to be read only."""
+        if not self.full:
+            return self._values[: self._count]
+        return np.roll(self._values, -(self._count % len(self._values)))
+
+    @property
     def count(self) -> int:
         """Values pushed so far, also those no longer held."""
         return self._count
@@ -106,8 +113,8 @@ class Episode:
     peak: list[float] = field(default_factory=list, init=False)
     count: int = field(default=0, init=False)
 
-    def hit(self, row: int, step: int, value: float, *extra: float) -> bool:
-        """Take a hit in; true when it opens the episode."""
+    def hit(self, row: int, step: int, value: float, *extra: float, alone: bool = False) -> bool:
+        """Take a hit in; true when it opens the episode, which it may do ``alone``."""
         entry = [row, step, value, *extra]
         if self.open:
             self.last = entry
@@ -116,7 +123,7 @@ class Episode:
                 self.peak = entry
             return False
         self.recent = [old for old in self.recent if row - old[0] < self.gap] + [entry]
-        if len(self.recent) < self.hits:
+        if len(self.recent) < self.hits and not alone:
             return False
         self.open = True
         self.first, self.last = self.recent[0], entry

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ablate.errors import AblateError, suggest
-from ablate.markers.rule import Rule
+from ablate.markers.marker import Marker
 from ablate.markers.rules import RULES
 
 _MAY_BE_ZERO = frozenset({"ignore_first", "grace", "begin"})
@@ -40,7 +40,7 @@ class Thresholds:
         for place, message in check_thresholds(self.overrides):
             raise ThresholdError(f"markers.{'.'.join(place)}: {message}")
 
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[Marker]:
         """A fresh rule of each kind, in the order of ``RULES``."""
         return [rule(**self.overrides.get(rule.name, {})) for rule in RULES]
 
@@ -67,7 +67,7 @@ def check_thresholds(overrides: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
                 yield (marker, name), problem
 
 
-def threshold_types(rule: type[Rule]) -> dict[str, str]:
+def threshold_types(rule: type[Marker]) -> dict[str, str]:
     """The thresholds of a rule with the names of their types."""
     return {item.name: str(item.type) for item in fields(rule) if item.init}  # type: ignore[arg-type]
 

@@ -13,14 +13,3 @@ nothing is ever read back from Optuna's storage as truth. Two Optuna studies liv
 "Trial" means a cell with one seed everywhere in this project; Optuna's trial is our cell, and the
 word with that meaning stays inside this package.
 """
-
-from __future__ import annotations
-
-import optuna
-
-from ablate.search.book import CellBook
-from ablate.search.importance import Importances, importances
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-__all__ = ["CellBook", "Importances", "importances"]

@@ -16,7 +16,7 @@ from ablate.search.sampler import sampler_of
 from ablate.search.space import directions_of, name_level, params_of, space_of
 from ablate.search.storage import Storage
 from ablate.study import Factor, Study
-from ablate.trial import Cell, Levels
+from ablate.trial.identity import Cell, Levels
 
 _MOST_ASKS = 2
 """How often a cell is asked in one launch whose trials all failed or were lost."""
@@ -147,10 +147,13 @@ class CellBook:
 
     def _enter(self, levels: Levels, entry: Entry) -> None:
         self._cells[levels] = entry
-        params = params_of(self._space, dict(levels))
+        named = dict(levels)
+        off = [f.name for f in self._study.factors if not self._study.counts(f, named)]
+        params = params_of(self._space, named, inactive=off)
         if params is not None:
             self._sampler.enter(levels, params, entry)
-        self._storage.put(levels, entry, params_of(self._space, dict(levels), strict=False))
+        wide = params_of(self._space, named, strict=False, inactive=off)
+        self._storage.put(levels, entry, wide)
 
     def _experiment(self, levels: Levels) -> str | None:
         """What identifies the configuration of these levels; None if they contradict each other."""
@@ -173,7 +176,8 @@ class CellBook:
         return self._nearest_new(last, rng)
 
     def _name(self, params: Mapping[str, Any]) -> Levels:
-        return tuple((f.name, name_level(params[f.name])) for f in self._study.factors)
+        levels = {f.name: name_level(params[f.name]) for f in self._study.factors}
+        return self._study.cell(levels).levels
 
     def _is_new(self, levels: Levels) -> bool:
         known = self._cells.get(levels)

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from ablate.analysis.results import Result, Score
-from ablate.trial import Outcome
+from ablate.trial.identity import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ablate.errors import PlanError
 from ablate.search.cells import Entry
 from ablate.search.space import directions_of, state_of
 from ablate.study import Search, Study
-from ablate.trial import Levels
+from ablate.trial.identity import Levels
 
 _MOST_PROPOSALS = 16
 """Proposals of a sampler that may repeat a known cell before the nearest new one is taken."""
@@ -163,7 +163,7 @@ class Sampler:
         return optuna.trial.create_trial(
             state=state,
             params=params,
-            distributions=self._space,
+            distributions={name: self._space[name] for name in params},
             values=values,
             intermediate_values=dict(entry.course) if entry.ended is not None else {},
         )

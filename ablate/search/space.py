@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -18,6 +19,8 @@ from ablate.errors import PlanError
 from ablate.search.cells import Ended
 from ablate.study import Factor, Study
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 
 def space_of(study: Study) -> dict[str, BaseDistribution]:
     """Factor -> what may be chosen: level names, or numbers of a range.
@@ -29,14 +32,22 @@ def space_of(study: Study) -> dict[str, BaseDistribution]:
 
 
 def params_of(
-    space: Mapping[str, BaseDistribution], levels: Mapping[str, str], *, strict: bool = True
+    space: Mapping[str, BaseDistribution],
+    levels: Mapping[str, str],
+    *,
+    strict: bool = True,
+    inactive: Collection[str] = (),
 ) -> dict[str, Any] | None:
     """Optuna's parameters of these levels; None if they lie outside the space.
+
+    Factors that are `inactive`, their condition not being met, are none of the cell's parameters.
 
     A baseline may lie outside the range that is searched: not `strict`, it keeps its value.
     """
     params: dict[str, Any] = {}
     for name, distribution in space.items():
+        if name in inactive:
+            continue
         if name not in levels:
             return None
         value: Any = levels[name]

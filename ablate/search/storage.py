@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import time
 import warnings
@@ -10,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import alembic.util
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from ablate.errors import TrackingError
-from ablate.masking import masked_url
+from ablate.records.masking import masked_url
 from ablate.search.cells import Entry
 from ablate.search.space import directions_of, state_of
 from ablate.study import Study
-from ablate.trial import Levels
+from ablate.trial.identity import Levels
+from ablate.words import name_levels
 
 _BUSY_S = 1.0
 """How long one write waits for a locked database, and so holds up the study, at most."""
@@ -116,6 +120,23 @@ class Storage:
         A study with another space or objective, or with outdated trials, is written anew: Optuna
         can change neither the choices of a parameter nor a finished trial.
         """
+        engine = self._connect()
+        study = self._open_study(engine)
+        self._study_id = engine.get_study_id_from_name(study)
+        self._stored = {}
+        for trial in engine.get_all_trials(self._study_id, deepcopy=False):
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("cell") in self._stored:
+                continue
+            if trial.state == TrialState.RUNNING:  # left by a controller that was killed
+                engine.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self._stored[str(trial.user_attrs.get("cell"))] = _Stored(
+                trial._trial_id,
+                TrialState.WAITING if trial.state == TrialState.RUNNING else trial.state,
+                trial.user_attrs.get("seeds"),
+            )
+        self._engine, self._fresh, self._outdated = engine, False, False
+
+    def _connect(self) -> optuna.storages.RDBStorage:
         if self._file is not None:
             _prepare_sqlite(self._file)
         seconds: dict[str, float] = {}
@@ -124,7 +145,7 @@ class Storage:
         elif self._url.startswith("postgresql"):
             seconds = {"connect_timeout": 2}  # the least that libpq takes
         try:
-            engine = optuna.storages.RDBStorage(self._url, engine_kwargs={"connect_args": seconds})
+            return self._storage(seconds)
         except (ImportError, sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as e:
             advice = (
                 "Give a path, or a URL such as sqlite:////abs/optuna.db or "
@@ -136,6 +157,26 @@ class Storage:
             raise TrackingError(
                 f"{masked_url(self._url)} cannot be used as Optuna storage: {e}. {advice}"
             ) from e
+
+    def _storage(self, seconds: Mapping[str, float]) -> optuna.storages.RDBStorage:
+        """The storage; one that another version of Optuna made is out of order, as a damaged one
+        is, and where the view is made anew, a file of it is put aside."""
+        arguments = {"connect_args": dict(seconds)}
+        try:
+            return optuna.storages.RDBStorage(self._url, engine_kwargs=arguments)
+        except (RuntimeError, alembic.util.CommandError):
+            if self._fresh and self._file is not None:
+                for end in ("", "-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.replace(f"{self._file}{end}", f"{self._file}.other-version{end}")
+                return optuna.storages.RDBStorage(self._url, engine_kwargs=arguments)
+            raise optuna.exceptions.StorageInternalError(
+                f"another version of Optuna than this one ({optuna.__version__}) made it; "
+                "`ablate rebuild` makes it anew, or move it away"
+            ) from None
+
+    def _open_study(self, engine: optuna.storages.RDBStorage) -> str:
+        """The name of this study's entry, written anew where it is another question's."""
         space = {
             name: optuna.distributions.distribution_to_json(distribution)
             for name, distribution in self._space.items()
@@ -173,24 +214,12 @@ class Storage:
         for key, value in facts.items():
             if name not in known or known[name].user_attrs.get(key) != value:
                 study.set_user_attr(key, value)
-        self._study_id = engine.get_study_id_from_name(name)
-        self._stored = {}
-        for trial in engine.get_all_trials(self._study_id, deepcopy=False):
-            if trial.state == TrialState.FAIL and trial.user_attrs.get("cell") in self._stored:
-                continue
-            if trial.state == TrialState.RUNNING:  # left by a controller that was killed
-                engine.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            self._stored[str(trial.user_attrs.get("cell"))] = _Stored(
-                trial._trial_id,
-                TrialState.WAITING if trial.state == TrialState.RUNNING else trial.state,
-                trial.user_attrs.get("seeds"),
-            )
-        self._engine, self._fresh, self._outdated = engine, False, False
+        return name
 
     def _write(self, levels: Levels, entry: Entry, params: dict[str, Any]) -> None:
         engine = self._engine
         assert engine is not None
-        name = ", ".join(f"{factor}={level}" for factor, level in levels) or "baseline"
+        name = name_levels(dict(levels)) or "baseline"
         stored = self._stored.get(name)
         ended = entry.ended
         if stored is not None and stored.state.is_finished():
@@ -253,8 +282,8 @@ def _holding(
     space: Mapping[str, BaseDistribution], params: Mapping[str, Any]
 ) -> dict[str, BaseDistribution]:
     """The space, widened where a baseline lies outside the range that is searched."""
-    widened = dict(space)
-    for name, distribution in space.items():
+    widened = {name: space[name] for name in params}
+    for name, distribution in tuple(widened.items()):
         if isinstance(distribution, (FloatDistribution, IntDistribution)):
             value = params[name]
             low, high = min(distribution.low, value), max(distribution.high, value)

@@ -6,7 +6,7 @@ line, what is allowed, and the nearest valid name.
 
 from __future__ import annotations
 
-from ablate.study.file import load_study, parse_study
+from ablate.study.file import load_setting, load_study, parse_study
 from ablate.study.schema import (
     EARLIEST_RUNG,
     AblationPath,
@@ -14,6 +14,7 @@ from ablate.study.schema import (
     FullFactorial,
     LeaveOneOut,
     Objective,
+    Observed,
     OneAtATime,
     PlackettBurman,
     Prune,
@@ -32,6 +33,7 @@ __all__ = [
     "LeaveOneOut",
     "Level",
     "Objective",
+    "Observed",
     "OneAtATime",
     "PlackettBurman",
     "Prune",
@@ -39,6 +41,7 @@ __all__ = [
     "SequentialSeeds",
     "Study",
     "json_schema",
+    "load_setting",
     "load_study",
     "parse_study",
 ]

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
-from ablate import metrics, recipes
-from ablate.cluster import Gang
+from ablate.analysis.course import At
+from ablate.cluster.contract import Shape
 from ablate.errors import suggest
 from ablate.markers import thresholds as markers
-from ablate.stores import check_url
+from ablate.records.names import STUDY_NAME
+from ablate.records.stores import check_url
+from ablate.trial import recipe
+from ablate.trial.metrics import Direction
 
 EARLIEST_RUNG = 0.25
 """Of the schedule; nothing is judged before."""
+
+_MOST_SEEDS = 1000
 
 SAMPLER_OPTIONS: dict[str, frozenset[str]] = {
     "tpe": frozenset(
@@ -29,55 +43,88 @@ SAMPLER_OPTIONS: dict[str, frozenset[str]] = {
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Objective(_Spec):
     """What the study is judged by: one evaluation measurement at a trial's last step."""
 
-    metric: str = "imagenet_top1"
-    """Name of an evaluation measurement; a fraction."""
-    direction: metrics.Direction = "maximize"
+    metric: str = ""
+    """Name of an evaluation measurement; the recipe's first if left out."""
+    direction: Direction = "maximize"
     """Which way is better."""
     margin: float = Field(default=0.005, gt=0)
     """Smallest difference that would matter to you, in the metric's unit; fixed before running."""
     cost: str | None = None
     """What the metric is weighed against: gpu_hours, mean_step_time_s, peak_memory_gib,
     num_parameters, or another evaluation measurement. A search then looks for the Pareto front."""
+    at: At = "last"
+    """Which number of its evaluations a run counts with: the last one, the mean of the last `k`, or
+    the one at which `heldout` was best. The report says how much each of them tells."""
+    k: int = Field(default=3, ge=2)
+    """How many evaluations mean_last_k takes."""
+    heldout: str | None = None
+    """The measurement that chooses the evaluation, on other data than the metric's."""
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _not_by_itself(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("best") and value != "best_by_heldout":
+            raise ValueError(
+                "the best of what is reported is better than the run is, the more so the noisier "
+                "it is; write at: best_by_heldout and heldout: a measurement on other data, or at: "
+                "mean_last_k"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _chosen_by_another(self) -> Objective:
+        if self.at == "best_by_heldout" and self.heldout is None:
+            raise ValueError("at: best_by_heldout needs heldout: a measurement on other data")
+        if self.heldout is not None and self.heldout == self.metric:
+            raise ValueError(
+                f"heldout is the metric itself, {self.metric}: the best of what is reported would "
+                "be reported; name a measurement on other data"
+            )
+        return self
 
     @property
     def sign(self) -> float:
         """1 where more of the metric is better, -1 where less is."""
         return 1.0 if self.direction == "maximize" else -1.0
 
+    def name_choice(self, at: At) -> str:
+        """For people: which of its evaluations a run counts with."""
+        match at:
+            case "mean_last_k":
+                return f"mean of the last {self.k} evaluations"
+            case "best_by_heldout":
+                return f"where {self.heldout} is best"
+        return "last evaluation"
+
+    _cost_direction: Direction = PrivateAttr("minimize")
+
     @property
-    def cost_direction(self) -> metrics.Direction:
+    def cost_direction(self) -> Direction:
         """Which way the cost is better."""
-        entry = metrics.describe(self.cost) if self.cost else None
-        return (entry.direction if entry else None) or "minimize"
+        return self._cost_direction
 
-    @model_validator(mode="after")
-    def _known_cost(self) -> Objective:
-        if self.cost is None:
-            return self
-        allowed = [name for name in metrics.costs() if name != self.metric]
-        entry = metrics.describe(self.cost)  # also of knn_top1/NAME
-        if entry is None or entry.name not in metrics.costs():
-            raise ValueError(f"cost {self.cost!r} is not measured; {suggest(self.cost, allowed)}")
-        if self.cost == self.metric:
-            raise ValueError(f"cost {self.cost!r} is the metric itself; {suggest('', allowed)}")
-        return self
+    def resolved(
+        self, *, metric: str, direction: Direction, cost_direction: Direction
+    ) -> Objective:
+        """The same with what the recipe declares of its measurements."""
+        found = self.model_copy(update={"metric": metric, "direction": direction})
+        found._cost_direction = cost_direction
+        return found
 
-    @model_validator(mode="after")
-    def _known_metric(self) -> Objective:
-        known = metrics.objectives()
-        entry = metrics.describe(self.metric)  # also of knn_top1/NAME
-        if entry is None or not entry.objective:
-            raise ValueError(f"metric {self.metric!r} is not known; {suggest(self.metric, known)}")
-        declared = entry.direction
-        if declared != self.direction:
-            raise ValueError(f"{self.metric} is better the other way: set direction: {declared}")
-        return self
+
+_LABEL = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$")
 
 
 class GangSpec(_Spec):
@@ -91,6 +138,9 @@ class GangSpec(_Spec):
     """Cores reserved for each."""
     strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
     """How the workers are laid over nodes; PACK prefers few nodes."""
+    labels: dict[Annotated[str, _LABEL], Annotated[str, _LABEL]] | None = None
+    """Only nodes with these labels of Ray's: {ray.io/accelerator-type: H100}, or labels that
+    `ray start --labels` gave them (a rack, a pool). Any node, if left out."""
     min_workers: int | None = Field(default=None, ge=1)
     """Go on with fewer workers, down to these, while machines are missing; recorded and flagged.
 
@@ -113,10 +163,14 @@ class GangSpec(_Spec):
         lowest = self.min_workers or self.workers
         return tuple(n for n in range(self.workers - 1, lowest - 1, -1) if self.workers % n == 0)
 
-    def shape(self, workers: int | None = None) -> Gang:
+    def shape(self, workers: int | None = None) -> Shape:
         """What a cluster is asked for; fewer `workers` if given."""
-        return Gang(
-            workers or self.workers, self.cpus_per_worker, self.gpus_per_worker, self.strategy
+        return Shape(
+            workers or self.workers,
+            self.cpus_per_worker,
+            self.gpus_per_worker,
+            self.strategy,
+            tuple(sorted((self.labels or {}).items())),
         )
 
 
@@ -128,6 +182,9 @@ class Budget(_Spec):
     """Most accelerator-hours (worker-hours on CPU) the study may spend in all."""
     ask_above: float = Field(default=1.0, ge=0)
     """`launch` asks first when what is left to run may cost more hours than this."""
+    price_per_gpu_hour: float | None = Field(default=None, gt=0)
+    """What an accelerator-hour (a worker-hour on CPUs) costs, in whatever money you count in;
+    plan, status and report then say what the study costs, in the same."""
     attempts: int = Field(default=5, ge=1)
     """Most attempts of one trial that crash in a row without getting further."""
 
@@ -140,12 +197,17 @@ class SequentialSeeds(_Spec):
     max: int = Field(default=12, ge=2)
     """Blocks at most."""
     until: Literal["decided"] = "decided"
+    """When no more are added: every contrast has its verdict."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SequentialSeeds:
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is below min ({self.min})")
         return self
+
+
+SEEDS = ("listed", "grown")
+"""The two ways to write seeds: a list, and the rule of `SequentialSeeds`."""
 
 
 class OneAtATime(_Spec):
@@ -221,6 +283,14 @@ class Prune(_Spec):
         return value
 
 
+class Until(_Spec):
+    """When a search has found enough, before it has had all its cells."""
+
+    gain_below: Literal["margin"] | Annotated[float, Field(gt=0)]
+    """The best setting of the space is expected to gain less than this over the best found: the
+    objective's margin, or a number in its unit."""
+
+
 class Search(_Spec):
     """Ask a sampler for cells instead of listing them; each runs with all its seeds."""
 
@@ -233,12 +303,22 @@ class Search(_Spec):
     """Seed of the sampler itself; not a replicate."""
     options: dict[str, Any] = {}
     """Options of the sampler, by Optuna's names."""
+    until: Until | None = None
+    """When to stop before all cells have run; never, if left out. With it, part of the cells may
+    be further seeds of a promising one, where its noise is what is unknown."""
     prune: Prune | None = None
     """When a run may be ended early; never, if left out."""
     warm_start: list[str] = []
     """Folders of earlier studies whose cells inform the sampler; relative to the study's root."""
-    then: Literal["nothing", "leave_one_out"] = "nothing"
+    then: Literal["nothing", "leave_one_out", "ablation_path"] = "nothing"
     """What to run on the best cell found."""
+
+
+class Observed(_Spec):
+    """Run nothing: the trials were made elsewhere, and `ablate import` brought them. Nobody gave
+    settings to runs by a plan, so no runs pair, and what settings had in common is not undone."""
+
+    name: Literal["observed"] = "observed"
 
 
 Design = Annotated[
@@ -248,7 +328,8 @@ Design = Annotated[
     | PlackettBurman
     | LeaveOneOut
     | AblationPath
-    | Search,
+    | Search
+    | Observed,
     Field(discriminator="name"),
 ]
 
@@ -260,6 +341,7 @@ DESIGNS = (
     "leave_one_out",
     "ablation_path",
     "search",
+    "observed",
 )
 
 
@@ -300,10 +382,10 @@ class Nuisance(_Spec):
 class StudyFile(_Spec):
     """A study as it is written by hand."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str | None = Field(default=None, json_schema_extra={"pattern": f"^{STUDY_NAME}$"})
     """Name of the study and its folder; the file's name if left out."""
     recipe: str
-    """What is trained: a file of ablate/recipes."""
+    """What is trained: a package of ablate/recipes, or of an installed package."""
     baseline: dict[str, Any]
     """The complete configuration that everything is compared with; fields of the recipe."""
     factors: dict[str, Any] = Field(min_length=1)
@@ -311,19 +393,54 @@ class StudyFile(_Spec):
     nuisance: Nuisance | None = None
     """What is tuned anew inside every cell, so that each level is judged at its own best."""
     controls: dict[str, list[str]] = {}
-    """Factor -> levels that are run although they are provably the same experiment as another
-    one; all others of that kind share that one's runs."""
+    """Factor -> levels that are run to be compared with and never handed out: a repeat of another
+    level, which would share that one's runs otherwise, or one that is known to be wrong."""
+    hypothesis: dict[str, Literal["better", "worse", "equivalent"]] = {}
+    """What you expect before you look: factor, or factor=level -> better, worse or equivalent to
+    the baseline's level. The report opens with it, and tests a named side on that side alone."""
     design: Design = OneAtATime()
     """Which cells are run: a design's name, or a mapping with its name and options."""
-    seeds: list[int] | SequentialSeeds
-    """Replicates: every cell is run with each seed; common seeds pair cells."""
+    confirm: bool = False
+    """At the end, put the changes that look better alone together, and run that cell on the
+    study's seeds: what is handed out is then what was measured."""
+    ladder: list[dict[str, Any]] = []
+    """Cheaper ways to ask the same, each with the fields of the baseline that it changes (fewer
+    epochs, a smaller model, less data): `ablate ladder` runs them and says which one predicts the
+    verdicts of the whole study."""
+    seeds: Annotated[
+        Annotated[list[int], Tag(SEEDS[0])] | Annotated[SequentialSeeds, Tag(SEEDS[1])],
+        Discriminator(lambda value: SEEDS[isinstance(value, (Mapping, SequentialSeeds))]),
+    ]
+    """Replicates: every cell is run with each seed; common seeds pair cells. A number n means
+    0 to n-1; a mapping adds them one block at a time."""
     objective: Objective = Objective()
+    """What the study is judged by, and the smallest difference that would matter."""
     gang: GangSpec = GangSpec()
+    """The processes that train one trial, and what each needs."""
     budget: Budget = Budget()
+    """What the study may cost, and when it asks before it starts."""
     markers: dict[str, Any] = {}
     """Thresholds of instability markers that differ from the defaults."""
     checkpoints: str | None = None
     """Where checkpoints are copied to, e.g. s3://bucket/prefix; on disk alone if left out."""
+    notify: list[str] = []
+    """Who is told that the study ended, is stuck or out of budget, that trials diverged or were
+    preempted: ``env:NAME``, a variable that holds a webhook's address (Slack, Discord, ntfy, or any
+    that takes JSON), or the address itself."""
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        for item in value if isinstance(value, list) else ():
+            if not isinstance(item, str) or not (item.startswith("env:") or "://" in item):
+                raise ValueError(f"{item!r} is neither env:NAME nor an address; write env:NAME")
+            if any(host in item for host in ("hooks.slack.com", "discord.com/")):
+                raise ValueError(
+                    "whoever has this address can write to your channel, and a study file is "
+                    "copied with its results; write env:NAME and export NAME=the address"
+                )
+        return value
 
     @field_validator("checkpoints")
     @classmethod
@@ -337,6 +454,26 @@ class StudyFile(_Spec):
         if isinstance(name, str) and name not in DESIGNS:
             raise ValueError(f"design {name!r} is not known; {suggest(name, DESIGNS)}")
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds_by_number(cls, value: Any) -> Any:
+        """``seeds: 3`` means three of them: 0, 1 and 2."""
+        if isinstance(value, (Mapping, SequentialSeeds)):
+            return value
+        if type(value) is int and 1 <= value <= _MOST_SEEDS:
+            return list(range(value))
+        if type(value) is int:
+            raise ValueError(
+                f"seeds: {value} is no number of seeds; write 1 to {_MOST_SEEDS}, or list them, "
+                "e.g. seeds: [0, 1, 2]"
+            )
+        if not isinstance(value, (list, tuple)) or any(type(seed) is not int for seed in value):
+            raise ValueError(
+                "seeds are a number of them, e.g. 5, a list of whole numbers, e.g. [0, 1, 2], or "
+                f"grow by a rule: {{min: 3, max: 12, until: decided}}; not {value!r}"
+            )
+        return value
 
     @field_validator("seeds")
     @classmethod
@@ -353,13 +490,20 @@ class StudyFile(_Spec):
         return value
 
 
+class SettingFile(StudyFile):
+    """One setting as an export writes it: a study that varies nothing."""
+
+    factors: dict[str, Any] = {}
+    """Nothing is varied; a study's factors may stand here, and the baseline is meant."""
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of study files, with the fields of every recipe, for editors."""
     schema = StudyFile.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     choices = []
-    for name in recipes.names():
-        fields = recipes.load(name).Config.model_json_schema(ref_template="#/$defs/{model}")
+    for name in recipe.usable():
+        fields = recipe.load(name).Config.model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(fields.pop("$defs", {}))
         fields.pop("required", None)
         fields.get("properties", {}).pop("seed", None)
@@ -370,11 +514,19 @@ def json_schema() -> dict[str, Any]:
                 "then": {"properties": {"baseline": {"$ref": f"#/$defs/baseline-{name}"}}},
             }
         )
-    schema["properties"]["recipe"]["enum"] = list(recipes.names())
+    schema["properties"]["recipe"]["enum"] = list(recipe.usable())
     schema["properties"]["design"] = {
-        "anyOf": [schema["properties"]["design"], {"enum": list(DESIGNS)}]
+        "anyOf": [schema["properties"]["design"], {"enum": list(DESIGNS)}],
+        "description": schema["properties"]["design"].pop("description"),
     }
-    schema["properties"]["markers"] = markers.thresholds_schema()
+    seeds = schema["properties"]["seeds"]
+    seeds["anyOf"] = seeds.pop("oneOf")
+    seeds["anyOf"].append({"type": "integer", "minimum": 1, "maximum": _MOST_SEEDS})
+    schema["properties"]["markers"] = {
+        **markers.thresholds_schema(),
+        "description": schema["properties"]["markers"]["description"],
+    }
+    schema["patternProperties"] = {"^x-": {}}  # a home for anchors and notes
     schema["allOf"] = choices
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "ablate study"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ablate.analysis.results import Score
-from ablate.masking import masked_url, reason_of
-from ablate.records import StudyRecord
+from ablate.records.folder import StudyRecord
+from ablate.records.masking import masked_url, reason_of
 from ablate.study import Study
-from ablate.tracking.mirror import Abandoned, Mirror
-from ablate.tracking.store import checked, default_uri, load_tables
-from ablate.trial import Trial
+from ablate.tracking.mlflow.mirror import Mirror
+from ablate.tracking.mlflow.patience import Abandoned, Patience
+from ablate.tracking.mlflow.refusal import refusal_of
+from ablate.tracking.mlflow.store import checked, default_uri, load_tables
+from ablate.trial.identity import Trial
 
 _PAUSE_S = 2.0
 """Time between two rounds of mirroring; a round that took longer is followed by as long a pause,
@@ -21,6 +22,12 @@ so that mirroring never takes more than half a core."""
 
 _LONGEST_PAUSE_S = 60.0
 """Most time between two tries while MLflow cannot be reached."""
+
+_LOOK_S = 0.1
+"""Time between two looks of who waits for the end."""
+
+_LAST_S = 1.0
+"""What a request under way may still take when nobody waits any more."""
 
 
 class Tracker:
@@ -48,14 +55,14 @@ class Tracker:
         if not uri.startswith("http"):
             load_tables()
         self._uri = uri
-        self._mirror = Mirror(study, record, score, uri, fresh, self._is_abandoned)
+        self._patience = Patience()
+        self._mirror = Mirror(study, record, score, uri, fresh, self._patience)
         self._changed = threading.Condition()
         self._trials: Sequence[Trial] = ()
         self._active: frozenset[str] = frozenset()
         self._touched: set[str] = set()
         self._news = False
         self._closing = False
-        self._deadline = math.inf
         self._complete = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -71,17 +78,32 @@ class Tracker:
             self._news = True
             self._changed.notify()
 
-    def close(self, *, timeout_s: float = 30.0) -> bool:
-        """Mirror what is left, with the study's own files, and end; False if time ran out.
+    def close(
+        self,
+        *,
+        patience_s: float = 30.0,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Mirror what is left, with the study's own files, and end; whether MLflow holds it all.
 
+        It takes as long as it takes: it is False where nothing has arrived for `patience_s`, or
+        where `give_up` says so. `tell` is told how many trials were looked at, and of how many.
         Trials without an outcome are shown as stopped.
         """
         with self._changed:
-            self._closing, self._deadline = True, time.monotonic() + timeout_s
+            self._closing = True
+            self._patience.begin(patience_s)
             self._changed.notify()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self.trouble = self.trouble or f"MLflow at {masked_url(self._uri)} is slow"
+        try:
+            while self._thread.is_alive() and not self._patience.is_over and not give_up():
+                self._thread.join(_LOOK_S)
+                tell(self._mirror.done, self._mirror.total)
+        finally:
+            if self._thread.is_alive():
+                self._patience.end()
+                self._thread.join(_LAST_S)  # what it is in the middle of
+                self.trouble = self.trouble or f"MLflow at {masked_url(self._uri)} is slow"
         return self._complete
 
     # ------------------------------------------------------------------ the thread
@@ -104,7 +126,9 @@ class Tracker:
                     self._touched |= touched
                     self._news = True
                 self._mirror.forget()
-                self.trouble = f"MLflow at {masked_url(self._uri)} is behind: {reason_of(error)}"
+                self._patience.failed()
+                why = refusal_of(self._uri, error) or reason_of(error)
+                self.trouble = f"MLflow at {masked_url(self._uri)} is behind: {why}"
                 pause_s = min(max(2 * pause_s, 1.0), _LONGEST_PAUSE_S)
             else:
                 self.trouble = self._mirror.complaint
@@ -121,8 +145,5 @@ class Tracker:
                     self._changed.wait_for(
                         lambda: self._closing, max(pause_s, min(took_s, _LONGEST_PAUSE_S), _PAUSE_S)
                     )
-            if self._is_abandoned():
+            if self._patience.is_over:
                 return
-
-    def _is_abandoned(self) -> bool:
-        return time.monotonic() > self._deadline

@@ -5,7 +5,8 @@
     checkpoints/step-000500/model.safetensors      parameters and buffers
                             optimizer.safetensors  its state, by parameter name
                             state.json             counters, scaler, markers, best evaluation
-                            manifest.json          size and sha256 of the three
+                            learner-<rank>.safetensors   only where a recipe holds more: its queue
+                            manifest.json          size and sha256 of each
                /quarantine/step-000500-<hex>/      what was found damaged
 
 A checkpoint is written under a temporary name, flushed to disk and renamed; it is valid when its
@@ -24,19 +25,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 
 from ablate.errors import CheckpointError, SpaceError
-from ablate.records import read_json, sync_folder, write_json
-
-if TYPE_CHECKING:
-    from ablate.training.remote import Uploader
+from ablate.records.files import read_json, sync_folder, write_json
+from ablate.training.checkpoint_clock import KEEP_LAST
 
 FORMAT = 2
-KEEP_LAST = 2
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _NAME = re.compile(r"step-(\d+)")
 
@@ -49,6 +47,13 @@ class Snapshot:
     model: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
     state: Mapping[str, Any]
+    learners: tuple[bytes, ...] = ()
+    """What each rank's learner holds beside the model, as safetensors; empty where no rank does."""
+
+
+def learner_file(rank: int) -> str:
+    """Name of the file with what the learner of `rank` holds."""
+    return f"learner-{rank}.safetensors"
 
 
 def copy_to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,6 +73,7 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = (*snapshot.model.values(), *snapshot.optimizer.values())
     needed = 2 * sum(t.numel() * t.element_size() for t in tensors)
+    needed += 2 * sum(map(len, snapshot.learners))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SpaceError(
@@ -80,7 +86,10 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         safetensors.torch.save_file(dict(snapshot.model), temporary / "model.safetensors")
         safetensors.torch.save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", snapshot.state, durable=False)
-        files = {name: _fingerprint(temporary / name, flush=True) for name in _FILES}
+        own = [learner_file(rank) for rank in range(len(snapshot.learners))]
+        for name, content in zip(own, snapshot.learners, strict=True):
+            (temporary / name).write_bytes(content)
+        files = {name: _fingerprint(temporary / name, flush=True) for name in (*_FILES, *own)}
         manifest = {"format": FORMAT, "step": snapshot.step, "files": files}
         write_json(temporary / "manifest.json", manifest)
         os.replace(temporary, final)
@@ -116,7 +125,7 @@ def fault(path: Path) -> str | None:
                 f"{path} has format {manifest['format']}, and this version reads {FORMAT}. Go on "
                 "with the version that wrote it, or move the checkpoints away to start over"
             )
-        for name in _FILES:
+        for name in dict.fromkeys((*_FILES, *files)):
             if not (path / name).is_file():
                 return f"{name} is missing"
             if _fingerprint(path / name) != files[name]:
@@ -168,18 +177,20 @@ def newest(folder: Path, *, report: Callable[[str], None]) -> Path | None:
 def load(path: Path) -> Snapshot:
     """Read a checkpoint that :func:`fault` finds nothing wrong with."""
     state = read_json(path / "state.json")
+    own = [name for name in checksums(path) if name not in _FILES]
     return Snapshot(
         step=int(state["step"]),
         model=safetensors.torch.load_file(path / "model.safetensors"),
         optimizer=safetensors.torch.load_file(path / "optimizer.safetensors"),
         state=state,
+        learners=tuple((path / learner_file(rank)).read_bytes() for rank in range(len(own))),
     )
 
 
 def checksums(path: Path) -> dict[str, str]:
     """sha256 of each file of a checkpoint, as its manifest has it."""
     files = read_json(path / "manifest.json")["files"]
-    return {name: files[name]["sha256"] for name in _FILES}
+    return {name: file["sha256"] for name, file in files.items()}
 
 
 def prune(folder: Path, *, keep: Iterable[int]) -> None:
@@ -208,11 +219,11 @@ class Certificate:
     """Fields that differ (then, now), all on the list of those that cannot change the result; and
     ``ranks``, which changes the last bits, and what BatchNorm sees."""
     data_order: str
-    torch: tuple[str, str]
-    """Version that wrote the checkpoint, version that reads it."""
+    versions: Mapping[str, tuple[str | None, str | None]]
+    """Of what wrote the checkpoint and of what reads it, where they differ: packages, ablate's own
+    files, the make of the processor."""
 
     def __str__(self) -> str:
-        then, now = self.torch
         lines = [
             f"resumed at step {self.step} of {self.steps_total} from {self.path}",
             f"  restored: {self.model_tensors} model tensors, {self.optimizer_tensors} optimizer "
@@ -223,8 +234,9 @@ class Certificate:
         lines += [f"  {name}: {old!r}, now {new!r}" for name, (old, new) in self.changed.items()]
         if "ranks" in self.changed:
             lines.append("  other ranks do the same work: the run does not go on bit by bit")
-        if then != now:
-            lines.append(f"  torch {then}, now {now}: the numbers may differ in their last bits")
+        told = "; ".join(f"{name} {then}, now {now}" for name, (then, now) in self.versions.items())
+        if told:
+            lines.append(f"  {told}: the numbers may differ in their last bits, or more")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -237,16 +249,31 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
     return {n: (then.get(n), now.get(n)) for n in names if then.get(n) != now.get(n)}
 
 
+class Copies(Protocol):
+    """A second home of checkpoints, filled beside the training."""
+
+    busy: int | None
+    """Step of the checkpoint that is being copied, which must stay on disk."""
+
+    def wake(self, *, keep: Iterable[int]) -> None:
+        """Copy what is new, and delete there what is neither new nor in `keep`."""
+        ...
+
+    def close(self) -> object:
+        """Wait for the last copy."""
+        ...
+
+
 class Writer:
     """Writes checkpoints beside the training: it waits only for a copy to the host's memory.
 
-    At most one is being written; the next waits for it. With `uploader`, each is copied from disk
+    At most one is being written; the next waits for it. With `copies`, each is copied from disk
     to a second home, for which nobody waits before the end.
     """
 
-    def __init__(self, folder: Path, uploader: Uploader | None = None) -> None:
+    def __init__(self, folder: Path, copies: Copies | None = None) -> None:
         self.folder = folder
-        self._uploader = uploader
+        self._copies = copies
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -257,11 +284,11 @@ class Writer:
 
         def write() -> None:
             save(self.folder, snapshot)
-            if self._uploader is None:
+            if self._copies is None:
                 prune(self.folder, keep=kept)
                 return
-            self._uploader.wake(keep=kept)
-            busy = self._uploader.busy
+            self._copies.wake(keep=kept)
+            busy = self._copies.busy
             prune(self.folder, keep=kept if busy is None else kept | {busy})
 
         self._pending = self._pool.submit(write)
@@ -278,5 +305,5 @@ class Writer:
             self.wait()
         finally:
             self._pool.shutdown()
-            if self._uploader is not None:
-                self._uploader.close()
+            if self._copies is not None:
+                self._copies.close()

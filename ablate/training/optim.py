@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,8 @@ class Group:
     parameters: tuple[tuple[str, nn.Parameter], ...]
 
     def for_optimizer(self) -> dict[str, Any]:
-        return {"params": [p for _, p in self.parameters], "weight_decay": self.weight_decay}
+        parameters = [p for _, p in self.parameters]
+        return {"params": parameters, "weight_decay": self.weight_decay, "name": self.name}
 
 
 def group_parameters(model: nn.Module, *, rule: Rule, weight_decay: float) -> tuple[Group, Group]:
@@ -49,16 +51,27 @@ def group_parameters(model: nn.Module, *, rule: Rule, weight_decay: float) -> tu
 
 
 def read_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Group, ...]:
-    """The groups that an optimizer made itself."""
+    """The groups that an optimizer has, by their own names or by number; a parameter that the
+    model does not have (of an optimizer built on a copy) is called after its shape."""
     names = {id(p): name for name, p in model.named_parameters()}
     return tuple(
         Group(
-            f"group_{number}",
-            float(group["weight_decay"]),
-            tuple((names[id(p)], p) for p in group["params"]),
+            group.get("name") or f"group_{number}",
+            float(group.get("weight_decay", 0.0)),
+            tuple((names.get(id(p), f"? {tuple(p.shape)}"), p) for p in group["params"]),
         )
         for number, group in enumerate(optimizer.param_groups)
     )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Set every group's rate to `lr`, times its ``lr_scale`` where it has one; `lr`, again.
+
+    timm's layer-wise groups (``layer_decay``) come with an ``lr_scale``.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
 
 
 def refuse_uneven(model: nn.Module, groups: Iterable[Group]) -> None:
@@ -87,17 +100,6 @@ def describe(groups: Iterable[Group]) -> dict[str, Any]:
         digest.update(repr((group.name, [name for name, _ in group.parameters])).encode())
     content["hash"] = digest.hexdigest()[:12]
     return content
-
-
-def sentence(described: Mapping[str, Any]) -> str:
-    """What :func:`describe` gave, in words."""
-    parts = [
-        f"{name} (weight decay {group['weight_decay']:g}): {group['tensors']} tensors of "
-        f"{group['parameters']:,} numbers"
-        for name, group in described.items()
-        if name != "hash"
-    ]
-    return f"parameter groups {described['hash']}: {'; '.join(parts)}"
 
 
 Exclude = Callable[[str, nn.Parameter], bool]
@@ -250,6 +252,14 @@ class UpdateMeter:
                 found[f"rms/{name}"] = square.mean().sqrt()
         return found
 
+    def norm(self) -> torch.Tensor:
+        """Of the whole update of the step that :meth:`start` preceded."""
+        assert self._before is not None
+        now = [p.detach() for p in self._groups.parameters]
+        moved = torch._foreach_norm(torch._foreach_sub(self._before, now))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(moved).float())
+        return norm
+
     def finish(self) -> dict[str, torch.Tensor]:
         """After the step that :meth:`start` preceded."""
         assert self._before is not None
@@ -274,24 +284,40 @@ class UpdateMeter:
     def _second_moment(self, p: nn.Parameter) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As the optimizer has it, and what it is to be divided by to be free of bias; None for an
         optimizer without one."""
-        state = self._optimizer.state.get(p, {})
+        # A parameter that the optimizer does not have, built on a copy, has neither.
+        state, settings = self._optimizer.state.get(p, {}), self._settings.get(id(p), {})
         if "exp_avg_sq" not in state or "step" not in state:
             return None
-        return state["exp_avg_sq"], 1 - self._settings[id(p)]["betas"][1] ** state["step"]
+        if "betas" not in settings or not isinstance(settings["eps"], float):
+            return None  # Adafactor's: decays and bounds of its own
+        return state["exp_avg_sq"], 1 - settings["betas"][1] ** state["step"]
 
 
 class ZeroGradients:
-    """For each parameter, steps in a row in which its gradient was exactly zero or absent."""
+    """For each parameter, steps in a row in which its gradient was exactly zero or absent, though
+    nobody meant it to be."""
 
     def __init__(self, model: nn.Module) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = tuple(name for name, _ in named)
         device = named[0][1].device
         self.counts = torch.zeros(len(named), device=device)
+        self._meant: dict[tuple[str, ...], torch.Tensor] = {}
 
-    def update(self, norms: torch.Tensor) -> None:
-        """`norms` of all parameters' gradients of a step, zero where there was none."""
-        self.counts.add_(1).mul_(norms == 0)
+    def update(self, norms: torch.Tensor, *, frozen: Collection[str] = ()) -> None:
+        """`norms` of all parameters' gradients of a step, zero where there was none; `frozen` names
+        those that were to have none."""
+        missing = norms == 0
+        if frozen:
+            missing = missing & self._free(tuple(frozen))
+        self.counts.add_(1).mul_(missing)
+
+    def _free(self, frozen: tuple[str, ...]) -> torch.Tensor:
+        """Which parameters are not frozen; on the device once, so that no step waits for it."""
+        if frozen not in self._meant:
+            free = [name not in frozen for name in self.names]
+            self._meant[frozen] = torch.tensor(free, device=self.counts.device)
+        return self._meant[frozen]
 
 
 # --------------------------------------------------------------------------- state by name
@@ -303,16 +329,51 @@ def named_state(
     """The optimizer's state as ``parameter/quantity``: tensors, and plain numbers apart.
 
     By name, because torch's own state_dict goes by position, and a model with one parameter more
-    would silently shift it.
+    would silently shift it. What an optimizer counts for a whole group, as timm's LAMB, Adan and
+    Lookahead do, is ``param_groups.<n>/quantity``.
+
+    Raises:
+        ValueError: the optimizer keeps something that is neither.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for p, state in optimizer.state.items():
-        for quantity, value in state.items():
-            target = tensors if isinstance(value, torch.Tensor) else numbers
-            target[f"{names[id(p)]}/{quantity}"] = value
+    content = optimizer.state_dict()
+    names = _names_by_place(model, optimizer)
+    found = {
+        f"{names.get(place, place)}/{quantity}": value
+        for place, state in content["state"].items()
+        for quantity, value in state.items()
+    }
+    for number, group in enumerate(content["param_groups"]):
+        for quantity, value in group.items():
+            if quantity not in _SETTINGS and _is_counter(value, optimizer.defaults.get(quantity)):
+                found[f"param_groups.{number}/{quantity}"] = value
+    tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    numbers = {key: value for key, value in found.items() if key not in tensors}
+    for key, value in numbers.items():
+        if not isinstance(value, (bool, int, float, str, NoneType)):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key.rpartition('/')[2]} as a "
+                f"{type(value).__name__}, which a checkpoint cannot hold; choose another opt"
+            )
     return tensors, numbers
+
+
+_SETTINGS = ("params", "lr", "lr_scale", "weight_decay")
+"""Of a group: its own by configuration, whatever the optimizer's defaults."""
+
+
+def _is_counter(value: Any, default: Any) -> bool:
+    """Whether a group's value is one that steps have changed."""
+    if isinstance(value, torch.Tensor):
+        return True
+    return isinstance(value, (bool, int, float)) and value != default
+
+
+def _names_by_place(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, str]:
+    """Names of the parameters by their place in torch's state_dict; those that the model does not
+    have (of an optimizer that was built on a copy) are left out."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    return {place: names[id(p)] for place, p in enumerate(ordered) if id(p) in names}
 
 
 def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -337,24 +398,52 @@ def load_named_state(
 ) -> None:
     """Restore what :func:`named_state` gave. Settings (lr, betas, decay) stay the optimizer's own.
 
+    Each tensor comes back in the element type it was saved in and in its parameter's memory
+    layout: torch's own load_state_dict casts the former and leaves the latter as the file has it,
+    and a fused kernel walks through parameter and moments side by side in memory.
+
     Raises:
         ValueError: a name is no trainable parameter, or a shape differs.
     """
     content = optimizer.state_dict()
-    names = {id(p): name for name, p in model.named_parameters()}
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    places = {names[id(p)]: place for place, p in enumerate(ordered)}
-    shapes = {names[id(p)]: p.shape for p in ordered}
+    places = {name: place for place, name in _names_by_place(model, optimizer).items()}
+    parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
         name, _, quantity = key.rpartition("/")
-        if name not in places:
+        if name in places:
+            if isinstance(value, torch.Tensor) and not _belongs(value, parameters[name]):
+                shape = tuple(parameters[name].shape)
+                raise ValueError(f"{key}: shape {tuple(value.shape)}, not {shape}")
+            state.setdefault(places[name], {})[quantity] = value
+        elif name.startswith("param_groups."):
+            content["param_groups"][int(name.removeprefix("param_groups."))][quantity] = value
+        else:
             raise ValueError(f"optimizer state for {name!r}, which is no trainable parameter here")
-        if isinstance(value, torch.Tensor) and value.ndim and value.shape != shapes[name]:
-            raise ValueError(f"{key}: shape {tuple(value.shape)}, not {tuple(shapes[name])}")
-        state.setdefault(places[name], {})[quantity] = value
     content["state"] = state
     optimizer.load_state_dict(content)
+    restored = optimizer.state_dict()["state"]
+    for name, place in places.items():
+        held = restored.get(place, {})
+        for quantity, cast in held.items():
+            saved = tensors.get(f"{name}/{quantity}")
+            if saved is not None:
+                held[quantity] = _laid_out(saved, parameters[name], device=cast.device)
+
+
+def _belongs(value: torch.Tensor, p: nn.Parameter) -> bool:
+    """Whether a quantity of this shape may be of `p`: a factored moment has dimensions less, or of
+    length 1."""
+    return value.ndim != p.ndim or all(
+        mine in (1, whole) for mine, whole in zip(value.shape, p.shape, strict=True)
+    )
+
+
+def _laid_out(value: torch.Tensor, p: nn.Parameter, *, device: torch.device) -> torch.Tensor:
+    """A copy of `value` on `device`, in the memory layout of `p` where it has its shape."""
+    if value.shape != p.shape:
+        return value.to(device, copy=True)
+    return torch.empty_like(p, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
 
 
 def trainable(parameters: Sequence[nn.Parameter]) -> int:

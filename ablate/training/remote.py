@@ -27,10 +27,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ablate.errors import CheckpointError
-from ablate.masking import masked_url
-from ablate.records import sync_folder
-from ablate.stores import open_store
+from ablate.records.files import sync_folder
+from ablate.records.masking import masked_url
+from ablate.records.stores import open_store
 from ablate.training import checkpoint
+from ablate.training.checkpoint_clock import KEEP_LAST
 
 _FILE = re.compile(r"step-(\d+)/[^/]+")
 _MANIFEST = "manifest.json"
@@ -94,7 +95,7 @@ class Remote:
         """Delete all but the last two and those of `keep`, and what is left of broken copies."""
         found = self._files()
         whole = [step for step in sorted(found) if _whole(found[step])]
-        kept = {*whole[-checkpoint.KEEP_LAST :], *keep}.intersection(whole)
+        kept = {*whole[-KEEP_LAST:], *keep}.intersection(whole)
         for step in found:
             if step not in kept and whole and step < whole[-1]:
                 for file in found[step]:
@@ -217,7 +218,7 @@ class Uploader:
     def _copy(self, keep: frozenset[int]) -> None:
         there = set(self._remote.steps())
         local = checkpoint.steps(self._folder)
-        wanted = {*local[-checkpoint.KEEP_LAST :], *keep}
+        wanted = {*local[-KEEP_LAST:], *keep}
         for step in sorted(wanted.intersection(local) - there, reverse=True):
             self.busy = step
             path = checkpoint.path_of(self._folder, step)

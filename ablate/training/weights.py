@@ -20,11 +20,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from ablate.errors import LoadError
+from ablate.training.weight_files import find_unsound, read_weights
 
 Resize = Callable[[MutableMapping[str, torch.Tensor], nn.Module], None]
 """Fits positional embeddings of a state dict to the model, in place."""
@@ -53,6 +53,12 @@ class LoadReport:
     """Left at their random initialisation on request."""
     cast: tuple[str, ...]
     """Stored with another type than the model's."""
+    taken: str = ""
+    """Key of the state dict within the file; empty where the file is one."""
+    others: tuple[str, ...] = ()
+    """Keys of the file's other state dicts, which were not taken."""
+    buffers_missing: tuple[str, ...] = ()
+    """Those of `missing` that are buffers (BatchNorm's statistics): not counted in the share."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,59 +69,32 @@ class LoadReport:
         return tuple(sorted({*self.missing, *self.mismatched, *self.reset}))
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """Tensors by name, and the file's sha256. A ``state_dict`` inside of a torch file is found.
-
-    Raises:
-        LoadError: no such file, or no tensors by name in it.
-    """
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LoadError(f"init_from {path} cannot be read: {error.strerror}") from error
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path), digest
-        except safetensors.SafetensorError as error:
-            raise LoadError(f"{path} is no safetensors file: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise LoadError(
-            f"{path} cannot be read as plain weights ({type(error).__name__}: {error}). Files that "
-            "need unpickling are refused; convert it to safetensors where you trust it"
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise LoadError(f"{path} holds no state dict (tensors by name)")
-    return content, digest
-
-
 def load_weights(
     model: nn.Module,
     path: Path,
     *,
     sha256: str | None = None,
+    key: str | None = None,
     key_map: Sequence[tuple[str, str]] = (),
     reset: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     on_shape: Literal["error", "skip", "interp_pos"] = "error",
     min_loaded: float = 0.99,
+    on_gap: Literal["error", "silent"] = "error",
     resize: Resize | None = None,
 ) -> LoadReport:
     """Load the weights of `path` into `model`; globs name the model's tensors.
+
+    `key` names the state dict in a file of several. With ``on_gap="silent"`` whatever does not fit
+    is left out, as by ``load_state_dict(strict=False)``: a negative control.
 
     Raises:
         LoadError: anything that is not allowed, or less than `min_loaded` of the parameters;
             the model is unchanged then.
     """
-    stored, digest = read_weights(path)
+    file = read_weights(path, key=key)
+    stored, digest = file.tensors, file.sha256
     if sha256 is not None and sha256 != digest:
         raise LoadError(f"{path} has sha256 {digest}, and init_from asks for {sha256}")
     mapped, renamed = _map_keys(stored, key_map, path)
@@ -143,6 +122,9 @@ def load_weights(
         problems.append(
             f"only {share:.1%} of the parameters would be loaded; min_loaded is {min_loaded:.1%}"
         )
+    if on_gap == "silent":
+        problems = []
+    problems += [*_of_another_kind(loaded, own), *find_unsound(loaded)][:5]
     if problems:
         hint = _prefix_hint(mapped, own)
         raise LoadError(f"{path} does not fit the model: " + "; ".join(problems) + hint)
@@ -159,6 +141,9 @@ def load_weights(
         resized=resized,
         reset=tuple(sorted(left)),
         cast=tuple(sorted(n for n in loaded if loaded[n].dtype != own[n].dtype)),
+        taken=file.taken,
+        others=file.others,
+        buffers_missing=tuple(name for name in missing if name not in parameters),
     )
 
 
@@ -204,15 +189,36 @@ def _shapes(
     return ", ".join(parts) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
+def _of_another_kind(
+    loaded: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Whole or complex numbers (quantized weights, say) for a tensor of the model's floats."""
+    return [
+        f"{name} holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
+        for name, value in loaded.items()
+        if own[name].is_floating_point() and not value.is_floating_point()
+    ]
+
+
 def _prefix_hint(mapped: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The likely mend, when all names of the file share a prefix that the model's lack."""
+    """The likely mend, when most names of the file share a prefix that the model's lack."""
+    if any(name in own for name in mapped):
+        return ""
     for name in mapped:
         for target in own:
-            if name != target and name.endswith("." + target):
+            if name.endswith("." + target):
                 prefix = name[: -len(target)]
-                if all(other.startswith(prefix) for other in mapped):
-                    pattern = "^" + re.escape(prefix)
-                    return f". Did you mean key_map: [[{pattern!r}, '']]?"
+                taken = [each for each in mapped if each.startswith(prefix)]
+                left = [each for each in mapped if each not in taken]
+                if len(taken) < 0.8 * len(mapped):
+                    continue
+                hint = f". Did you mean key_map: [[{'^' + re.escape(prefix)!r}, '']]?"
+                if left:
+                    hint += (
+                        f" It takes {len(taken)} of {len(mapped)} names; {', '.join(left[:3])} "
+                        "would be for allow_unexpected"
+                    )
+                return hint
     return ""
 
 

@@ -9,10 +9,10 @@ from simulated_studies import run
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from ablate import factorial
-from ablate.analysis import screening
+from ablate.analysis import fit, screening
 from ablate.analysis.analysis import analyze_results
 from ablate.analysis.results import Objective, tabulate
+from ablate.study import factorial
 
 OBJECTIVE = Objective("top1", "maximize", 0.005)
 
@@ -31,7 +31,7 @@ def base_of(count: int) -> dict[str, str]:
 def test_simulated_critical_values_are_the_published_ones() -> None:
     """Ye & Hamada (2000), 5 %: 2.30 and 4.87 for 7 effects, 2.16 and 4.24 for 15."""
     for m, one, all_ in ((7, 2.297, 4.867), (15, 2.156, 4.240)):
-        single, largest = screening._null(m)
+        single, largest = screening.null_ratios(m)
         assert np.quantile(single, 0.95) == pytest.approx(one, abs=0.04)
         assert np.quantile(largest, 0.95) == pytest.approx(all_, abs=0.15)
 
@@ -108,7 +108,7 @@ def test_lack_of_fit_is_the_anova_of_statsmodels() -> None:
     cells = [{"a": a, "b": b} for a in "01" for b in "012"]
     results = run(cells, seeds=3, sigma=0.004, effects={"a=1,b=2": 0.008})
     table = tabulate(results)
-    fitted, _ = effects.pool(table)
+    fitted = fit.pool(table)
     frame = pd.DataFrame([{**dict(r.levels), "seed": str(r.seed), "y": r.value} for r in results])
     oracle = anova_lm(ols("y ~ C(a)*C(b) + C(seed)", frame).fit())
     assert effects.lack_of_fit_p(table, fitted) == pytest.approx(oracle.loc["C(a):C(b)", "PR(>F)"])
@@ -127,3 +127,24 @@ def test_a_fraction_of_resolution_five_separates_its_interactions() -> None:
         shown = [i.factors for i in analysis.interactions if i.verdict == "MATTERS"]
         assert shown == [("b", "d")][:pairs]
         assert bool(analysis.not_estimable) == (pairs == 0)
+
+
+@pytest.mark.parametrize("seeds", [2, 6])
+def test_a_fraction_that_a_diverging_level_takes_apart_says_so(seeds: int) -> None:
+    """Of four cells the two with c=new always diverge, and the other two differ in a and b at
+    once: c is judged by its rate, a and b cannot be, and no number of seeds would change that."""
+    design = factorial.plackett_burman(3, fold_over=False)
+    results = run(
+        cells_of(design.matrix), seeds=seeds, sigma=0.003,
+        diverged=[("c=new", seed) for seed in range(seeds)],
+    )  # fmt: skip
+    found = analyze_results(results, baseline=base_of(3), objective=OBJECTIVE, estimand="additive")
+    for name in "ab":
+        contrast = found.contrast(name, "new")
+        assert (contrast.verdict, contrast.needs_seeds) == ("INCONCLUSIVE", None)
+        assert "diverge alike" in contrast.sentence
+    exploding = found.contrast("c", "new")
+    assert exploding.diverged == (2 * seeds, 2 * seeds)
+    assert f"diverged in {2 * seeds} of {2 * seeds} runs" in exploding.sentence
+    assert (exploding.verdict == "MATTERS") == (seeds == 6)
+    assert "c=new diverged" in found.headline

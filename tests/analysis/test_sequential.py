@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from simulated_studies import Factors, one_at_a_time, run
 
@@ -85,13 +87,37 @@ def test_what_the_first_look_decides_stays_decided() -> None:
         results, baseline=BASE, objective=OBJECTIVE, is_sequential=True, first_look=3
     )
     clear, close = analysis.contrast("warmup", "2k"), analysis.contrast("beta2", "98")
-    assert (clear.verdict, clear.n) == ("MATTERS", 3)
-    assert "decided at the first look, with 3 seeds" in clear.warnings
+    assert (clear.verdict, clear.n) == ("MATTERS", 6), "the estimate is of all seeds"
+    assert "decided at 3 seeds" in clear.warnings[0]
     assert (close.method, close.n) == ("confidence sequence", 6)
     three = [r for r in results if r.seed < 3]
     fixed = analyze_results(three, baseline=BASE, objective=OBJECTIVE).contrast("warmup", "2k")
     assert clear.p_adjusted == pytest.approx(2 * (fixed.p_adjusted or 0), rel=1e-6)
-    assert clear.ci is not None and fixed.ci is not None
-    assert clear.ci[0] < fixed.ci[0] and fixed.ci[1] < clear.ci[1]
+    assert clear.delta != fixed.delta, "the first look's estimate is inflated by having decided"
+    assert clear.confidence == 0.975 and "97.5 % interval" in clear.sentence
+    assert clear.sentence.startswith("2k is better than 10k")
     open_now = open_levels(results, baseline=BASE, objective=OBJECTIVE, first_look=3)
     assert tuple((BASE | {"warmup": "2k"}).items()) not in open_now
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    first=st.integers(2, 4), effect=st.floats(-0.03, 0.03), spread=st.floats(0.001, 0.01),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_study_that_ended_at_its_first_look_says_what_that_look_decided(
+    first: int, effect: float, spread: float, seed: int
+) -> None:
+    """No seed is added where nothing is open, so the report must not call it open; and its
+    sentences are of its verdicts."""
+    results = run(
+        one_at_a_time(FACTORS), seeds=first, sigma=spread, effects={"warmup=2k": effect}, seed=seed
+    )
+    found = analyze_results(
+        results, baseline=BASE, objective=OBJECTIVE, is_sequential=True, first_look=first
+    )
+    open_now = open_levels(results, baseline=BASE, objective=OBJECTIVE, first_look=first)
+    assert {tuple((BASE | {f: level}).items()) for f, level in found.undecided()} == open_now
+    for contrast in found.contrasts:
+        undecided = contrast.verdict == "INCONCLUSIVE"
+        assert ("undecided" in contrast.sentence) == undecided

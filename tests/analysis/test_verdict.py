@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,10 +80,10 @@ def test_one_seed_gives_differences_without_a_verdict() -> None:
 
 
 def test_two_seeds_are_enough_for_a_pooled_interval() -> None:
-    """n = 2: the shared variance has (cells - 1) degrees of freedom, each pair alone has one."""
+    """n = 2: all cells together tell the noise; each pair alone has one degree of freedom."""
     analysis = judged(run(one_at_a_time(FACTORS), seeds=2, sigma=0.002, effects={"lr=5": -0.05}))
     contrast = analysis.contrast("lr", "5")
-    assert contrast.df == 4 and contrast.method == "pooled two-way ANOVA"
+    assert 2 < contrast.df <= 4 and contrast.method == "two-way, cells' own noise"
     assert (contrast.verdict, contrast.direction) == ("MATTERS", "worse")
 
 
@@ -146,7 +147,7 @@ def test_a_baseline_that_always_diverges_is_beaten() -> None:
     contrast = analysis.contrast("warmup", "2k")
     assert contrast.delta is None and contrast.ci is None
     assert (contrast.verdict, contrast.direction) == ("MATTERS", "better")
-    assert any("baseline diverged in 4 of 4" in w for w in analysis.warnings)
+    assert any("compared with diverged in 4 of 4" in w for w in analysis.warnings)
 
 
 def test_one_lost_baseline_run_does_not_cost_every_verdict() -> None:
@@ -159,7 +160,7 @@ def test_one_lost_baseline_run_does_not_cost_every_verdict() -> None:
     analysis = judged(results)
     better, idle = analysis.contrast("warmup", "2k"), analysis.contrast("lr", "5")
     assert (better.verdict, better.direction) == ("MATTERS", "better")
-    assert better.method == "pooled two-way ANOVA" and better.n == 3
+    assert better.method == "two-way, cells' own noise" and better.n == 3
     assert "diverged in 0 of 4" in better.sentence
     assert idle.verdict == "INCONCLUSIVE"
 
@@ -209,6 +210,35 @@ def test_everything_diverged_or_nothing_ran_is_still_an_analysis() -> None:
     assert alone.contrasts == () and alone.noise.sigma_seed == pytest.approx(0.00707, abs=1e-4)
     no_baseline = judged(exactly({"lr=5": [0.2, 0.21]}))
     assert no_baseline.contrast("lr", "5").estimand == "missing"
+
+
+def test_divergence_on_both_sides_alike_is_no_reason() -> None:
+    """Where as many runs diverge with a level as without it, the sentence says that this tells
+    nothing, and no number of seeds is named; survivors within the margin are told as that."""
+    gone = judged(exactly({"": [None, None], "lr=5": [None, None]})).contrast("lr", "5")
+    assert "both diverge alike, in 2 of 2 and 2 of 2 runs, and no seed is left" in gone.sentence
+    seeds = [0.20, 0.21, 0.19, 0.20, 0.21, 0.19, 0.2]
+    near = [x + 0.0001 * (-1) ** i for i, x in enumerate(seeds)]
+    some = judged(exactly({"": [*seeds, None], "lr=5": [*near, None], "warmup=2k": [*seeds, 0.2]}))
+    found = some.contrast("lr", "5")
+    assert found.verdict == "INCONCLUSIVE"
+    assert "both diverge alike, in 1 of 8 and 1 of 8 runs" in found.sentence
+    assert "(7 seeds, within the margin of" in found.sentence
+    for sentence in (gone.sentence, found.sentence):
+        assert "more seeds" not in sentence and "probability" not in sentence
+
+
+def test_two_sides_at_chance_are_not_equivalent() -> None:
+    """Also where a third setting has learnt: equal scores of runs that learnt nothing say
+    nothing."""
+    seeds = [0.180, 0.181, 0.179]
+    analysis = judged(
+        exactly({"": seeds, "lr=5": seeds[::-1], "warmup=2k": [x + 0.1 for x in seeds]}),
+        objective=replace(OBJECTIVE, chance=0.18),
+    )
+    found = analysis.contrast("lr", "5")
+    assert found.verdict == "INCONCLUSIVE" and "neither is shown to be better" in found.sentence
+    assert analysis.contrast("warmup", "2k").verdict == "MATTERS"
 
 
 def test_best_is_a_stable_cell() -> None:

@@ -29,7 +29,7 @@ def note(folder: Path, trial: str, first_step: float) -> None:
 def train() -> int:
     import torch
 
-    from ablate.training.distributed import join, leave
+    from ablate.training.ranks import join, leave
 
     gang = join(gpus_per_worker=0)
     first_step = step_once(torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8)))

@@ -7,20 +7,21 @@ called.
 from __future__ import annotations
 
 from ablate.recipes import openclip
-from ablate.training import loop, optim
+from ablate.recipes.openclip import learner
+from ablate.training import exchange, loop, optim
 
 EVERY_STEP = (
     (optim.GradientNorms, "measure"),
     (optim.ZeroGradients, "update"),
     (optim.UpdateMeter, "rms"),
-    (openclip.step, "_measure"),
-    (loop._Exchange, "push"),
-    (loop._Run, "take"),
+    (learner, "measure"),
+    (exchange.Exchange, "push"),
+    (loop.Run, "take"),
 )
 """(owner, name)."""
 
 UPDATES = (optim.UpdateMeter, "start"), (optim.UpdateMeter, "finish")
-"""Every loop.UPDATE_STEPS steps."""
+"""Every step.UPDATE_STEPS steps."""
 
 LOOK = (openclip.task, "make_look_inside")
-"""Makes what is called every loop.LOOK_STEPS steps."""
+"""Makes what is called every step.LOOK_STEPS steps."""

@@ -3,7 +3,7 @@
     pytest tests/bench/test_bench_markers.py -m bench -s
 
 Inside the real loop a clock runs around everything that only looks: gradient norms, second
-moments, updates, features, the copy to the host, records, and the sixteen markers. What is sampled
+moments, updates, features, the copy to the host, records, and all markers. What is sampled
 every 50 or 200 steps is timed in a step that does it and counted with that share. Processor time
 of one thread, so that nothing hides behind another core.
 
@@ -25,13 +25,12 @@ import pytest
 import torch
 from looking import EVERY_STEP, LOOK, UPDATES
 
-from ablate import recipes
-from ablate.datasets.emoji import prepare_emoji
-from ablate.markers import Context, Monitor
 from ablate.recipes import openclip
-from ablate.records import AttemptWriter
-from ablate.training import loop
-from ablate.training.distributed import Gang
+from ablate.training import loop, step
+from ablate.training.data.emoji import prepare_emoji
+from ablate.training.ranks import Gang
+from ablate.trial.recipe import absolute
+from ablate.trial.session import RecordingSession
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
 
@@ -96,11 +95,11 @@ def measure(
     """Seconds of a step without what looks; seconds a step of each function that does."""
     clock = Clock()
     every = dict.fromkeys([name for _, name in EVERY_STEP], 1)
-    every |= dict.fromkeys([name for _, name in UPDATES], loop.UPDATE_STEPS)
+    every |= dict.fromkeys([name for _, name in UPDATES], step.UPDATE_STEPS)
     for owner, name in (*EVERY_STEP, *UPDATES):
         monkeypatch.setattr(owner, name, clock.around(name, getattr(owner, name)))
     task, make_look = LOOK
-    every[make_look] = loop.LOOK_STEPS
+    every[make_look] = step.LOOK_STEPS
     make = getattr(task, make_look)
     monkeypatch.setattr(task, make_look, lambda *given: clock.around(make_look, make(*given)))
     per_step_s = _run(folder, data, clock, fields, before, after)
@@ -114,21 +113,19 @@ def _run(
     """Steps around step 200, in which everything is measured; the seconds of one that samples
     nothing."""
     torch.set_num_threads(1)
-    config = recipes.absolute(openclip.Config(**fields), openclip.PATH_FIELDS, root=data)
+    config = absolute(openclip.Config(**fields), root=data)
     gang = Gang(0, 1, 0, 1, torch.device("cpu"))
     task = openclip.build(config, rank=0, world_size=1, device=gang.device)
-    context = Context(global_batch=config.batch_size, warmup=50, steps_total=400, feature_dim=128)
-    writer = AttemptWriter(folder, 1)
-    run = loop._Run(
-        task, gang, trial_id="bench", checkpoints=folder / "checkpoints",
-        objective=loop.Objective("imagenet_top1"), stop_asked=lambda: False, config={},
-        may_differ=(), workers=1, writer=writer,
-        monitor=Monitor(context=context), remote=None,
+    session = RecordingSession(
+        {"id": "bench", "gang": {"workers": 1}, "objective": {"metric": "imagenet_top1"}},
+        folder, attempt=1, config=config, recorded={},
     )  # fmt: skip
+    session.about(global_batch=config.batch_size, warmup=50, steps_total=400, feature_dim=128)
+    run = loop.Run(task, gang, session)
     first = 200 - before
     run.per_epoch, run.progress.step, run.total = 10**6, first, 200 + after
     steps: dict[int, float] = {}
-    next_batches = run.next_batches
+    next_batches = run.feed.next_batches
     now = first
 
     def timed_next(*given: Any) -> Any:
@@ -140,9 +137,9 @@ def _run(
             clock.calls.clear()
         return next_batches(*given)
 
-    run.next_batches = timed_next  # type: ignore[method-assign]
-    run.run_steps(task.model)
+    run.feed.next_batches = timed_next  # type: ignore[method-assign]
+    with session:
+        run.run_steps(task.learner.model)
     steps[now] = time.process_time()
-    writer.close()
     plain = [steps[k + 1] - steps[k] for k in range(first + 1, 200 + after) if k != 199]
     return sum(plain) / len(plain)

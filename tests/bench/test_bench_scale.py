@@ -20,15 +20,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ablate import design, runner
-from ablate.cluster import Attempt
-from ablate.records import StudyRecord
-from ablate.search import CellBook
-from ablate.tracking import Tracker
+from ablate.cluster.contract import Attempt
+from ablate.records.folder import StudyRecord
+from ablate.runner import controller, hold
+from ablate.search.book import CellBook
+from ablate.study import design
+from ablate.tracking.tracker import Tracker
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from simulated_cluster import Course, SimulatedCluster, complete  # noqa: E402
-from test_scale import Nobody, factorial  # noqa: E402
+from simulated_cluster import Course, Nobody, SimulatedCluster, complete, factorial  # noqa: E402
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
 
@@ -92,14 +92,14 @@ def controller_cost(
     tracker = Tracker(study, record, score=score) if mirrored else None
     memory = psutil.Process().memory_info().rss
     processor, wall = time.process_time(), time.monotonic()
-    with runner.controlling(record):
-        status = runner.launch(
+    with hold.controlling(record):
+        status = controller.launch(
             study, record, cluster=cluster, book=book, mirror=tracker or Nobody(),
             clock=cluster.clock,
         )  # fmt: skip
     ended = time.monotonic()
     if tracker is not None:
-        assert tracker.close(timeout_s=3000), tracker.trouble
+        assert tracker.close(patience_s=3000), tracker.trouble
     complete_at = time.monotonic()
     spent = time.process_time() - processor - workers.processor_s
     grown = psutil.Process().memory_info().rss - memory

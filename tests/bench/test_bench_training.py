@@ -49,7 +49,7 @@ Times = dict[str, float]
 @pytest.fixture(scope="module")
 def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 px pictures, most of them icons: reading takes about as long as the small model."""
-    from ablate.datasets.emoji import prepare_emoji
+    from ablate.training.data.emoji import prepare_emoji
 
     folder = tmp_path_factory.mktemp("emoji")
     os.environ["ABLATE_CACHE"] = str(folder / "cache")
@@ -250,23 +250,25 @@ class _Clock:
 
 def _ours(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
     """The worker itself; an epoch lies between the end of what follows one and the next's end."""
-    from ablate.training import evaluate, loop, worker
+    from ablate.training import loop
+    from ablate.training.evaluations.zero_shot import ZeroShot
+    from ablate.trial import worker
 
     epochs, evaluations = _Clock(), _Clock()
-    end_epoch = loop._Run.end_epoch
+    end_epoch = loop.Run.end_epoch
 
     def timed(run: Any, epoch: int) -> Any:
         nonlocal spent
         epochs.stop("train")
         epochs.times["measuring cpu"] = spent
         ending = end_epoch(run, epoch)
-        if run.checkpoints is not None:
-            run.checkpoints.wait()  # else the first steps would pay for it, once an epoch
+        if run.checkpoints.writer is not None:
+            run.checkpoints.writer.wait()  # else the first steps would pay for it, once an epoch
         spent = 0.0
         epochs.start()
         return ending
 
-    loop._Run.end_epoch = timed  # type: ignore[method-assign]
+    loop.Run.end_epoch = timed  # type: ignore[method-assign]
     spent = 0.0
 
     def counted(owner: Any, name: str) -> None:
@@ -283,7 +285,7 @@ def _ours(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
 
     for owner, name in (*EVERY_STEP, *UPDATES):
         counted(owner, name)
-    evaluate.ZeroShot.run = evaluations.around("eval", evaluate.ZeroShot.run)  # type: ignore
+    ZeroShot.run = evaluations.around("eval", ZeroShot.run)  # type: ignore
     assert worker.main([str(Path(folder) / "trial")]) == 0
     epochs.times.update(evaluations.times)
     epochs.write(folder)
@@ -293,25 +295,27 @@ def _bare(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
     """Forward, backward, step on batches that are already in memory as floats."""
     import torch
 
-    from ablate import recipes
     from ablate.recipes import openclip
-    from ablate.training.augment import ToInput
-    from ablate.training.data import Batches
-    from ablate.training.worker import _keep_freed_memory
+    from ablate.training.data.augment import ToInput
+    from ablate.training.data.batches import Batches
+    from ablate.training.ranks import keep_freed_memory
+    from ablate.trial.recipe import absolute
 
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     cpu = torch.device("cpu")
-    config = recipes.absolute(
-        openclip.Config(**fields), openclip.PATH_FIELDS, root=Path(data)
+    config = absolute(
+        openclip.Config(**fields), root=Path(data)
     )  # fmt: skip
     task = openclip.build(config, rank=0, world_size=1, device=cpu)
     source = Batches(
-        task.samples, num_samples=task.num_samples, batch_size=config.batch_size, accum_freq=1,
-        rank=0, world_size=1, seed=0,
+        task.data.samples, num_samples=task.length.num_samples, batch_size=config.batch_size,
+        accum_freq=1, rank=0, world_size=1, seed=0,
     )  # fmt: skip
     to_input = ToInput([0.5] * 3, [0.25] * 3, device=cpu)
-    batches = [source[number].tensors for number in range(task.num_samples // config.batch_size)]
+    batches = [
+        source[number].tensors for number in range(task.length.num_samples // config.batch_size)
+    ]
     memory = [(to_input(images), texts) for images, texts in batches]
     from open_clip.loss import ClipLoss
 
@@ -319,9 +323,9 @@ def _bare(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
 
     def epoch() -> None:
         for images, texts in memory:
-            task.optimizer.zero_grad()
-            loss(**task.model(images, texts)).backward()
-            task.optimizer.step()
+            task.learner.optimizer.zero_grad()
+            loss(**task.learner.model(images, texts)).backward()
+            task.learner.optimizer.step()
 
     for _ in range(2):
         clock.around("train", epoch)()
@@ -329,26 +333,20 @@ def _bare(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
 
 
 def _peer(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
-    """The peer's main; replaced is what does not run here (see peer_runs) and ImageNet's names."""
+    """The peer's main; replaced are ImageNet's names, and DDP as on_cpus does."""
     import torch
     from open_clip_train import main as peer
     from open_clip_train import zero_shot
 
-    from ablate import recipes
     from ablate.recipes import openclip
+    from ablate.recipes.openclip import on_cpus
+    from ablate.trial.recipe import absolute
 
-    class CpuDdp(torch.nn.parallel.DistributedDataParallel):
-        def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
-            super().__init__(module, **options)
-
-    torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+    assert torch.nn.parallel.DistributedDataParallel is on_cpus.OnCpus
     torch.set_num_threads(1)
     openclip.model.register_models()
     names, templates = openclip.zero_shot_classes(str(Path(data) / "val"))
     zero_shot.IMAGENET_CLASSNAMES, zero_shot.OPENAI_IMAGENET_TEMPLATES = names, templates
-    zero_shot.accuracy = lambda output, target, topk=(1,): [
-        float((output.topk(min(k, len(names)), 1).indices == target[:, None]).sum()) for k in topk
-    ]  # its own fails with numpy 2.4
     clock = _Clock()
     peer.train_one_epoch = clock.around("train", peer.train_one_epoch)
     evaluate = peer.evaluate
@@ -360,7 +358,7 @@ def _peer(folder: str, data: str, fields: dict[str, Any], ranks: int) -> None:
         return value
 
     peer.evaluate = timed
-    config = recipes.absolute(openclip.Config(**fields), openclip.PATH_FIELDS, root=Path(data))
+    config = absolute(openclip.Config(**fields), root=Path(data))
     command = openclip.command(config, workers=ranks)
     arguments = command[command.index("open_clip_train.main") + 1 :]
     arguments += ["--device", "cpu", "--logs", folder, "--save-frequency", "0"]

@@ -21,10 +21,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate import design
 from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.results import Objective, Result
-from ablate.study import Study, parse_study
+from ablate.study import Study, design, parse_study
 
 WORKERS = 8
 SIGMA, BLOCK, MARGIN = 0.003, 0.003, 0.005

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from ablate.cluster import Attempt, Gang
-from ablate.ray_cluster import RayCluster
+from ablate.cluster.contract import Attempt, Shape
+from ablate.cluster.ray_cluster import RayCluster
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
@@ -41,7 +41,9 @@ def ours(folder: Path, trials: int) -> tuple[list[float], list[float]]:
     env = {"PYTHONPATH": str(HERE)}
     with RayCluster(num_cpus=2) as cluster:
         for number in range(1, trials + 1):
-            cluster.start(Attempt("t", number, trial, Gang(workers=2), "launch_entries:train", env))
+            cluster.start(
+                Attempt("t", number, trial, Shape(workers=2), "launch_entries:train", env)
+            )
             events = []
             while not events or events[-1].kind == "placed":
                 events += cluster.wait(60)

@@ -19,11 +19,13 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from ablate import design
-from ablate.records import AttemptWriter, StudyRecord
-from ablate.study import Study, parse_study
-from ablate.tracking import Tracker, default_uri, serve
-from ablate.trial import Trial
+from ablate.records.attempt import AttemptWriter
+from ablate.records.folder import StudyRecord
+from ablate.study import Study, design, parse_study
+from ablate.tracking.mlflow.server import serve
+from ablate.tracking.mlflow.store import default_uri
+from ablate.tracking.tracker import Tracker
+from ablate.trial.identity import Trial
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1200)]
 
@@ -104,11 +106,12 @@ def pace(folder: Path, where: str, *, num_trials: int, seconds: int) -> float:
         began = time.monotonic()
         mirrored = run_writers(record, trials, tracker, seconds=seconds)
         for trial in trials:
-            outcome = {"outcome": "completed", "value": 0.2, "attempt": 1, "time": time.time()}
+            outcome = {"outcome": "completed", "value": 0.2, "attempt": 1, "wall_s": 1.0}
+            outcome["time"] = time.time()
             record.write_outcome(record.record(trial.id), outcome)
         tracker.update(trials, [])
         ended = time.monotonic()
-        assert tracker.close(timeout_s=900), tracker.trouble
+        assert tracker.close(patience_s=900), tracker.trouble
         arrived = time.monotonic()
         cpu = time.process_time() - cpu
         client = MlflowClient(uri)
@@ -117,7 +120,7 @@ def pace(folder: Path, where: str, *, num_trials: int, seconds: int) -> float:
             [experiment.experiment_id], "tags.kind = 'trial'", max_results=500
         )
         assert len(runs) == num_trials
-        points = client.get_metric_history(runs[0].info.run_id, "measure_3")
+        points = client.get_metric_history(runs[0].info.run_id, "train/measure_3")
         assert points[-1].step == ROWS_PER_S * seconds
         served = 0.0
         if server is not None:

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from synthetic import EFFECTS, QUICK, study_of, write_study
 
-from ablate.analysis.report import write_report
-from ablate.analysis.results import result_of
-from ablate.analysis.table import read_table
+from ablate.report.report import write_report
+from ablate.study.results import result_of
+from ablate.study.table import read_table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -88,7 +88,7 @@ def tuned_report(folder: Path) -> Path:
     effects = {**EFFECTS, ("lr", "0.002"): 0.03}
     record = write_study(folder, study, effects=effects, diverged={})
     tried = [
-        result_of(trial, outcome)
+        result_of(trial, home, outcome)
         for home in record.records()
         if (trial := study.recall(home.trial())) and (outcome := home.outcome())
     ]
@@ -157,7 +157,7 @@ def test_the_page_renders_without_an_error_or_a_request(report, tmp_path):
     assert console_messages(log) == []
     assert requests_in(net_log) == []
     assert log.count('<svg class="plot"') == 2 * 6 + 3
-    assert log.count("<section") == 10
+    assert log.count("<section") == 11
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@
     pytest -m calibration tests/calibration
 
 Each test prints what it measured (pytest -s). The unmarked tests are the small part that runs
-with every suite. Measured with 9 cells, noise 0.6 of the margin (1000 studies; 400 or fewer, before
-the last refactoring, where marked *):
+with every suite. Measured with 9 cells, noise 0.6 of the margin (1000 studies; from the seventh
+row on with one noise for all cells, and where marked * 400 studies or fewer):
 
-    null, 2/3/5/8 seeds      coverage .941 .947 .946 .956, familywise error .055 .058 .050 .042
-    effects at the margin    called EQUIVALENT .045 .052 .044 (3/5/8 seeds)
-    power, measured/forecast .747/.746 .638/.638 .250/.252
-    the same for EQUIVALENT  .265/.262 .649/.650 .907/.901
-    interaction of 4 sigma   found .919, invented .055
-    survivors 4 sigma better called better .000, worse .944; their averages say better in .643
+    null, 2/3/5/8 seeds      coverage .963 .965 .953 .958, familywise error .020 .031 .044 .046
+    effects at the margin    called EQUIVALENT .033 .049 .045 (3/5/8 seeds)
+    power, measured/forecast .620/.632 .535/.554 .239/.252
+    the same for EQUIVALENT  .211/.243 .592/.603 .891/.882
+    interaction of 4 sigma   found .926, invented .053
+    survivors 4 sigma better called better .000, worse .944; their averages say better in .694
     divergence at random     accuses a level in .023 to .051 (3 seeds), .000 to .065 (5 seeds *)
     seeds until decided      familywise error .000, wrong EQUIVALENT .013, 76-84 % of the runs *
     importances              covered .963 .967 (3/5 seeds); resampled seed blocks .701 .829

@@ -10,7 +10,7 @@ import pytest
 from drills import Stage
 from small_trials import make_data
 
-from ablate.cluster import LocalCluster
+from ablate.cluster.local import LocalCluster
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stage(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A warm cluster of two seats."""
-    preload = ("ablate.training.worker:PRELOAD",)
+    preload = ("ablate.recipes.openclip:PRELOAD",)
     with LocalCluster(num_cpus=2, preload=preload) as cluster:
         yield Stage(tmp_path_factory.mktemp("drills"), data, cluster)

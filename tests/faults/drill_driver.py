@@ -14,10 +14,10 @@ from pathlib import Path
 
 import ray
 
-from ablate.cluster import Attempt, Gang
-from ablate.ray_cluster import RayCluster
+from ablate.cluster.contract import Attempt, Shape
+from ablate.cluster.ray_cluster import RayCluster
 
-GANG = Gang(workers=2, strategy="STRICT_SPREAD")
+GANG = Shape(workers=2, strategy="STRICT_SPREAD")
 
 
 def main(address: str, nodes: str, folder: str, steps: str) -> None:
@@ -34,7 +34,7 @@ def main(address: str, nodes: str, folder: str, steps: str) -> None:
                     trial_id="t",
                     number=number,
                     folder=Path(folder),
-                    gang=GANG,
+                    shape=GANG,
                     entry="drill_entries:train",
                     env={"PYTHONPATH": str(Path(__file__).parent), "STEPS": steps},
                 )

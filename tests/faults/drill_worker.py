@@ -16,25 +16,24 @@ from typing import Any
 PATIENCE_S = 4.0
 
 
-def _work(at_step: Callable[[Any, list[Any]], None] | None = None) -> int:
-    """Run the worker; `at_step` may look at and change a step's micro-batches."""
-    from ablate.training import loop, worker
+def _work(at_step: Callable[[Any, int, list[Any]], None]) -> int:
+    """Run the worker; `at_step` may look at and change a step (from 1) and its micro-batches."""
+    from ablate.training.step import Step
+    from ablate.trial import worker
 
-    take = loop._Run.next_batches
+    take = Step.take
 
-    def take_and_disturb(run: Any, batches: Any) -> Any:
-        taken = take(run, batches)
-        if at_step is not None:
-            at_step(run, taken[0])
-        return taken
+    def disturb_and_take(taker: Any, model: Any, step: int, micro: list[Any]) -> Any:
+        at_step(taker, step + 1, micro)
+        return take(taker, model, step, micro)
 
-    loop._Run.next_batches = take_and_disturb  # type: ignore[method-assign]
+    Step.take = disturb_and_take  # type: ignore[method-assign]
     return worker.main([])
 
 
 def _nan(step: int) -> int:
-    def disturb(run: Any, micro: list[Any]) -> None:
-        if run.progress.step + 1 == step and run.gang.rank == run.gang.world_size - 1:
+    def disturb(taker: Any, now: int, micro: list[Any]) -> None:
+        if now == step and taker.gang.rank == taker.gang.world_size - 1:
             images, *rest = micro[0]
             # As the recipe makes of bytes: channels first, numbers in place of pixels.
             micro[0] = (images.permute(0, 3, 1, 2).float() * float("nan"), *rest)
@@ -45,9 +44,9 @@ def _nan(step: int) -> int:
 def _hang(step: int) -> int:
     os.environ["ABLATE_PATIENCE_S"] = str(PATIENCE_S)
 
-    def disturb(run: Any, micro: list[Any]) -> None:
+    def disturb(taker: Any, now: int, micro: list[Any]) -> None:
         first_attempt = os.environ["ABLATE_ATTEMPT"] == "1"
-        if run.progress.step + 1 == step and run.gang.rank == 1 and first_attempt:
+        if now == step and taker.gang.rank == 1 and first_attempt:
             while True:
                 time.sleep(60)
 
@@ -74,9 +73,11 @@ def hung_evaluation() -> int:
 
 def _evaluate(after_batch: Callable[[], None]) -> int:
     """Run the worker; `after_batch` follows the batches of the first evaluation."""
-    from ablate.training import evaluate, loop, worker
+    from ablate.training import loop
+    from ablate.training.evaluations.features import Encoder
+    from ablate.trial import worker
 
-    images, texts, run = evaluate.Encoder.images, evaluate.Encoder.texts, loop._Run.evaluate
+    images, texts, run = Encoder.images, Encoder.texts, loop.Run.evaluate
     epochs = [0]
 
     def follow(encode: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,9 +93,9 @@ def _evaluate(after_batch: Callable[[], None]) -> int:
         epochs.append(epoch)
         return run(self, epoch)
 
-    evaluate.Encoder.images = follow(images)  # type: ignore[method-assign]
-    evaluate.Encoder.texts = follow(texts)  # type: ignore[method-assign]
-    loop._Run.evaluate = note  # type: ignore[method-assign]
+    Encoder.images = follow(images)  # type: ignore[method-assign]
+    Encoder.texts = follow(texts)  # type: ignore[method-assign]
+    loop.Run.evaluate = note  # type: ignore[method-assign]
     return worker.main([])
 
 
@@ -102,10 +103,10 @@ def _clock(step: int) -> int:
     """The time of day leaps ahead by an hour, and two hours back a step later."""
     true = time.time
 
-    def disturb(run: Any, micro: list[Any]) -> None:
-        if run.progress.step + 1 == step:
+    def disturb(taker: Any, now: int, micro: list[Any]) -> None:
+        if now == step:
             time.time = lambda: true() + 3600.0
-        elif run.progress.step == step:
+        elif now == step + 1:
             time.time = lambda: true() - 3600.0
 
     return _work(disturb)
@@ -114,10 +115,10 @@ def _clock(step: int) -> int:
 def _memory(step: int) -> int:
     """What torch raises on an accelerator that is too small."""
 
-    def disturb(run: Any, micro: list[Any]) -> None:
+    def disturb(taker: Any, now: int, micro: list[Any]) -> None:
         import torch
 
-        if run.progress.step + 1 == step:
+        if now == step:
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
     return _work(disturb)
@@ -126,8 +127,8 @@ def _memory(step: int) -> int:
 def break_one() -> int:
     """One of the two trials fails at its first step, whatever is tried."""
 
-    def disturb(run: Any, micro: list[Any]) -> None:
-        if run.config["beta2"] == 0.999:
+    def disturb(taker: Any, now: int, micro: list[Any]) -> None:
+        if taker.task.learner.optimizer.defaults["betas"][1] == 0.999:
             raise RuntimeError("it breaks at its first step")
 
     return _work(disturb)

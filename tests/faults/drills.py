@@ -28,13 +28,15 @@ from typing import Any
 import psutil
 from small_trials import fields
 
-from ablate import runner
-from ablate.analysis.report import write_report
-from ablate.cluster import Cluster
-from ablate.records import StudyRecord, TrialRecord, dumps
-from ablate.status import StudyStatus
+from ablate.cluster.contract import Cluster
+from ablate.records.files import dumps
+from ablate.records.folder import StudyRecord, TrialRecord
+from ablate.report.report import write_report
+from ablate.report.verify import compare_reports, find_remains, verify
+from ablate.runner import agenda, controller, hold
+from ablate.runner.breaker import BreakerRules
+from ablate.runner.status import StudyStatus
 from ablate.study import Study, parse_study
-from ablate.verify import compare_reports, find_remains, verify
 
 STEPS_PER_EPOCH = 6
 EPOCHS = 3
@@ -170,19 +172,20 @@ class Stage:
         text: str,
         *faults: Fault,
         data: Path | None = None,
-        entry: str = runner.WORKER,
+        entry: str = controller.WORKER,
         folder: Path | None = None,
         mirror: Any = None,
         book: Any = None,
         stop_level: Callable[[], int] = lambda: 0,
         all_strike: bool = True,
+        breaker_rules: BreakerRules | None = None,
     ) -> Run:
         """Run a study to its end while `faults` strike, one after the other."""
         self.count += 1
         study = parse_study(text, path="drill.yaml", root=data or self.data)
         record = StudyRecord(folder or self.folder / f"{self.count:03d}" / study.name)
-        with runner.controlling(record), _striking(record, self.cluster, faults) as struck:
-            status = runner.launch(
+        with hold.controlling(record), _striking(record, self.cluster, faults) as struck:
+            status = controller.launch(
                 study,
                 record,
                 cluster=self.cluster,
@@ -191,12 +194,13 @@ class Stage:
                 stop_level=stop_level,
                 watch=self._watch,
                 entry=entry,
+                breaker_rules=breaker_rules,
             )
         assert len(struck) == len(faults) or not all_strike, f"{len(struck)} faults struck"
         return Run(study, record, status, tuple(struck))
 
     def undisturbed(
-        self, text: str, *, data: Path | None = None, entry: str = runner.WORKER
+        self, text: str, *, data: Path | None = None, entry: str = controller.WORKER
     ) -> Run:
         """The same study with nothing befalling it; run once."""
         key = (text, str(data), entry)
@@ -207,7 +211,7 @@ class Stage:
 
     def check(self, run: Run, *, same_as: Run | None = None) -> None:
         """The invariants: planned is ended, one winner, whole steps, same report, no remains."""
-        trials = runner.planned(run.study, run.record)
+        trials = agenda.planned(run.study, run.record)
         assert {trial.id for trial in trials} == {
             folder.trial_id for folder in run.record.records() if folder.outcome() is not None
         }
@@ -723,14 +727,16 @@ def out_of_memory(stage: Stage, seed: int) -> Run:
 
 
 def broken_trial(stage: Stage, seed: int) -> Run:
-    """A trial that always fails at its first step is given up with its log; the study goes on."""
+    """A trial that always fails at its first step, of one error at one place, is given up after two
+    attempts with its log; the study goes on."""
     run = stage.run(study_text(workers=1), entry="drill_worker:break_one")
     stage.check(run)
     assert run.status.outcomes == {"completed": 1, "failed": 1}
     [broken] = [t for t in run.trials if (t.outcome() or {})["outcome"] == "failed"]
     reason = (broken.outcome() or {})["reason"]
-    assert reason.startswith("broken") and "it breaks at its first step" in reason
-    assert len(broken.attempts()) == 5
+    assert "the same error at the same place in 2 attempts" in reason
+    assert "it breaks at its first step" in reason
+    assert len(broken.attempts()) == 2
     return run
 
 

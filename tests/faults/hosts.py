@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -195,25 +195,50 @@ class Hosts:
         """The switch drops every packet of the host, whose card sees a carrier."""
         _do(f"ip netns exec {self.switch} bridge link set dev p{host} state 0")
 
+    def hang(self, host: int) -> None:
+        """Ray's own process there stands still, and nothing else does."""
+        for process in self._raylets(host):
+            process.suspend()
+
+    def _raylets(self, host: int) -> list[psutil.Process]:
+        return [process for process in self.processes(host) if process.name() == "raylet"]
+
     def mend(self, host: int) -> None:
-        """Undo cut() or silence()."""
+        """Undo cut(), silence() or hang()."""
+        for process in self._raylets(host):
+            process.resume()
         _do(f"ip -n {self.switch} link set p{host} up")
         _do(f"ip netns exec {self.switch} bridge link set dev p{host} state 3")
 
 
 _NODES = """
-import json, sys
+import json, sys, time
+import ray
 from ray.cluster_utils import Cluster
-cluster = Cluster()
-nodes = [
-    cluster.add_node(
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+cluster, nodes = Cluster(), []
+
+def add(cpus, env):
+    node = cluster.add_node(
         num_cpus=cpus, env_vars=env, include_dashboard=False, object_store_memory=80_000_000
     )
-    for cpus, env in json.loads(sys.argv[1])
-]
-raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
-print(json.dumps([cluster.address, raylets]), flush=True)
-sys.stdin.read()
+    nodes.append(node)
+    return node.all_processes["raylet"][0].process.pid, node.node_id
+
+def drain(hosts, notice_s):
+    until_ms = time.time_ns() // 1_000_000 + 1000 * notice_s
+    gcs = ray._raylet.GcsClient(address=cluster.address)
+    spot = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    return [gcs.drain_node(nodes[host].node_id, spot, "spot", until_ms) for host in hosts]
+
+def behead():
+    return nodes[0].all_processes["gcs_server"][0].process.kill()
+
+made = [add(*each) for each in json.loads(sys.argv[1])]
+print(json.dumps([cluster.address, made]), flush=True)
+for line in sys.stdin:
+    asked, given = json.loads(line)
+    print(json.dumps(globals()[asked](*given)), flush=True)
 cluster.shutdown()
 """
 
@@ -247,16 +272,20 @@ class Nodes:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        assert self.cluster.stdout is not None
-        said = self.cluster.stdout.readline()
-        if not said:
-            self.__exit__()
-            raise AssertionError((self.folder / "nodes.log").read_text())
-        self.ray_address, self.raylets = json.loads(said)
+        self.ray_address, made = self._answer()
+        self.raylets, self.ids = [pid for pid, _ in made], [node for _, node in made]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cluster.communicate(timeout=60)
+        tree = psutil.Process(self.cluster.pid).children(recursive=True)
+        try:
+            self.cluster.communicate(timeout=60)
+        except subprocess.TimeoutExpired:  # its head was killed
+            self.cluster.kill()
+            self.cluster.communicate()
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def run(self, host: int, command: Sequence[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE)
@@ -264,6 +293,35 @@ class Nodes:
     def processes(self, host: int) -> list[psutil.Process]:
         """Everything that a node started."""
         return psutil.Process(self.raylets[host]).children(recursive=True)
+
+    def drain(self, *hosts: int, notice_s: int) -> None:
+        """Tell Ray, as `ray drain-node` does, that nodes will be taken away."""
+        for accepted, why in self._ask("drain", hosts, notice_s):
+            assert accepted, why
+
+    def add(self, cpus: int) -> None:
+        """One node more."""
+        pid, node = self._ask("add", cpus, {})
+        self.raylets.append(pid)
+        self.ids.append(node)
+
+    def behead(self) -> None:
+        """Kill Ray's head alone; all nodes stay for now."""
+        self._ask("behead")
+
+    def _ask(self, what: str, *given: object) -> Any:
+        assert self.cluster.stdin is not None
+        self.cluster.stdin.write(json.dumps([what, given]).encode() + b"\n")
+        self.cluster.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.cluster.stdout is not None
+        said = self.cluster.stdout.readline()
+        if not said:
+            self.__exit__()
+            raise AssertionError((self.folder / "nodes.log").read_text())
+        return json.loads(said)
 
     def kill(self, host: int) -> None:
         """Every process of the node at once."""
@@ -278,7 +336,7 @@ def ranks(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             keepers = [p for p in (process, process.parent()) if p is not None]
-            if all("ablate.keeper" in keeper.cmdline() for keeper in keepers) and (
+            if all("ablate.cluster.keeper" in keeper.cmdline() for keeper in keepers) and (
                 os.getsid(process.pid) == process.pid
             ):
                 found.append(process)

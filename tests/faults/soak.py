@@ -37,7 +37,7 @@ from test_drills_tracking import (  # noqa: E402
     mlflow_server,
 )
 
-from ablate.cluster import LocalCluster  # noqa: E402
+from ablate.cluster.local import LocalCluster  # noqa: E402
 
 Drill = Callable[[Stage, int], list[float]]
 """Gives the seconds from each fault to training again."""
@@ -146,7 +146,7 @@ def main() -> int:
     rows: dict[str, list[list[float]]] = {drill.__name__: [] for drill in drills}
     failures = 0
     began = time.monotonic()
-    with LocalCluster(num_cpus=2, preload=("ablate.training.worker:PRELOAD",)) as cluster:
+    with LocalCluster(num_cpus=2, preload=("ablate.recipes.openclip:PRELOAD",)) as cluster:
         stage = Stage(folder / "drills", make_data(folder / "data"), cluster)
         stage.folder.mkdir()
         for drill, seed in schedule(drills, options.minutes, options.repeats, options.seed):

@@ -18,17 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from drills import Silent
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ablate import records, runner, status
-from ablate.cluster import Attempt, Capacity, Gang, GangEvent
-from ablate.records import AttemptWriter, StudyRecord, TrialRecord, read_json
+from ablate.cluster.contract import Attempt, Capacity, GangEvent, Shape
+from ablate.errors import ClusterError
+from ablate.records.attempt import AttemptWriter
+from ablate.records.files import read_json
+from ablate.records.folder import StudyRecord, TrialRecord
+from ablate.report.verify import verify
+from ablate.runner import agenda, controller, hold
+from ablate.runner.status import StudyStatus
 from ablate.study import Study, parse_study
-from ablate.verify import verify
 
 STEPS = 6
 METRIC = "imagenet_top1"
@@ -99,14 +102,14 @@ class Machines:
     refusing: bool = False
     now: float = 0.0
 
-    def capacity(self, gang: Gang) -> Capacity:
+    def capacity(self, shape: Shape) -> Capacity:
         return Capacity(self.seats, self.seats - len(self.running), "")
 
     def start(self, attempt: Attempt) -> None:
         assert attempt.trial_id not in self.running, "two attempts of a trial at once"
         if self.refusing:
             self.refusing = False
-            raise runner.ClusterError("no more processes")
+            raise ClusterError("no more processes")
         reached = max((int(p.name) for p in attempt.folder.glob("reached/*")), default=0)
         writer = AttemptWriter(attempt.folder, attempt.number)
         self.running[attempt.trial_id] = Worker(attempt, writer, reached)
@@ -117,7 +120,7 @@ class Machines:
         if trial_id in self.running:
             self._end(trial_id, "exited", 75, stopped=True)
 
-    def set_aside(self, node: str, gang: Gang) -> bool:
+    def set_aside(self, node: str, shape: Shape) -> bool:
         return False
 
     def wait(self, timeout_s: float) -> list[GangEvent]:
@@ -189,25 +192,8 @@ class Saboteur:
     def __init__(self) -> None:
         self.left: int | None = None
         self.moment = "before"
-        self.write_json = records.write_json
 
-    def write(self, path: Path, value: Any, *, durable: bool = True) -> None:
-        if "attempts" in path.parts and path.name != "end.json":  # a worker's own
-            return self.write_json(path, value, durable=durable)
-        self._count("before", path)
-        self.write_json(path, value, durable=durable)
-        self._count("after", path)
-
-    def reserve(self, reserve: Callable[..., int]) -> Callable[..., int]:
-        def new_attempt(record: StudyRecord, trial: TrialRecord) -> int:
-            self._count("before", None)
-            number = reserve(record, trial)
-            self._count("after", None)
-            return number
-
-        return new_attempt
-
-    def _count(self, moment: str, path: Path | None) -> None:
+    def count(self, moment: str, path: Path | None) -> None:
         if self.left is None:
             return
         self.left -= moment == "before"
@@ -219,6 +205,24 @@ class Saboteur:
             raise Killed
 
 
+@dataclass(frozen=True, slots=True)
+class Doomed(StudyRecord):
+    """A folder whose controller is killed while it writes."""
+
+    saboteur: Saboteur
+
+    def write(self, path: Path, content: Any, *, durable: bool = True) -> None:
+        self.saboteur.count("before", path)
+        StudyRecord.write(self, path, content, durable=durable)
+        self.saboteur.count("after", path)
+
+    def new_attempt(self, record: TrialRecord) -> int:
+        self.saboteur.count("before", None)
+        number = StudyRecord.new_attempt(self, record)
+        self.saboteur.count("after", None)
+        return number
+
+
 class Crashes(RuleBasedStateMachine):
     """Launches that are killed, one after the other, on the same folder."""
 
@@ -227,15 +231,10 @@ class Crashes(RuleBasedStateMachine):
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.root = Path(tempfile.mkdtemp(prefix="ablate-crashes-", dir=base))
         self.study: Study = parse_study(TEXT, path="s.yaml", root=self.root)
-        self.record = StudyRecord(self.root / "scripted")
-        self.machines = Machines()
         self.saboteur = Saboteur()
+        self.record = Doomed(self.root / "scripted", self.saboteur)
+        self.machines = Machines()
         self.outcomes: dict[str, Any] = {}
-        self.patch = pytest.MonkeyPatch()
-        for module in (records, status):
-            self.patch.setattr(module, "write_json", self.saboteur.write)
-        reserve = self.saboteur.reserve(StudyRecord.new_attempt)
-        self.patch.setattr(StudyRecord, "new_attempt", reserve)
 
     @rule(
         script=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1)), max_size=12),
@@ -255,9 +254,9 @@ class Crashes(RuleBasedStateMachine):
             self.machines.controller_died(finish)
         self.saboteur.left = None
 
-    def _launch(self, stop_level: Callable[[], int]) -> status.StudyStatus:
-        with runner.controlling(self.record):
-            return runner.launch(
+    def _launch(self, stop_level: Callable[[], int]) -> StudyStatus:
+        with hold.controlling(self.record):
+            return controller.launch(
                 self.study,
                 self.record,
                 cluster=self.machines,
@@ -272,7 +271,7 @@ class Crashes(RuleBasedStateMachine):
         """Steps are whole, an outcome is one attempt's last word, and it never changes."""
         if not hasattr(self, "record") or self.record.study() is None:
             return
-        trials = runner.planned(self.study, self.record)
+        trials = agenda.planned(self.study, self.record)
         found = verify(self.record, trials, metric=METRIC)
         assert [v for v in found if v.rule != "complete"] == []
         for trial in trials:
@@ -292,13 +291,12 @@ class Crashes(RuleBasedStateMachine):
             ended = self._launch(stop_level=lambda: 0)
             assert ended.waiting == 0 and ended.num_ended == 4
             self.promises_are_kept()
-            trials = runner.planned(self.study, self.record)
+            trials = agenda.planned(self.study, self.record)
             assert verify(self.record, trials, metric=METRIC) == []
             assert list(self.record.folder.rglob(".*.tmp")) == []
             for trial in trials:
                 self._nothing_was_done_twice(self.record.record(trial.id))
         finally:
-            self.patch.undo()
             for writer in self.machines.writers:
                 writer.close()
             shutil.rmtree(self.root)
@@ -320,11 +318,11 @@ Crashes.TestCase.settings = settings(
 TestCrashes = Crashes.TestCase
 
 
-def launch_on(machines: Machines, folder: Path) -> tuple[status.StudyStatus, StudyRecord]:
+def launch_on(machines: Machines, folder: Path) -> tuple[StudyStatus, StudyRecord]:
     study = parse_study(TEXT, path="s.yaml", root=folder)
     record = StudyRecord(folder / "scripted")
-    with runner.controlling(record):
-        ended = runner.launch(
+    with hold.controlling(record):
+        ended = controller.launch(
             study,
             record,
             cluster=machines,
@@ -341,7 +339,7 @@ class Unable(Machines):
     """Machines of which none can start a rank, each time for the same reason."""
 
     def start(self, attempt: Attempt) -> None:
-        raise runner.ClusterError("node1: importing torch ahead failed: no such module")
+        raise ClusterError("node1: importing torch ahead failed: no such module")
 
 
 def test_a_cause_that_stays_is_not_tried_for_ever(tmp_path: Path) -> None:

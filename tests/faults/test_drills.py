@@ -8,7 +8,8 @@ import drills
 import pytest
 from drills import Run, Stage, allowed_s
 
-SEEDS = (1, 2, 3)
+SEEDS = (1, pytest.param(2, marks=pytest.mark.drill), pytest.param(3, marks=pytest.mark.drill))
+"""When it happens: at the first of these in the suite."""
 pytestmark = pytest.mark.slow
 
 BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
@@ -22,9 +23,9 @@ BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
         drills.killed_worker,
         drills.damaged_checkpoints,
         drills.preempted,
-        drills.preempted_in_a_hurry,
+        pytest.param(drills.preempted_in_a_hurry, marks=pytest.mark.drill),
     ],
-    ids=lambda drill: drill.__name__,
+    ids=["killed_worker", "damaged_checkpoints", "preempted", "preempted_in_a_hurry"],
 )
 def test_a_killed_or_preempted_worker_costs_time_and_changes_nothing(
     stage: Stage, drill: Callable[[Stage, int], Run], seed: int

@@ -24,9 +24,9 @@ from test_drills_controller import (
     wait_for,
 )
 
-from ablate.records import StudyRecord
+from ablate.records.folder import StudyRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 HOUR_S = 3600.0
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from drills import STEPS, Run, Stage, allowed_s, study_text
 
-from ablate import runner
-from ablate.records import StudyRecord
-from ablate.status import summarise
+from ablate.records.folder import StudyRecord
+from ablate.runner import agenda
+from ablate.runner.status import summarise
 from ablate.study import load_study
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def lay_out(stage: Stage, folder: Path, text: str = TEXT) -> None:
 def summary(folder: Path, record: StudyRecord) -> Run:
     """The study in `folder` as a run that other processes made."""
     study = load_study(folder / "drill.yaml", root=folder)
-    return Run(study, record, summarise(study, record, runner.planned(study, record)), ())
+    return Run(study, record, summarise(study, record, agenda.planned(study, record)), ())
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -101,11 +101,11 @@ def trained_after(record: StudyRecord, moment: float) -> bool:
     ("seed", "downtime_s", "finished"),
     [
         (1, 0.0, False),
-        (2, 3.0, False),
-        (3, 0.0, True),
-        pytest.param(4, 20.0, False, marks=pytest.mark.exhaustive),
-        pytest.param(5, 60.0, False, marks=pytest.mark.exhaustive),
-        pytest.param(6, 60.0, True, marks=pytest.mark.exhaustive),
+        pytest.param(2, 3.0, False, marks=pytest.mark.drill),
+        pytest.param(3, 0.0, True, marks=pytest.mark.drill),
+        pytest.param(4, 20.0, False, marks=pytest.mark.drill),
+        pytest.param(5, 60.0, False, marks=pytest.mark.drill),
+        pytest.param(6, 60.0, True, marks=pytest.mark.drill),
     ],
 )
 def test_a_killed_controller_costs_time_and_changes_nothing(

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slow
     "drill",
     [
         drills.stopped_rank,
-        drills.hung_collective,
-        drills.hung_evaluation,
+        pytest.param(drills.hung_collective, marks=pytest.mark.drill),
+        pytest.param(drills.hung_evaluation, marks=pytest.mark.drill),
         drills.slow_evaluation,
     ],
-    ids=lambda drill: drill.__name__,
+    ids=["stopped_rank", "hung_collective", "hung_evaluation", "slow_evaluation"],
 )
 def test_a_trial_that_stands_still_is_ended_and_a_slow_one_is_not(
     stage: Stage, drill: Callable[[Stage, int], Run]

@@ -18,11 +18,12 @@ import pytest
 from drills import STEPS, Run, Stage, at_step, study_text
 from mlflow import MlflowClient
 
-from ablate import design
-from ablate.records import StudyRecord
-from ablate.search import CellBook
-from ablate.study import Study, parse_study
-from ablate.tracking import Tracker, default_uri, serve
+from ablate.records.folder import StudyRecord
+from ablate.search.book import CellBook
+from ablate.study import Study, design, parse_study
+from ablate.tracking.mlflow.server import serve
+from ablate.tracking.mlflow.store import default_uri
+from ablate.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 TEXT = study_text(workers=1)
@@ -64,7 +65,7 @@ def drill_locked_databases(stage: Stage, folder: Path, step: int) -> None:
     finally:
         unlock()
         book.close()
-        complete = tracker.close(timeout_s=120)
+        complete = tracker.close(patience_s=120)
     assert complete, tracker.trouble
     assert book.trouble is None and tracker.trouble is None
     stage.check(run, same_as=whole)
@@ -78,7 +79,7 @@ def assert_mirrored_once(uri: str, run: Run) -> None:
     assert experiment is not None
     found = {}
     for page in client.search_runs([experiment.experiment_id], max_results=100):
-        history = client.get_metric_history(page.info.run_id, "loss")
+        history = client.get_metric_history(page.info.run_id, "train/loss")
         if history:
             found[tuple((point.step, point.value) for point in history)] = page
     expected = {tuple((row["step"], row["loss"]) for row in trial.trace()) for trial in run.trials}
@@ -190,7 +191,10 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         yield port
 
 
-@pytest.mark.parametrize("order", [("shut", "500", "slow"), ("slow", "shut", "500")])
+@pytest.mark.parametrize(
+    "order",
+    [("shut", "500", "slow"), pytest.param(("slow", "shut", "500"), marks=pytest.mark.drill)],
+)
 def test_a_tracking_server_in_trouble_holds_nothing_up(
     stage: Stage, mlflow: int, tmp_path: Path, order: tuple[str, ...]
 ) -> None:
@@ -220,7 +224,7 @@ def drill_tracking_trouble(stage: Stage, mlflow: int, folder: Path, order: tuple
             assert time.monotonic() < end, "the trouble was not noticed"
             time.sleep(0.01)
         door.turn("open")
-        assert tracker.close(timeout_s=120), tracker.trouble
+        assert tracker.close(patience_s=120), tracker.trouble
         assert tracker.trouble is None and door.refused > 0
     finally:
         door.shutdown()
@@ -240,7 +244,7 @@ def assert_ended_the_same(stage: Stage, run: Run) -> None:
     assert values[0] == values[1]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.drill
 def test_a_tracking_server_away_for_a_minute_holds_nothing_up(
     stage: Stage, mlflow: int, tmp_path: Path
 ) -> None:
@@ -267,7 +271,7 @@ def drill_tracking_away(
         tracker = Tracker(study, record, score=score, uri=door.url)
         step = random.Random(seed).randrange(1, STEPS)
         run = stage.run(text, at_step(step, leave), folder=record.folder, mirror=tracker)
-        assert tracker.close(timeout_s=away_s + 120), tracker.trouble
+        assert tracker.close(patience_s=away_s + 120), tracker.trouble
         assert tracker.trouble is None and door.refused > 0
     finally:
         back.cancel()

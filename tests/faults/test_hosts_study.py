@@ -12,15 +12,15 @@ from drills import Stage, allowed_s, study_text
 from hosts import Hosts, Nodes, ranks, unavailable
 from test_drills_controller import furthest, launching, lay_out, summary, wait_for
 
-from ablate.records import StudyRecord
-from ablate.status import read_controller
+from ablate.records.folder import StudyRecord
+from ablate.runner.hold import read_controller
 
 pytestmark = pytest.mark.slow
 TEXT = study_text(workers=2)
 KILLED_HOST_S = 15.0
 
 
-@pytest.mark.parametrize("place", [Hosts, Nodes])
+@pytest.mark.parametrize("place", [Hosts, pytest.param(Nodes, marks=pytest.mark.drill)])
 def test_a_study_survives_the_death_of_a_host(
     stage: Stage,
     tmp_path: Path,

@@ -13,8 +13,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ablate.cluster import Attempt, Gang
-from ablate.ray_cluster import RayCluster
+from ablate.cluster.contract import Attempt, Shape
+from ablate.cluster.ray_cluster import RayCluster
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         while True:
             signal.pause()
     address = sys.argv[sys.argv.index("--address") + 1]
-    gang = Gang(workers=2, cpus_per_worker=2, strategy="STRICT_SPREAD")
+    gang = Shape(workers=2, cpus_per_worker=2, strategy="STRICT_SPREAD")
     env = {"PYTHONPATH": str(Path(__file__).parents[1])}
     with RayCluster(address, preload=()) as cluster:
         cluster.start(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -17,11 +18,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from postgres_server import running
 
 HERE = Path(__file__).parent
 LAUNCH = HERE.parents[1] / "launch"
@@ -40,11 +44,11 @@ RAY_SETTINGS = dict(
 )
 
 
-def dry_run(place: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def dry_run(place: str, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "ABLATE", "RAY"))}
     return subprocess.run(
         ["bash", str(LAUNCH / PLACES[place][0]), *arguments],
-        env=kept,
+        env=kept | values,
         text=True,
         capture_output=True,
         check=False,
@@ -101,6 +105,8 @@ def test_ray_is_told_the_same_everywhere() -> None:
     groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"]]
     groups += job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     wanted = {name: value for name, value in RAY_SETTINGS.items() if name != "RAY_AUTH_MODE"}
+    notice = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "105", "RAY_JOB_STOP_WAIT_TIME_S": "150"}
+    wanted |= notice  # what the pods' grace leaves for checkpoints
     for group in groups:
         (container,) = group["template"]["spec"]["containers"]
         assert {entry["name"]: entry["value"] for entry in container["env"]} == wanted
@@ -112,60 +118,108 @@ def test_ray_is_told_the_same_everywhere() -> None:
     assert compose["services"]["ray"]["env_file"] == ["ray.env"]
 
 
-def manifest(place: str) -> dict[str, Any]:
-    """The document inside a dry run's here-document."""
-    said = dry_run(place, "--dry-run", STUDY).stdout
+def manifest(place: str, **values: str) -> dict[str, Any]:
+    """The (first) document inside a dry run's here-document."""
+    said = dry_run(place, "--dry-run", STUDY, **values).stdout
     inside = said.split("\n", 1)[1].rsplit({"kuberay": "MANIFEST", "cloud": "CONFIG"}[place], 1)[0]
-    document: dict[str, Any] = yaml.safe_load(inside)
+    document: dict[str, Any] = next(yaml.safe_load_all(inside))
     return document
 
 
-# The fields of ray.io/v1 that we use (KubeRay CRD API reference), and their kind.
-RAYJOB = {
-    "entrypoint": str,
-    "submissionMode": str,
-    "backoffLimit": int,
-    "shutdownAfterJobFinishes": bool,
-    "ttlSecondsAfterFinished": int,
-    "rayClusterSpec": dict,
-}
-RAYCLUSTER = {
-    "rayVersion": str,
-    "authOptions": dict,
-    "headGroupSpec": dict,
-    "workerGroupSpecs": list,
-}
-HEAD = {"serviceType": str, "rayStartParams": dict, "template": dict}
-WORKERS = {
-    "groupName": str,
-    "replicas": int,
-    "minReplicas": int,
-    "maxReplicas": int,
-    "rayStartParams": dict,
-    "template": dict,
-}
-
-
 def test_the_rayjob_has_the_fields_of_its_definition() -> None:
-    """Every field of the manifest exists in KubeRay's RayJob, with a value of its kind."""
+    """Every field of the manifest exists in KubeRay 1.7's RayJob, with a value of its kind; an
+    unknown field and a number where a string belongs are found."""
+    definition = json.loads((HERE / "rayjob_fields.json").read_text())["spec"]
+    check = jsonschema.Draft202012Validator(definition)
     job = manifest("kuberay")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    cluster = job["spec"]["rayClusterSpec"]
-    checks = [(job["spec"], RAYJOB), (cluster, RAYCLUSTER), (cluster["headGroupSpec"], HEAD)]
-    checks += [(group, WORKERS) for group in cluster["workerGroupSpecs"]]
-    for given, allowed in checks:
-        assert {name: type(value) for name, value in given.items()} == allowed
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        # Ray's own flags are strings there, quoted or they become numbers.
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        (container,) = group["template"]["spec"]["containers"]
-        limits = container["resources"]["limits"]
-        assert limits == container["resources"]["requests"]
-        assert all(isinstance(value, str) for value in limits.values())
-        assert all(isinstance(entry["value"], str) for entry in container["env"])
-    assert cluster["authOptions"] == {"mode": "token"}
-    version = cluster["rayVersion"]
+    assert [error.message for error in check.iter_errors(job["spec"])] == []
+    version = job["spec"]["rayClusterSpec"]["rayVersion"]
     assert f"ray=={version}" in (LAUNCH / "constraints.txt").read_text().splitlines()
+    (worker,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    worker["template"]["spec"]["tolerance"] = []
+    worker["rayStartParams"]["num-cpus"] = 0
+    assert len(list(check.iter_errors(job["spec"]))) == 2
+
+
+def test_values_reach_the_manifest() -> None:
+    """Queue, priority, labels, selectors and two sizes of the cluster are values, not edits."""
+    job = manifest(
+        "kuberay",
+        ABLATE_QUEUE="research",
+        ABLATE_PRIORITY="batch",
+        ABLATE_NODES="8",
+        ABLATE_LEAST_NODES="2",
+        ABLATE_NODE_SELECTOR='{"gpu": "h100"}',
+        ABLATE_NODE_LABELS='{"rack": "r1"}',
+    )
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    (worker,) = cluster["workerGroupSpecs"]
+    assert (worker["minReplicas"], worker["maxReplicas"]) == (2, 8)
+    assert worker["labels"] == {"rack": "r1"}
+    spec = worker["template"]["spec"]
+    assert (spec["priorityClassName"], spec["nodeSelector"]) == ("batch", {"gpu": "h100"})
+
+
+KUBECTL = """\
+#!/bin/sh
+# Plays a cluster: `create` takes the manifest, `get` prints the next state.
+case "$1" in
+  create) cat > "$PLAY/manifest" ;;
+  get) cat "$PLAY/${5##*.status.}" 2>/dev/null ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "said"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0, ""),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 130, "was stopped"),
+        *(
+            (
+                {
+                    "jobDeploymentStatus": "Failed",
+                    "message": f"Job entrypoint command failed with exit code {code}, "
+                    "last available logs (truncated to 20,000 chars): ...",
+                },
+                code,
+                "exit code",
+            )
+            for code in (1, 2, 3, 130)
+        ),
+        ({"jobDeploymentStatus": "Failed", "message": "Ray head pod not found."}, 3, "head pod"),
+        ({"jobDeploymentStatus": "ValidationFailed", "message": "bad name"}, 3, "bad name"),
+        ({"jobDeploymentStatus": "Suspended"}, 3, "suspended"),
+    ],
+)
+def test_each_end_of_a_job_has_its_exit_code(
+    tmp_path: Path, state: dict[str, str], code: int, said: str
+) -> None:
+    """What KubeRay says of a job's end becomes `ablate launch`'s exit code; none waits for ever.
+
+    (kubectl is played here: no API server. What Ray's job server says of an exit code is measured
+    in test_job_server.py.)
+    """
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    for name, value in state.items():
+        (tmp_path / f"{name}}}").write_text(value)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PLAY": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "kuberay" / "launch.sh"), STUDY],
+        env=env,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "kind: RayJob" in (tmp_path / "manifest").read_text()
 
 
 def test_ray_accepts_the_cloud_file() -> None:
@@ -173,6 +227,16 @@ def test_ray_accepts_the_cloud_file() -> None:
     from ray.autoscaler._private.util import fillout_defaults, validate_config
 
     validate_config(fillout_defaults(manifest("cloud")))
+
+
+def test_the_image_has_what_gpus_need() -> None:
+    """NVIDIA's runtime gives devices to what asks for them; torchcompile needs a compiler, NCCL the
+    verbs library, or it falls back to TCP and says nothing."""
+    image = (LAUNCH / "Dockerfile").read_text()
+    assert "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility" in image
+    assert {"gcc", "g++", "libibverbs1", "ibverbs-providers"} <= set(image.split())
+    options = yaml.safe_load((LAUNCH / "cloud" / "aws.yaml").read_text())["docker"]["run_options"]
+    assert {"--gpus all", "--ulimit memlock=-1"} <= set(options)
 
 
 def test_compose_opens_one_port_on_loopback_and_holds_no_password() -> None:
@@ -210,8 +274,9 @@ def test_a_manifest_with_a_hole_is_refused() -> None:
 
 @pytest.mark.slow
 def test_the_composed_mlflow_asks_for_the_password_that_was_drawn(tmp_path: Path) -> None:
-    """The command of compose.yaml, run here: strangers, MLflow's own default password and other
-    host names are turned away; the password from the secret file opens."""
+    """The command of compose.yaml, run here on a PostgreSQL with a password: strangers, MLflow's
+    own default password and other host names are turned away; the password from the secret file
+    opens, and what was written is still there when the server comes back."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -220,47 +285,62 @@ def test_the_composed_mlflow_asks_for_the_password_that_was_drawn(tmp_path: Path
     (tmp_path / "secrets").mkdir()
     for name in ("postgres", "mlflow"):
         (tmp_path / "secrets" / name).write_text(name * 8)
-    for given, here in (
-        ("$$", "$"),
-        ("/run/secrets", str(tmp_path / "secrets")),
-        ("--host 0.0.0.0", "--host 127.0.0.1"),
-        ("5000", str(port)),
-        ("/shared/mlflow", str(tmp_path / "artifacts")),
-    ):
-        assert given in script
-        script = script.replace(given, here)
-    script, stores = re.subn(
-        r"store=postgresql://\S+ ?.*", f"store=sqlite:///{tmp_path}/db", script
-    )
-    assert stores == 1
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
-    with (
-        open(tmp_path / "log", "wb") as log,
-        subprocess.Popen(
-            [shell, options, script], env=env, stdout=log, stderr=log, start_new_session=True
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 120
-            while ask(port, "/health") != 200:
-                assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
-                time.sleep(0.2)
-            target = "/api/2.0/mlflow/experiments/search?max_results=5"
+    with running(password="postgres" * 8) as database:
+        database.url_of("mlflow")
+        for given, here in (
+            ("$$", "$"),
+            ("/run/secrets", str(tmp_path / "secrets")),
+            ("--host 0.0.0.0", "--host 127.0.0.1"),
+            ("5000", str(port)),
+            ("/shared/mlflow", str(tmp_path / "artifacts")),
+            ("//mlflow:", "//ablate:"),  # the user that the test's server has
+            ("@postgres/", f"@127.0.0.1:{database.port}/"),
+        ):
+            assert given in script
+            script = script.replace(given, here)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+        login = f"admin:{'mlflow' * 8}"
+        target = "/api/2.0/mlflow/experiments/search?max_results=5"
+        with serving([shell, options, script], env, port, tmp_path / "log"):
             assert ask(port, target) == 401
             assert ask(port, target, login="admin:password1234") == 401
-            assert ask(port, target, login=f"admin:{'mlflow' * 8}", host="evil.example") == 403
-            assert ask(port, target, login=f"admin:{'mlflow' * 8}") == 200
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            assert ask(port, target, login=login, host="evil.example") == 403
+            made = "/api/2.0/mlflow/experiments/create"
+            assert ask(port, made, login=login, content={"name": "kept"}) == 200
+        with serving([shell, options, script], env, port, tmp_path / "log"):
+            named = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=kept"
+            assert ask(port, named, login=login) == 200
     assert (tmp_path / "auth.ini").stat().st_mode & 0o077 == 0
 
 
-def ask(port: int, target: str, *, login: str = "", host: str = "") -> int:
-    """Status of a GET; 0 while nobody answers."""
+@contextlib.contextmanager
+def serving(command: list[str], env: dict[str, str], port: int, log: Path) -> Iterator[None]:
+    """The MLflow server of a command, until the block ends."""
+    with (
+        open(log, "wb") as said,
+        subprocess.Popen(
+            command, env=env, stdout=said, stderr=said, start_new_session=True
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 180
+            while ask(port, "/health") != 200:
+                assert process.poll() is None, log.read_text()[-2000:]
+                assert time.monotonic() < deadline, log.read_text()[-2000:]
+                time.sleep(0.2)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask(port: int, target: str, *, login: str = "", host: str = "", content: object = None) -> int:
+    """Status of a GET, or of a POST with content; 0 while nobody answers."""
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{target}")
+    data = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{target}", data=data)
+    if data:
+        request.add_header("Content-Type", "application/json")
     for name, value in (*(headers.items() if login else ()), *([("Host", host)] if host else ())):
         request.add_header(name, value)
     try:

@@ -2,156 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from slurm_cluster import REPOSITORY, Slurm, until
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
-TOOLS = ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
-MISSING = [tool for tool in TOOLS if not shutil.which(tool)]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} (Debian: slurm-wlm)"),
-]
-
-CONFIGURATION = """\
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/none
-CredType=cred/none
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-SlurmdParameters=config_overrides
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-MpiDefault=none
-SwitchType=switch/none
-ReturnToService=2
-KillWait=10
-NodeName=n[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-@dataclass(frozen=True)
-class Slurm:
-    folder: Path
-    environment: dict[str, str]
-
-    def call(self, *command: str) -> str:
-        return subprocess.run(
-            command, env=self.environment, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    def submit(self, seen: Path, **environment: str) -> str:
-        """Submit a study on both nodes; the job's id."""
-        (seen / "trial").mkdir(parents=True)
-        return subprocess.run(
-            ["sbatch", "--parsable", "--nodes=2", "--cpus-per-task=2", f"--output={seen}/job.log"]
-            + ["launch/slurm.sh", "studies/quickstart.yaml", "--runs", str(seen)],
-            cwd=REPOSITORY,
-            env={**self.environment, "SEEN": str(seen), **environment},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-
-    def facts(self, job: str) -> dict[str, str]:
-        shown = self.call("scontrol", "show", "job", job, "--oneliner")
-        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
-
-    def has_ended(self, job: str) -> bool:
-        return self.facts(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-
-
-def until(condition: Callable[[], object], deadline_s: float, log: Path) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, log.read_text() if log.exists() else "no log"
-        time.sleep(0.1)
-
-
-def free_ports() -> list[int]:
-    """Three ports in a row that nobody listens on."""
-    start = 16_800
-    while True:
-        start += 3
-        with socket.socket() as a, socket.socket() as b, socket.socket() as c:
-            try:
-                for offset, probe in enumerate((a, b, c)):
-                    probe.bind(("127.0.0.1", start + offset))
-            except OSError:
-                continue
-            return [start, start + 1, start + 2]
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "state").mkdir()
-    (folder / "bin").mkdir()
-    study = folder / "bin" / "ablate"
-    study.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "slurm_study.py"} "$@"\n')
-    study.chmod(0o700)
-    host = socket.gethostname().split(".")[0]
-    text = CONFIGURATION.format(
-        host=host, user=getpass.getuser(), folder=folder, ports=free_ports()
-    )
-    (folder / "slurm.conf").write_text(text)
-    path = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RAY_"))},
-        "SLURM_CONF": str(folder / "slurm.conf"),
-        "PATH": os.pathsep.join(path),
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    made = Slurm(folder, environment)
-    daemons = [
-        subprocess.Popen([*command, "-D"], env=environment, stderr=subprocess.DEVNULL)
-        for command in (["slurmctld", "-i"], ["slurmd", "-N", "n0"], ["slurmd", "-N", "n1"])
-    ]
-    try:
-        log = folder / "slurmctld.log"
-        until(lambda: _idle_nodes(made) == 2, 60, log)
-        yield made
-    finally:
-        for daemon in daemons:
-            daemon.terminate()
-        for daemon in daemons:
-            daemon.wait(30)
-
-
-def _idle_nodes(slurm: Slurm) -> int:
-    shown = subprocess.run(
-        ["sinfo", "--noheader", "--Node", "--format=%T"],
-        env=slurm.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return shown.stdout.split().count("idle")
+pytestmark = pytest.mark.slow
 
 
 def ray_processes() -> list[psutil.Process]:
@@ -160,8 +20,9 @@ def ray_processes() -> list[psutil.Process]:
 
 def test_a_study_runs_across_an_allocation(slurm: Slurm, tmp_path: Path) -> None:
     """Ray comes up on both nodes, the study gets its address and arguments, and its exit code is
-    the job's; nothing of Ray is left."""
+    the job's; nothing of Ray is left, nor of a job that was killed."""
     before = set(ray_processes())
+    (killed := Path("/tmp/ablate-999999-0")).mkdir(exist_ok=True)
     job = slurm.submit(tmp_path)
     log = tmp_path / "job.log"
     until(lambda: slurm.has_ended(job), 180, log)
@@ -171,7 +32,7 @@ def test_a_study_runs_across_an_allocation(slurm: Slurm, tmp_path: Path) -> None
     assert seen["argv"][-2:] == ["--runs", str(tmp_path)]
     assert seen["end"]["exit_codes"] == [0, 0] and len(set(seen["end"]["nodes"])) == 2
     until(lambda: set(ray_processes()) <= before, 60, log)
-    assert not list(Path("/tmp").glob(f"ablate-{job}-*"))
+    assert not list(Path("/tmp").glob(f"ablate-{job}-*")) and not killed.exists()
 
 
 def test_the_time_limit_stops_a_study_in_order(slurm: Slurm, tmp_path: Path) -> None:
@@ -194,3 +55,44 @@ def test_a_requeued_job_goes_on(slurm: Slurm, tmp_path: Path) -> None:
     slurm.call("scancel", job)
     until(lambda: slurm.has_ended(job), 60, log)
     assert not list(Path("/tmp").glob(f"ablate-{job}-*"))
+
+
+@pytest.mark.exhaustive
+def test_a_preempted_job_goes_back_into_the_queue(slurm: Slurm, tmp_path: Path) -> None:
+    """A job of a partition that goes first takes the nodes; when it is done, ours starts again."""
+    job = slurm.submit(tmp_path, WAIT="1")
+    log = tmp_path / "job.log"
+    until((tmp_path / "waiting").exists, 180, log)
+    (tmp_path / "waiting").unlink()
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--wait"]
+    urgent += [f"--output={tmp_path}/urgent.log", "--wrap=true"]
+    slurm.call(*urgent)
+    until((tmp_path / "waiting").exists, 240, log)
+    assert slurm.facts(job)["Restarts"] == "1"
+    slurm.call("scancel", job)
+    until(lambda: slurm.has_ended(job), 60, log)
+
+
+def test_a_missing_flag_is_named_before_anything_starts(slurm: Slurm, tmp_path: Path) -> None:
+    """Without --cpus-per-task a node's task has one CPU: the job ends at once with exit code 3 and
+    the flag that is missing; an array is refused with the reason."""
+    study = tmp_path / "four.yaml"
+    text = (REPOSITORY / "studies" / "quickstart.yaml").read_text()
+    study.write_text(text.replace("gang: {workers: 2}", "gang: {workers: 4}"))
+    command = ["sbatch", "--parsable", "--wait", "--nodes=1", f"--output={tmp_path}/job-%a.log"]
+    for more, code, said in (
+        ([], 3, "--cpus-per-task=4"),
+        (["--cpus-per-task=2", "--array=0-1"], 2, "without --array"),
+    ):
+        done = subprocess.run(
+            [*command, *more, "launch/slurm.sh", str(study)],
+            cwd=REPOSITORY,
+            env=slurm.environment,
+            check=False,
+            timeout=240,
+        )
+        assert done.returncode == code
+        (log, *_) = sorted(tmp_path.glob("job-*.log"))
+        assert said in log.read_text()
+        for path in tmp_path.glob("job-*.log"):
+            path.unlink()

@@ -14,6 +14,7 @@ LONG = Context(
     global_batch=1024,
     warmup=100,
     steps_total=5000,
+    accuracy="imagenet_top1",
     chance_top1=0.001,
     eval_images=50_000,
     feature_dim=1024,
@@ -97,10 +98,13 @@ def whole_rows(rng: np.random.Generator, steps: int, **kind: Any) -> list[dict[s
         samples=step * 1024,
         rms__conv1=np.maximum(jitter(1.0, 0.2), 0.05),
         update_ratio__visual=jitter(1e-3, 0.1),
+        update_norm=jitter(30.0, 0.1),
         eps_share=np.full(steps, 0.05),
         attention_logits__text0=np.maximum(jitter(10.0, 0.1), 0.0),
         image_feature_rank=jitter(300.0, 0.02),
         text_feature_rank=jitter(200.0, 0.02),
+        prototypes_used=np.full(steps, 20.0),
+        projection_spread=np.full(steps, 0.6),
     )
     for row in rows:  # the decay of the learning rate takes the updates with it
         row["update_ratio/visual"] *= row["lr"] / 1e-3

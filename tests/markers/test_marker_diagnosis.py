@@ -11,13 +11,17 @@ import pytest
 from marker_traces import healthy_evaluations, noise, whole_rows
 
 from ablate.markers import Context, judge
-from ablate.markers.diagnosis import CAUSES, diagnose
+from ablate.markers.causes import CAUSES
+from ablate.markers.diagnosis import diagnose
+from ablate.recipes.openclip.suspects import causes
 
+ALL = (*CAUSES, *causes())
 STEPS = 2000
 CONTEXT = Context(
     global_batch=1024,
     warmup=100,
     steps_total=STEPS,
+    accuracy="imagenet_top1",
     chance_top1=0.001,
     eval_images=50_000,
     feature_dim=1024,
@@ -273,7 +277,10 @@ def test_a_planted_cause_comes_first(plant: Any, cause: str, factor: str) -> Non
     evals = healthy_evaluations(STEPS, 200)
     config = SANE | plant(rows, evals)
     judgement = judge(rows, evals, context=CONTEXT)
-    suspects = diagnose(judgement.events, config=config, silent=judgement.verdict.silent)
+    verdict = judgement.verdict
+    suspects = diagnose(
+        judgement.events, config=config, silent=verdict.silent, causes=ALL, asked=verdict.flags
+    )
     ranked = [(suspect.cause, suspect.score) for suspect in suspects]
     assert suspects and suspects[0].cause == cause, (ranked, judgement.events)
     assert len(suspects) == 1 or suspects[0].score > suspects[1].score, ranked
@@ -281,14 +288,16 @@ def test_a_planted_cause_comes_first(plant: Any, cause: str, factor: str) -> Non
     from_lines = diagnose(
         [json.loads(json.dumps(item.to_dict())) for item in judgement.events],
         config=config,
-        silent=judgement.verdict.silent,
+        silent=verdict.silent,
+        causes=ALL,
+        asked=verdict.flags,
     )
     assert from_lines == suspects
 
 
 def test_every_cause_has_a_planted_case() -> None:
     """No line of the table is untested."""
-    assert {cause for _, cause, _ in PLANTED} == {cause.name for cause in CAUSES}
+    assert {cause for _, cause, _ in PLANTED} == {cause.name for cause in ALL}
 
 
 def test_a_healthy_run_has_no_suspect() -> None:
@@ -299,11 +308,24 @@ def test_a_healthy_run_has_no_suspect() -> None:
         assert diagnose(judgement.events, config=config) == []
 
 
+def test_an_annotated_run_is_accused_of_nothing_unless_someone_asks() -> None:
+    """Attention logits that double to 200 are a flag of a STABLE run: no suspect, but to one who
+    asks about that flag the cause is named."""
+    rows = whole_rows(np.random.default_rng(0), STEPS)
+    attention(rows, [])
+    judgement = judge(rows, healthy_evaluations(STEPS, 200), context=CONTEXT)
+    assert judgement.verdict.name == "STABLE" and judgement.verdict.flags == ("ATTENTION_LOGITS",)
+    assert diagnose(judgement.events) == []
+    assert diagnose(judgement.events, asked=["BN_DRIFT"]) == []
+    (suspect,) = diagnose(judgement.events, asked=["ATTENTION_LOGITS"])
+    assert suspect.cause == "attention logits grow"
+
+
 def test_factors_are_fields_of_the_recipe() -> None:
     """What is proposed can be written into a study file as it stands."""
     from ablate.recipes.openclip import Config
 
     fields = set(Config.model_fields)
-    for cause in CAUSES:
+    for cause in ALL:
         assert set(cause.factors) <= fields, cause.name
         assert cause.source

@@ -21,9 +21,12 @@ from marker_traces import clip_loss, healthy_evaluations, judged, whole_rows
 
 from ablate.markers import Context, Thresholds, judge
 from ablate.markers.foreign import ForeignError, judge_foreign, read_foreign
-from ablate.markers.replay import replay
-from ablate.records import TrialRecord, dumps
+from ablate.recipes.openclip import peer_runs
+from ablate.records.files import dumps
+from ablate.records.folder import TrialRecord
+from ablate.report.replay import replay, replay_run
 
+TRAINERS = (peer_runs(),)
 OPENCLIP = Path(__file__).parent / "assets" / "openclip_run"
 
 
@@ -60,9 +63,13 @@ def test_a_csv_is_judged_like_our_own_rows(tmp_path: Path) -> None:
         if row["step"] % 500 == 0:
             row["imagenet_top1"] = row["step"] / 1e4
     path = write_csv(tmp_path / "run.csv", rows)
-    found = judge_foreign(path, global_batch=1024, warmup=100)
+    found = judge_foreign(path, global_batch=1024, warmup=100, trainers=TRAINERS)
     evals = [{"step": r["step"], "imagenet_top1": r["step"] / 1e4} for r in rows[499::500]]
-    ours = judge(rows, evals, context=Context(global_batch=1024, warmup=100, steps_total=1500))
+    ours = judge(
+        rows,
+        evals,
+        context=Context(global_batch=1024, warmup=100, steps_total=1500, accuracy="imagenet_top1"),
+    )
     assert found["verdict"] == "SPIKY" and found["stop"] is None
     assert found["evaluations"] == 3
     assert found["events"] == [item.to_dict() for item in ours.events]
@@ -76,7 +83,7 @@ def test_a_csv_is_judged_like_our_own_rows(tmp_path: Path) -> None:
 def test_what_a_csv_lacks_is_said(tmp_path: Path) -> None:
     """Missing columns, an unknown batch size and silent markers are named."""
     path = write_csv(tmp_path / "loss.csv", [{"step": s, "loss": 2.0} for s in range(1, 50)])
-    found = judge_foreign(path)
+    found = judge_foreign(path, trainers=TRAINERS)
     assert "missing: grad_norm, logit_scale, lr, imagenet_top1" in found["notes"]
     assert any("global batch size is not known" in note for note in found["notes"])
     assert "accuracy_collapse" in found["silent"] and "loss_spike" not in found["silent"]
@@ -111,7 +118,7 @@ def test_accuracy_in_per_cent_and_on_every_row(tmp_path: Path) -> None:
     rows = [
         {"step": s, "loss": 2.0, "imagenet_top1": 25.0 if s > 100 else 12.0} for s in range(1, 201)
     ]
-    run = read_foreign(write_csv(tmp_path / "run.csv", rows))
+    run = read_foreign(write_csv(tmp_path / "run.csv", rows), trainers=TRAINERS)
     assert [(e["step"], e["imagenet_top1"]) for e in run.evaluations] == [(1, 0.12), (101, 0.25)]
 
 
@@ -147,8 +154,9 @@ def test_rows_far_apart_are_judged_with_fewer_hits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "names none of loss"),
-        ("a,b\n1,2\n", "names none of loss"),
+        ("", "it is empty"),
+        ("\x89PNG\x00,\x01\n\x02,\x03\n", "it is no text"),
+        ("a,b\n1,2\n", "its columns are a, b"),
         ("step,loss\n", "no rows"),
         ("step,loss\n1,2.0\n2,high\n", r"run\.csv:3: loss is 'high'"),
         ("step,loss\nnan,2.0\n", r"run\.csv:2: step is 'nan'"),
@@ -166,14 +174,14 @@ def test_a_place_without_a_run_is_refused(tmp_path: Path) -> None:
     """A missing path and an empty folder are told apart."""
     with pytest.raises(ForeignError, match="does not exist"):
         read_foreign(tmp_path / "nothing")
-    with pytest.raises(ForeignError, match="neither an out.log nor event files"):
+    with pytest.raises(ForeignError, match="neither a log that is known nor event files"):
         read_foreign(tmp_path)
 
 
 @pytest.mark.parametrize("place", [OPENCLIP, OPENCLIP / "out.log"])
 def test_a_real_openclip_log(place: Path) -> None:
     """Steps, batch, warm-up, temperature and exact accuracies of open_clip_train's own files."""
-    run = read_foreign(place)
+    run = read_foreign(place, trainers=TRAINERS)
     assert len(run.rows) == 30
     assert run.rows[0] == {
         "step": 1,
@@ -191,7 +199,7 @@ def test_a_real_openclip_log(place: Path) -> None:
         (92, 0.01620745542949757),
         (138, 0.024311183144246355),
     ]
-    found = judge_foreign(place)
+    found = judge_foreign(place, trainers=TRAINERS)
     assert found["verdict"] == "STABLE"
     assert "missing: grad_norm" in found["notes"]
 
@@ -202,7 +210,7 @@ def test_a_log_without_its_results_has_the_rounded_accuracies(tmp_path: Path) ->
     lines = [line for line in text.splitlines() if "Epoch" in line]
     path = tmp_path / "out.log"
     path.write_text("\n".join(lines))
-    run = read_foreign(path)
+    run = read_foreign(path, trainers=TRAINERS)
     assert [e["imagenet_top1"] for e in run.evaluations] == [0.0162, 0.0243]
     assert run.context.global_batch == 128
     assert run.rows[-1]["step"] == 138
@@ -214,9 +222,9 @@ def test_a_resumed_openclip_log_counts_replayed_epochs_once(tmp_path: Path) -> N
     second = next(k for k, line in enumerate(lines) if "Train Epoch: 1 [ 128" in line)
     crashed = lines[: second + 5]
     (tmp_path / "out.log").write_text("\n".join([*crashed, *lines[second:]]))
-    run = read_foreign(tmp_path)
+    run = read_foreign(tmp_path, trainers=TRAINERS)
     assert [row["attempt"] for row in run.rows] == [1] * 15 + [2] * 20
-    assert judge_foreign(tmp_path)["rows"] == 30
+    assert judge_foreign(tmp_path, trainers=TRAINERS)["rows"] == 30
 
 
 def test_a_diverged_openclip_log_is_recognised(tmp_path: Path) -> None:
@@ -229,7 +237,7 @@ def test_a_diverged_openclip_log_is_recognised(tmp_path: Path) -> None:
         for line in text
     ]
     (tmp_path / "out.log").write_text("\n".join(text))
-    found = judge_foreign(tmp_path)
+    found = judge_foreign(tmp_path, trainers=TRAINERS)
     assert found["verdict"] == "NUMERIC_FAIL"
     assert found["stop"] == {"step": 103, "marker": "non_finite"}
 
@@ -237,8 +245,8 @@ def test_a_diverged_openclip_log_is_recognised(tmp_path: Path) -> None:
 def test_tensorboard_events_of_openclip() -> None:
     """Event files of the same run: the log's losses, evaluations numbered by epoch converted."""
     pytest.importorskip("tensorboard", reason="reading event files is optional")
-    run = read_foreign(OPENCLIP / "tensorboard")
-    log = read_foreign(OPENCLIP)
+    run = read_foreign(OPENCLIP / "tensorboard", trainers=TRAINERS)
+    log = read_foreign(OPENCLIP, trainers=TRAINERS)
     assert len(run.rows) == len(log.rows)
     for ours, theirs in zip(run.rows, log.rows, strict=True):
         assert ours["step"] == theirs["step"] - 1  # TensorBoard has the index of the step
@@ -300,7 +308,10 @@ def test_a_trial_folder_is_judged_again(tmp_path: Path) -> None:
     assert own["stop"] == {"step": 1203, "marker": "non_finite"}
     assert own["thresholds"] == {"loss_spike": {"sigma": 4.0}}
     assert [e["marker"] for e in own["events"]] == ["loss_spike", "spike_score", "non_finite"]
-    blind = replay(tmp_path / "t", Thresholds({"loss_spike": {"sigma": 50.0}}))
+    blind = replay(
+        tmp_path / "t",
+        Thresholds({"loss_spike": {"sigma": 50.0, "name_sum": 50.0, "name_row": 50.0}}),
+    )
     assert [e["marker"] for e in blind["events"]] == ["spike_score", "non_finite"]
     same = judged(rows, healthy_evaluations(1500), loss_spike={"sigma": 4.0})
     assert [item.to_dict() for item in same.events] == own["events"]
@@ -308,7 +319,7 @@ def test_a_trial_folder_is_judged_again(tmp_path: Path) -> None:
 
 def test_a_trial_that_left_no_result_is_judged_from_its_configuration(tmp_path: Path) -> None:
     """After a crash the batch, warm-up and length come from trial.json and the rows' epochs."""
-    from ablate.markers.replay import trial_context
+    from ablate.report.replay import trial_context
 
     rows = [{"step": s, "attempt": 1, "loss": 3.0, "epoch": s / 400} for s in range(1, 301)]
     write_trial(tmp_path / "t", rows)
@@ -316,6 +327,15 @@ def test_a_trial_that_left_no_result_is_judged_from_its_configuration(tmp_path: 
     context = trial_context(record, record.trace())
     assert (context.global_batch, context.warmup, context.steps_total) == (1024, 100, 800)
     assert replay(tmp_path / "t")["rows"] == 300
+
+
+def test_a_verdict_that_changed_is_said(tmp_path: Path) -> None:
+    """A trial that older rules called DIVERGED and today's do not: both are told."""
+    rows = [row | {"attempt": 1} for row in whole_rows(np.random.default_rng(0), 300)]
+    write_trial(tmp_path / "t", rows, verdict="DIVERGED", markers={"version": 3})
+    (found,) = replay_run(tmp_path / "t").values()
+    assert found["verdict"] == "STABLE"
+    assert found["recorded"] == {"verdict": "DIVERGED", "version": 3}
 
 
 def test_the_package_reads_what_it_is_given_only(tmp_path: Path) -> None:

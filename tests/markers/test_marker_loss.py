@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,18 +93,92 @@ def test_passing_chance_level_on_the_way_down_is_healthy() -> None:
         assert judged(rows_of(loss=loss), context=context).verdict.name == "STABLE"
 
 
-@pytest.mark.parametrize(("warmup", "before"), [(1, 100), (50, 160)])
-def test_a_short_run_that_collapses_is_stopped_well_before_its_end(
-    warmup: int, before: int
+@pytest.mark.parametrize("warmup", [1, 50])
+@pytest.mark.parametrize(("steps", "before"), [(276, None), (299, None), (300, 301), (552, 400)])
+def test_a_run_that_collapses_is_stopped_if_it_is_long_enough_to_know(
+    warmup: int, steps: int, before: int | None
 ) -> None:
-    """276 steps of which all after the eighth are at ln 128: stopped in the first 60 %."""
+    """All rows after the eighth are at ln 128: DIVERGED. Below 300 steps that is said at the end
+    and stops nothing; from there on the run is stopped after 200 rows or a fifth of it."""
     rng = np.random.default_rng(4)
-    loss = math.log(128) + 0.003 * rng.standard_normal(276)
+    loss = math.log(128) + 0.003 * rng.standard_normal(steps)
     loss[:8] = [5.4, 5.0, 5.5, 7.25, 6.5, 5.5, 5.0, 4.9]
-    context = Context(global_batch=128, warmup=warmup, steps_total=276)
+    context = Context(global_batch=128, warmup=warmup, steps_total=steps)
     verdict = judged(rows_of(loss=loss), context=context).verdict
     assert verdict.name == "DIVERGED" and "OVERSHOOT" in verdict.flags
-    assert verdict.stop is not None and verdict.stop.step <= before
+    assert (verdict.stop.step if verdict.stop else 0) < (before or 1)
+    assert (verdict.stop is None) == (before is None)
+
+
+@pytest.mark.parametrize("steps", [91, 182, 276, 552])
+def test_a_loss_that_rose_for_good_is_divergence_at_any_length(steps: int) -> None:
+    """Two nat up from the middle on: DIVERGED; a rise that is gone by the end is not."""
+    rng = np.random.default_rng(5)
+    loss = 1.0 + 3.0 * np.exp(-np.arange(steps) / 20.0) + 0.03 * rng.standard_normal(steps)
+    context = Context(global_batch=128, warmup=10, steps_total=steps)
+    back = loss.copy()
+    loss[steps // 2 :] += 2.0
+    back[steps // 2 : steps // 2 + steps // 10] += 2.0
+    assert judged(rows_of(loss=loss), context=context).verdict.name == "DIVERGED"
+    assert judged(rows_of(loss=back), context=context).verdict.name != "DIVERGED"
+
+
+@pytest.mark.parametrize("left_at", [60, 110, 140])
+def test_a_late_starter_is_healthy(left_at: int) -> None:
+    """182 steps of which the first 60 to 140 are at ln 32, features in their first cone: they
+    learn from there on, and nothing is held against them."""
+    rng = np.random.default_rng(6)
+    step = np.arange(1, 183)
+    gone = np.clip(step - left_at, 0, None)
+    loss = math.log(32) - 0.9 * (1 - np.exp(-gone / 60.0)) + 0.03 * rng.standard_normal(182)
+    std = np.where(step < left_at, 0.06, 0.4) / math.sqrt(32)
+    rows = rows_of(loss=loss, image_feature_std=std, text_feature_std=std)
+    context = Context(global_batch=32, warmup=20, steps_total=182, feature_dim=32)
+    assert judged(rows, context=context).events == []
+
+
+@pytest.mark.parametrize(("steps", "left_at"), [(384, 300), (900, 600), (8000, 1900)])
+def test_a_loss_that_searches_is_given_time(steps: int, left_at: int) -> None:
+    """Clips of motion: the loss moves by 0.03 about ln 12 for most of a short run, or for 1,900
+    steps of a long one, then falls: healthy. One that never leaves it is DIVERGED in the end, and
+    stopped only in the long run, after 2,000 rows; one that moves by 0.003 says nothing at all,
+    and is stopped after a fifth."""
+    rng = np.random.default_rng(8)
+    gone = np.clip(np.arange(steps) - left_at, 0, None)
+    searching = math.log(12) + 0.03 * rng.standard_normal(steps)
+    context = Context(global_batch=48, warmup=30, steps_total=steps, uniform_loss=math.log(12))
+
+    learns = searching - 0.8 * (1 - np.exp(-gone / 60.0))
+    assert judged(rows_of(loss=learns), context=context).verdict.name == "STABLE"
+    never = judged(rows_of(loss=searching), context=context).verdict
+    assert never.name == "DIVERGED" and "CHANCE_LEVEL" in never.flags
+    assert (never.stop is None) if steps < 1000 else (2000 < never.stop.step < 2400)
+    silent = math.log(12) + 0.003 * rng.standard_normal(steps)
+    stop = judged(rows_of(loss=silent), context=context).verdict.stop
+    assert stop is not None and stop.step < max(400, steps // 5)
+
+
+VITS = sorted((Path(__file__).parent / "assets" / "healthy_vit").glob("*.csv"))
+
+
+@pytest.mark.parametrize("trace", VITS, ids=lambda path: path.stem)
+def test_a_small_transformer_that_learns_is_healthy(trace: Path) -> None:
+    """Recorded runs of 91 steps of tiny-test-vit on emoji, whose losses end .07 to .23 nat below
+    ln B after a slow start and whose features begin in a cone: no event at all."""
+    rows = [
+        {k: float(v) for k, v in row.items()}
+        for row in csv.DictReader(trace.read_text().splitlines())
+    ]
+    context = Context(
+        global_batch=int(trace.stem.split("-")[1]),
+        warmup=9 if "lr-5e-4" in trace.stem else 20,
+        steps_total=91,
+        feature_dim=32,
+    )
+    last = [row["loss"] for row in rows[-20:]]
+    assert len(rows) == 91 and sum(last) / 20 < (context.chance_loss or 0.0) - 0.06
+    judgement = judged(rows, context=context)
+    assert judgement.events == [] and judgement.verdict.name == "STABLE"
 
 
 def test_a_short_healthy_run_is_silent() -> None:

@@ -60,14 +60,14 @@ def test_every_default_passes_its_own_check() -> None:
 
 
 def test_a_threshold_changes_the_judgement() -> None:
-    """A stricter sigma finds what the default lets pass."""
+    """A stricter sum finds what the default lets pass."""
     loss = 2.0 + 0.06 * np.random.default_rng(0).standard_normal(1500)
     loss[1000:1006] += 0.13
     rows = rows_of(loss=loss)
     assert judged(rows).verdict.name == "STABLE"
-    stricter = judged(rows, loss_spike={"sigma": 2.0, "hits": 4})
+    stricter = judged(rows, loss_spike={"name_sum": 3.5})
     assert stricter.verdict.name == "SPIKY"
-    assert stricter.to_dict()["thresholds"] == {"loss_spike": {"sigma": 2.0, "hits": 4}}
+    assert stricter.to_dict()["thresholds"] == {"loss_spike": {"name_sum": 3.5}}
 
 
 def test_the_schema_names_every_threshold() -> None:
@@ -84,7 +84,7 @@ def test_markers_need_nothing_that_trains() -> None:
     """The package comes without torch, ray, mlflow, optuna, pandas, matplotlib or tensorboard."""
     code = (
         "import sys, ablate.markers, ablate.markers.foreign, ablate.markers.diagnosis, "
-        "ablate.markers.timeline, ablate.markers.replay\n"
+        "ablate.report.pictures.timeline, ablate.report.replay\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'matplotlib', 'tensorboard'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

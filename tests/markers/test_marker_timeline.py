@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from marker_traces import LONG, healthy_evaluations, judged, whole_rows
 
-from ablate.markers.timeline import TrialLine, draw_study, draw_trial
+from ablate.report.pictures.timeline import TrialLine, draw_study, draw_trial
 
 
 def drawn(tmp_path: Path, rows: list[dict[str, Any]], evals: list[dict[str, Any]]) -> str:
@@ -75,11 +75,11 @@ def test_a_run_without_rows_is_still_a_picture(tmp_path: Path) -> None:
 
 def test_a_one_step_spike_survives_thinning(tmp_path: Path) -> None:
     """A curve of many steps is drawn by extremes, so that its highest step is in the picture."""
-    from ablate.markers.timeline import _thin
+    from ablate.report.pictures.timeline import thin
 
     values = np.zeros(90_000)
     values[54_321] = 7.0
-    steps, kept = _thin(np.arange(90_000), values)
+    steps, kept = thin(np.arange(90_000), values)
     assert len(steps) <= 3000
     assert kept.max() == 7.0 and steps[kept.argmax()] == 54_321
     assert (np.diff(steps) > 0).all()

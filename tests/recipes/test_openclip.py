@@ -6,19 +6,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
-from small_trials import CLASSES, config, fields
+from small_trials import CLASSES, config, fields, make_data
 
-from ablate import recipes
 from ablate.errors import DataError
 from ablate.recipes import openclip
+from ablate.trial.recipe import absolute, load
 
-NOT_IN_COMMAND = {name for name in openclip.OWN_FIELDS}
+NOT_IN_COMMAND = set(openclip.own_fields())
 
 
 def peer_arguments(arguments: list[str]) -> dict[str, Any]:
@@ -42,8 +45,8 @@ def plain(value: Any) -> Any:
 def test_importing_a_recipe_imports_no_torch() -> None:
     """Plans are made on machines without a GPU stack."""
     code = (
-        "import sys\nfrom ablate import recipes\n"
-        "for name in recipes.names(): recipes.load(name)\n"
+        "import sys\nfrom ablate.trial.recipe import load, names\n"
+        "for name in names(): load(name)\n"
         "bad = {'torch', 'open_clip', 'ray', 'optuna', 'mlflow'} & set(sys.modules)\n"
         "sys.exit(f'imported {bad}' if bad else 0)"
     )
@@ -52,11 +55,11 @@ def test_importing_a_recipe_imports_no_torch() -> None:
 
 
 def test_every_field_is_a_flag_of_the_peer() -> None:
-    """A Config field is a flag of open_clip_train 3.3.0 or stands in OWN_FIELDS."""
+    """A Config field is a flag of open_clip_train 3.3.0 or stands in own_fields."""
     flags = set(peer_arguments([]))
     ours = set(openclip.Config.model_fields)
-    assert ours - flags == set(openclip.OWN_FIELDS)
-    assert not flags & set(openclip.OWN_FIELDS)
+    assert ours - flags == set(openclip.own_fields())
+    assert not flags & set(openclip.own_fields())
 
 
 def test_every_field_says_what_it_means() -> None:
@@ -78,6 +81,49 @@ def test_defaults_are_the_peers(model: str) -> None:
     # Ours are written out where the peer decides later: the kind of data, the augmentation.
     assert set(different) == {"dataset_type", "aug_cfg"}
     assert ours["dataset_type"] == "webdataset"
+
+
+@pytest.mark.parametrize(
+    ("given", "fast"),
+    [
+        ({}, {"fused", "channels_last", "fast_resize"}),
+        ({"speed": "exact"}, set()),
+        ({"channels_last": False}, {"fused", "fast_resize"}),
+        ({"opt": "timm/lamb", "lr": 1e-3}, {"channels_last", "fast_resize"}),
+        ({"aug_cfg": {"use_timm": True}}, {"fused", "channels_last"}),
+        ({"data_order": "stream"}, {"fused", "channels_last"}),
+    ],
+)
+def test_fast_is_what_rounds_otherwise_wherever_it_applies(
+    given: dict[str, Any], fast: set[str]
+) -> None:
+    """One field says it, each of the three may say otherwise, and what was resolved stays so."""
+    resolved = openclip.Config(**given)
+    assert {name for name in openclip.config.FAST if getattr(resolved, name)} == fast
+    assert openclip.Config(**resolved.model_dump(mode="json")) == resolved
+
+
+def test_exact_and_a_fast_setting_contradict_each_other() -> None:
+    with pytest.raises(ValidationError, match="fused rounds otherwise; remove one of the two"):
+        openclip.Config(speed="exact", fused=True)
+
+
+def test_the_peers_line_says_what_of_it_rounds_otherwise(data: Path) -> None:
+    """A fast trial's line names the settings that the peer has no flag for; an exact one's not."""
+    notes = {
+        speed: " ".join(
+            openclip.upstream(
+                openclip.Config(
+                    model="RN50", train_data="x.tar", train_num_samples=64, speed=speed
+                ),
+                workers=1,
+                root=data,
+            ).notes
+        )
+        for speed in ("exact", "fast")
+    }
+    assert "fused, channels_last, fast_resize: the same formulas" in notes["fast"]
+    assert "the same formulas" not in notes["exact"]
 
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -104,6 +150,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
             "color_jitter": [0.4, 0.4, 0.4, 0.1], "color_jitter_prob": 0.8, "gray_scale_prob": 0.2
         }
     },
+    "negative numbers": {"image_mean": [-1e-5, -2.5, 1e-7], "train_data": "-s/{0..9}.tar"},
     "odd path": {"train_data": "a b/{000..010}.tar::c'd/{x,y}.tar", "imagenet_val": "v al"},
 }  # fmt: skip
 
@@ -133,6 +180,64 @@ def test_a_command_that_would_differ_is_not_exported(name: str, value: Any) -> N
     """Fields of our own that change the run cannot be exported as the peer's command."""
     with pytest.raises(ValueError, match=name):
         openclip.command(config(**{name: value}), workers=1)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # it is never iterated
+@settings(max_examples=150, deadline=None)
+@given(
+    num_samples=st.integers(1, 400),
+    batch_size=st.integers(1, 40),
+    workers=st.integers(1, 4),
+    loaders=st.integers(0, 5),
+    shards=st.integers(1, 12),
+    accum_freq=st.integers(1, 3),
+)
+def test_the_exported_line_takes_as_many_steps(
+    num_samples: int, batch_size: int, workers: int, loaders: int, shards: int, accum_freq: int
+) -> None:
+    """The peer's own pipeline, given the exported line, has as many steps an epoch as our run; or
+    there is no line, because the peer needs a shard for each worker."""
+    pytest.importorskip("open_clip_train")
+    from open_clip_train.data import get_wds_dataset
+
+    chosen = config(
+        train_data=f"s/{{0..{shards - 1}}}.tar", train_num_samples=num_samples, workers=loaders,
+        batch_size=batch_size, accum_freq=accum_freq, epochs=3,
+    )  # fmt: skip
+    if shards < workers:
+        with pytest.raises(ValueError, match="more shards"):
+            openclip.upstream(chosen, workers=workers, root=Path("/none"))
+        return
+    upstream = openclip.upstream(chosen, workers=workers, root=Path("/none"))
+    theirs = peer_arguments([str(word) for word in upstream.arguments])
+    assert theirs["workers"] <= loaders
+    assert bool(upstream.notes) == (theirs["workers"] != loaders)
+    dealt = get_wds_dataset(
+        SimpleNamespace(**theirs, world_size=workers), None, is_train=True, tokenizer=None
+    )
+    steps = dealt.dataloader.num_batches // accum_freq * 3
+    assert steps == openclip.num_steps(chosen, workers=workers, num_samples=num_samples)
+
+
+def test_the_exported_line_gives_what_the_trial_knew(tmp_path: Path) -> None:
+    """Samples that were counted are written out, from the shards or else from the steps taken;
+    shards too small to give each process a batch are refused; what was left out is said."""
+    pytest.importorskip("open_clip_train")
+    data = make_data(tmp_path)
+    chosen = config(workers=4)
+    upstream = openclip.upstream(chosen, workers=1, root=data, faults={"missing_caption": 3})
+    theirs = peer_arguments([str(word) for word in upstream.arguments])
+    assert (theirs["train_num_samples"], theirs["workers"]) == (96, 3)
+    assert "3 x missing_caption" in upstream.notes[-1]
+    assert theirs["imagenet_val"] is None and upstream.measured == {}, "classes of its own"
+    away = openclip.upstream(chosen, workers=1, root=tmp_path / "no", steps=12)
+    theirs = peer_arguments([str(word) for word in away.arguments])
+    assert theirs["train_num_samples"] == 96
+    assert (theirs["imagenet_val"], list(away.measured)[0]) == ("val", "imagenet_top1")
+    with pytest.raises(ValueError, match="train_num_samples"):
+        openclip.upstream(chosen, workers=1, root=tmp_path / "no")
+    with pytest.raises(ValueError, match="a batch of 40"):
+        openclip.upstream(config(batch_size=40), workers=3, root=data)
 
 
 REFUSED = {
@@ -266,6 +371,18 @@ def test_schedules_are_the_peers(changes: dict[str, Any]) -> None:
     assert [ours(step) for step in range(total)] == [peer(step) for step in range(total)]
 
 
+@pytest.mark.parametrize(("use_timm", "size"), [(False, 1), (True, 4)])
+def test_shared_memory_is_what_loaders_read_ahead(
+    tmp_path: Path, use_timm: bool, size: int
+) -> None:
+    """Batches of bytes, and of floats where timm transforms them: of 8 ranks of RN50 at a batch of
+    128, 4.6 GiB and 18.4."""
+    chosen = config(model="RN50", workers=8, batch_size=128, aug_cfg={"use_timm": use_timm})
+    found = openclip.outline(chosen, workers=8, gpus=1, root=tmp_path).shared_bytes
+    assert found == 8 * 4 * 128 * 3 * 224 * 224 * size
+    assert round(8 * found / 2**30, 1) == {1: 4.6, 4: 18.4}[size]
+
+
 def test_chance_is_one_over_the_classes(data: Path) -> None:
     """Guessing among the class folders; without evaluation data there is no chance level."""
     assert openclip.chance(config(), root=data) == 1 / len(CLASSES)
@@ -287,7 +404,7 @@ def test_classes_come_with_the_folder_or_from_imagenet(tmp_path: Path, data: Pat
     names, templates = openclip.zero_shot_classes(data / "val")
     assert names == list(CLASSES) and templates == ["a {}", "{} on grey"]
     for number in range(5):
-        (tmp_path / f"n{number:04d}").mkdir()
+        (tmp_path / f"n{number:08d}").mkdir()
     with pytest.raises(DataError, match="5 classes and no classnames.json"):
         openclip.zero_shot_classes(tmp_path)
     (tmp_path / "classnames.json").write_text('["a"]')
@@ -297,7 +414,7 @@ def test_classes_come_with_the_folder_or_from_imagenet(tmp_path: Path, data: Pat
     with pytest.raises(DataError, match="names 1 classes.* has 5"):
         openclip.zero_shot_classes(tmp_path)
     for number in range(5, 1000):
-        (tmp_path / f"n{number:04d}").mkdir()
+        (tmp_path / f"n{number:08d}").mkdir()
     (tmp_path / "classnames.json").unlink()
     (tmp_path / "templates.json").unlink()
     assert openclip.zero_shot_classes(tmp_path) == ([], None)
@@ -306,18 +423,29 @@ def test_classes_come_with_the_folder_or_from_imagenet(tmp_path: Path, data: Pat
 def test_paths_are_relative_to_the_root() -> None:
     """Relative sources are joined with the root, each; absolute ones stay."""
     chosen = config(train_data="a/{0..2}.tar::/b/{0..2}.tar", imagenet_val="val")
-    placed = recipes.absolute(chosen, openclip.PATH_FIELDS, root=Path("/r"))
+    placed = absolute(chosen, root=Path("/r"))
     assert placed.train_data == "/r/a/{0..2}.tar::/b/{0..2}.tar"
     assert placed.imagenet_val == "/r/val"
+
+
+def test_a_path_may_begin_with_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home of whoever launches, in every source, and never a folder below the root."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    chosen = config(train_data="~/a.tar::b.tar", imagenet_val="~/val")
+    placed = absolute(chosen, root=Path("/r"))
+    assert placed.train_data == "/home/ada/a.tar::/r/b.tar"
+    assert placed.imagenet_val == "/home/ada/val"
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
     """A misspelt recipe lists the recipes."""
     with pytest.raises(ValueError, match="openclip"):
-        recipes.load("openclipp")
+        load("openclipp")
 
 
-@pytest.mark.parametrize("changes", [{}, {"siglip": True, "force_image_size": 64}])
+@pytest.mark.parametrize(
+    "changes", [{"image_mean": None}, {}, {"siglip": True, "force_image_size": 64}]
+)
 def test_an_exported_model_loads_with_equal_features(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -326,7 +454,7 @@ def test_an_exported_model_loads_with_equal_features(
     import safetensors.torch
     import torch
 
-    chosen = config(image_mean=[0.4, 0.5, 0.6], **changes)
+    chosen = config(**{"image_mean": [0.4, 0.5, 0.6], **changes})
     openclip.model.register_models()
     torch.manual_seed(3)
     siglip = {"init_logit_bias": -10} if chosen.siglip else {}
@@ -378,3 +506,11 @@ def test_prompts_are_encoded_without_their_padding(model: str) -> None:
         )
     assert texts.shape[1] > int(texts.argmax(dim=-1).max()) + 1
     assert torch.allclose(whole, short, atol=1e-6)
+
+
+def test_flags_that_we_lack_are_answered_with_what_to_write() -> None:
+    """Each flag of the peer is a field, or has an answer of its own; no near name is guessed."""
+    flags = set(peer_arguments([]))
+    ours = set(openclip.Config.model_fields)
+    answered = set(openclip.Config.ELSEWHERE)
+    assert flags - ours <= answered and not answered & ours

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from small_trials import make_data, write_pairs
 
-from ablate.datasets.emoji import prepare_emoji
-from ablate.datasets.shards import index_shards
+from ablate.training.data.emoji import prepare_emoji
+from ablate.training.data.emoji_video import prepare_emoji_video
+from ablate.training.data.shards import index_shards
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,10 @@ def few(emoji: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     apart = {caption: (image, caption) for image, caption in pairs}  # equal ones never come apart
     write_pairs(folder / "train" / "00000.tar", list(apart.values())[:32])
     return folder
+
+
+@pytest.fixture(scope="session")
+def emoji_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The emoji in motion."""
+    os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return prepare_emoji_video(tmp_path_factory.mktemp("data") / "emoji-video").folder

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.records import TrialRecord, read_json, read_rows
+from ablate.records.files import read_json, read_rows
+from ablate.records.folder import TrialRecord
 
 MOMENTS = ("first step", "accumulating", "writing a checkpoint", "evaluating", "last step")
 
@@ -86,7 +87,7 @@ def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
 
 def after_step(number: int) -> None:
     """After the optimizer's step `number`, before anything of it is recorded."""
-    from ablate.training.loop import _Run
+    from ablate.training.step import Step
 
     def optimize(original: Any, run: Any, model: Any, step: int, *rest: Any) -> Any:
         values = original(run, model, step, *rest)
@@ -94,14 +95,14 @@ def after_step(number: int) -> None:
             die()
         return values
 
-    _wrap(_Run, "optimize", optimize)
+    _wrap(Step, "take", optimize)
 
 
 def _after_backward(number: int, micro_batch: int) -> None:
     """In step `number`, after the gradients of so many micro-batches, before the optimizer."""
     import torch
 
-    from ablate.training.loop import _Run
+    from ablate.training.step import Step
 
     seen = {"step": 0, "backward": 0}
 
@@ -116,7 +117,7 @@ def _after_backward(number: int, micro_batch: int) -> None:
             die()
         return done
 
-    _wrap(_Run, "optimize", optimize)
+    _wrap(Step, "take", optimize)
     _wrap(torch.Tensor, "backward", backward)
 
 
@@ -155,37 +156,41 @@ def _while_writing(number: int, stage: str) -> None:
 
 def _while_evaluating(number: int) -> None:
     """In evaluation `number`, after the first images have gone through the model."""
-    from ablate.training.loop import _Run
+    from ablate.training.loop import Run
 
     evaluations = {"begun": 0}
 
     def evaluate(original: Any, run: Any, epoch: int) -> Any:
         evaluations["begun"] += 1
         if evaluations["begun"] == number:
-            run.task.model.visual.register_forward_hook(lambda *seen: die())
+            run.task.learner.model.visual.register_forward_hook(lambda *seen: die())
         return original(run, epoch)
 
-    _wrap(_Run, "evaluate", evaluate)
+    _wrap(Run, "evaluate", evaluate)
 
 
 def measured(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Rows by step without what depends on the clock; floats are compared to the last bit."""
     return {
-        row["step"]: {k: json.dumps(v) for k, v in row.items() if k not in TIMES} for row in rows
+        row["step"]: {k: json.dumps(v) for k, v in row.items() if k.partition("/")[0] not in TIMES}
+        for row in rows
     }
 
 
 def left_behind(trial: TrialRecord) -> dict[str, Any]:
-    """The last checkpoint: hashes of model and optimizer, and its state without clock times."""
+    """The last checkpoint: hashes of model and optimizer, and its state without clock times and
+    the number of the attempt, by which a marker knows a resume."""
     last = sorted((trial.folder / "checkpoints").glob("step-*"))[-1]
     files = read_json(last / "manifest.json")["files"]
     state = read_json(last / "state.json")
     for name in ("train_s", "eval_s"):
         del state["progress"][name]
     del state["config"]["workers"]
+    del state["monitor"]["rules"]["resume_jump"]["attempt"]
     for name in ("final", "best"):
         if state["progress"][name]:
-            del state["progress"][name]["eval_time_s"]
+            for clock in [key for key in state["progress"][name] if key.startswith("eval_time_s")]:
+                del state["progress"][name][clock]
     return {
         "model": files["model.safetensors"]["sha256"],
         "optimizer": files["optimizer.safetensors"]["sha256"],

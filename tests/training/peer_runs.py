@@ -1,10 +1,10 @@
 """Runs of open_clip_train.main 3.3.0 itself, on the batches that our loop sees.
 
 The peer's main() parses our exported command, makes its own model, optimizer, scheduler, scaler
-and loss, and trains with its own train_one_epoch. Replaced are only what cannot be compared or
-does not run here: its data pipeline (seeded by process id and time) by our batches, the device_ids
-that DDP refuses on CPUs, the hard-wired ImageNet names, and an accuracy function that numpy 2.4
-broke. The loss module is wrapped to note each value.
+and loss, and trains with its own train_one_epoch. Replaced are, as the tests' names say, its data
+pipeline (seeded by process id and time) by our batches, the hard-wired ImageNet names by those of
+the data, and on CPUs DDP as an exported train.sh replaces it. The loss module is wrapped to note
+each value. The whole peer, with nothing replaced, is run by test_end_to_end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,17 @@ SMALL: dict[str, Any] = {
     "zeroshot_frequency": 0,
 }
 """2 epochs of 26 steps of 16 samples."""
+
+
+def cases(table: Mapping[str, dict[str, Any]], in_the_suite: Collection[str]) -> list[Any]:
+    """The configurations of a table as parameters; those not in the suite run on demand."""
+    assert set(in_the_suite) <= set(table)
+    on_demand = pytest.mark.exhaustive
+    return [
+        pytest.param(fields, id=name, marks=() if name in in_the_suite else on_demand)
+        for name, fields in table.items()
+    ]
+
 
 TOLERANCE = 1e-6
 """Relative, for every precision: ours are the peer's operations in its order, on one machine."""
@@ -145,13 +157,13 @@ def _main(
     from open_clip_train import main as peer
     from open_clip_train import zero_shot
 
-    from ablate import recipes
     from ablate.recipes import openclip
+    from ablate.trial.recipe import absolute
 
     torch.set_num_threads(1)
     openclip.model.register_models()
     small_trials.add_models()
-    chosen = recipes.absolute(small_trials.config(**fields), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(small_trials.config(**fields), root=data)
     command = openclip.command(chosen, workers=world_size)
     arguments = command[command.index("open_clip_train.main") + 1 :]
     arguments += [
@@ -179,31 +191,24 @@ def _main(
 
         return noted
 
-    class CpuDdp(torch.nn.parallel.DistributedDataParallel):
-        def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
-            super().__init__(module, **options)
-
     def our_batches(args: Any, transforms: Any, epoch: int = 0, tokenizer: Any = None) -> Any:
         return {
             "train": _OurBatches(chosen, rank, world_size, torch.device(args.device)),
             "imagenet-val": peer_data.get_imagenet(args, transforms, "val"),
         }
 
-    def accuracy(output: Any, target: Any, topk: Any = (1,)) -> list[float]:
-        found = output.topk(min(max(topk), output.shape[1]), 1).indices == target[:, None]
-        return [float(found[:, :k].sum()) for k in topk]
-
     from open_clip_train import data as peer_data
 
-    names, templates = openclip.zero_shot_classes(data / "val")
+    names, templates = openclip.zero_shot_classes(chosen.imagenet_val)
     assert templates is not None
     peer.create_loss = noting_loss
     peer.get_data = our_batches
     if not gpus:
-        torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+        from ablate.recipes.openclip import on_cpus
+
+        assert torch.nn.parallel.DistributedDataParallel is on_cpus.OnCpus
     zero_shot.IMAGENET_CLASSNAMES = names
     zero_shot.OPENAI_IMAGENET_TEMPLATES = templates
-    zero_shot.accuracy = accuracy
     assert peer.main(arguments) is None
     content = {"losses": losses, "scales": scales}
     (folder / RESULT.format(rank=rank)).write_text(json.dumps(content))
@@ -214,15 +219,15 @@ class _OurBatches:
 
     def __init__(self, chosen: Any, rank: int, world_size: int, device: Any) -> None:
         from ablate.recipes import openclip
-        from ablate.training.augment import ToInput
-        from ablate.training.data import Batches
+        from ablate.training.data.augment import ToInput
+        from ablate.training.data.batches import Batches
 
         task = openclip.build(chosen, rank=rank, world_size=world_size, device=device)
         self._batches = Batches(
-            task.samples,
-            num_samples=task.num_samples,
-            batch_size=task.batch_size,
-            accum_freq=task.accum_freq,
+            task.data.samples,
+            num_samples=task.length.num_samples,
+            batch_size=task.length.batch_size,
+            accum_freq=task.length.accum_freq,
             rank=rank,
             world_size=world_size,
             seed=task.seed,
@@ -235,12 +240,14 @@ class _OurBatches:
             device=device,
             dtype=get_input_dtype(chosen.precision) or torch.float32,
         )
-        per_epoch = openclip.num_steps(chosen, workers=world_size, num_samples=task.num_samples)
+        per_epoch = openclip.num_steps(
+            chosen, workers=world_size, num_samples=task.length.num_samples
+        )
         self._per_epoch = per_epoch // chosen.epochs * chosen.accum_freq
         self._epoch = 0
         self.dataloader = self
         self.num_batches = self._per_epoch
-        self.num_samples = task.num_samples
+        self.num_samples = task.length.num_samples
         self.shared_epoch = SimpleNamespace()
 
     def set_epoch(self, epoch: int) -> None:

@@ -17,10 +17,11 @@ import small_trials
 import torch
 
 from ablate.markers import Event
-from ablate.markers.replay import diagnose_run, judge_trial
-from ablate.recipes import Task, openclip
-from ablate.records import TrialRecord
-from ablate.training import worker
+from ablate.recipes import openclip
+from ablate.records.folder import TrialRecord
+from ablate.report.replay import diagnose_run, judge_trial
+from ablate.training.task import Task
+from ablate.trial import worker
 
 SANE: dict[str, Any] = {
     "batch_size": 32,
@@ -66,8 +67,9 @@ class Provoked:
 
     @property
     def suspect(self) -> str | None:
-        """The likeliest cause, as `ablate diagnose` names it."""
-        found = diagnose_run(self.record.folder).get(self.record.folder.name)
+        """The likeliest cause, as `ablate diagnose` names it, its flags asked about."""
+        asked = self.result["flags"]
+        found = diagnose_run(self.record.folder, asked=asked).get(self.record.folder.name)
         return found[0]["cause"] if found else None
 
     @property
@@ -90,7 +92,7 @@ def provoke(
     fields = {**SANE, **fields}
     fields.setdefault("train_num_samples", steps * fields["batch_size"])
     record = small_trials.write_trial(folder, data, markers=markers, **fields)
-    build = openclip.build
+    build = openclip.task.build
 
     def build_changed(*given: Any, **named: Any) -> Task:
         task = build(*given, **named)
@@ -98,11 +100,11 @@ def provoke(
             task = change(task)
         return task
 
-    openclip.build = build_changed
+    openclip.task.build = build_changed
     try:
-        assert worker._run(folder, lambda: False) == 0  # type: ignore[arg-type]
+        assert worker.run(folder, lambda: False) == 0
     finally:
-        openclip.build = build
+        openclip.task.build = build
     result = record.result(1)
     assert result is not None
     judged = judge_trial(folder)
@@ -144,7 +146,7 @@ def inputs_at(
         return change(*args) if due(module) else None
 
     def apply(task: Task) -> Task:
-        task.model.register_forward_pre_hook(hook)
+        task.learner.model.register_forward_pre_hook(hook)
         return task
 
     return apply
@@ -159,7 +161,7 @@ def gradient_times(factor: float, *, first: int) -> Change:
             output.register_hook(lambda gradient: gradient * factor)
 
     def apply(task: Task) -> Task:
-        task.model.visual.register_forward_hook(hook)  # type: ignore[union-attr]
+        task.learner.model.visual.register_forward_hook(hook)  # type: ignore[union-attr]
         return task
 
     return apply
@@ -169,18 +171,18 @@ def faster(part: str, factor: float) -> Change:
     """Parameters whose name starts with `part`: `factor` times the learning rate, no decay."""
 
     def apply(task: Task) -> Task:
-        chosen = [p for name, p in task.model.named_parameters() if name.startswith(part)]
-        others = [p for name, p in task.model.named_parameters() if not name.startswith(part)]
-        optimizer = torch.optim.AdamW(
-            [{"params": others, "weight_decay": 0.2}, {"params": chosen, "weight_decay": 0.0}],
-            lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True,
-        )  # fmt: skip
-
-        def speed_up(given: Any, *args: Any) -> None:
-            given.param_groups[1]["lr"] *= factor  # the loop sets it anew for each step
-
-        optimizer.register_step_pre_hook(speed_up)
-        return dataclasses.replace(task, optimizer=optimizer)
+        chosen = [p for name, p in task.learner.model.named_parameters() if name.startswith(part)]
+        others = [
+            p for name, p in task.learner.model.named_parameters() if not name.startswith(part)
+        ]
+        groups = [
+            {"params": others, "weight_decay": 0.2},
+            {"params": chosen, "weight_decay": 0.0, "lr_scale": factor},
+        ]
+        task.learner.optimizer = torch.optim.AdamW(
+            groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True
+        )
+        return task
 
     return apply
 
@@ -190,7 +192,7 @@ def weights_times(factor: float) -> Change:
 
     def apply(task: Task) -> Task:
         with torch.no_grad():
-            for name, p in task.model.named_parameters():
+            for name, p in task.learner.model.named_parameters():
                 if name != "logit_scale":
                     p.mul_(factor)
         return task
@@ -200,7 +202,7 @@ def weights_times(factor: float) -> Change:
 
 def batch_norms(change: Callable[[torch.nn.BatchNorm2d], None]) -> Change:
     def apply(task: Task) -> Task:
-        for module in task.model.modules():
+        for module in task.learner.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 change(module)
         return task
@@ -222,4 +224,9 @@ class AlteredSamples:
 
 def samples(alter: Callable[[torch.Tensor, torch.Tensor], Any]) -> Change:
     """All training batches are altered, those of the model's health too, if made after it."""
-    return lambda task: dataclasses.replace(task, samples=AlteredSamples(task.samples, alter))
+
+    def apply(task: Task) -> Task:
+        altered = AlteredSamples(task.data.samples, alter)
+        return dataclasses.replace(task, data=dataclasses.replace(task.data, samples=altered))
+
+    return apply

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ablate.recipes import openclip
-from ablate.training.attention import attention_logits
+from ablate.training.evaluations.attention import attention_logits
 
 
 def test_logits_of_a_layer_are_those_of_its_softmax() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.transform import AugmentationCfg, image_transform
 from PIL import Image
 from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from ablate.training.augment import (
+from ablate.training.data.augment import (
     SeededCrop,
     SeededTransform,
     ToInput,
@@ -133,18 +135,27 @@ def test_inputs_take_the_models_type() -> None:
     assert torch.equal(cast(exact), exact.bfloat16())
 
 
-def test_a_fast_resize_differs_by_its_rounding_alone() -> None:
-    """On smooth pictures at most 1 % of the values differ from Pillow's, and by 2 at most."""
-    rng = np.random.default_rng(5)
-    coarse = [Image.fromarray(image).resize((6, 4)) for image in pictures()]
-    images = [
-        np.asarray(image.resize((int(w), int(h)), Image.Resampling.BICUBIC))
-        for image, (w, h) in zip(coarse, rng.integers(40, 400, (6, 2)), strict=True)
-    ]
-    exact = SeededCrop(32, scale=(0.5, 1.0))(images, seeds_of(6)).int()
-    fast = SeededCrop(32, scale=(0.5, 1.0), fast=True)(images, seeds_of(6)).int()
+@given(
+    height=st.integers(40, 320),
+    width=st.integers(40, 320),
+    hard=st.booleans(),
+    side=st.sampled_from([32, 48, 224]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_fast_resize_differs_by_its_rounding_alone(
+    height: int, width: int, hard: bool, side: int, seed: int
+) -> None:
+    """Of noise and hard edges, tall or wide, at most 2 % of the values differ, by 2 at most."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if hard:
+        image = np.repeat((image[:, :, :1] > 127).astype(np.uint8) * np.uint8(255), 3, axis=2)
+    seeds = seeds_of(1)
+    exact = SeededCrop(side, scale=(0.5, 1.0))([image], seeds).int()
+    fast = SeededCrop(side, scale=(0.5, 1.0), fast=True)([image], seeds).int()
     assert (exact - fast).abs().max() <= 2
-    assert (exact != fast).float().mean() <= 0.01
+    assert (exact != fast).float().mean() <= 0.02
 
 
 def test_channels_last_is_another_layout_of_the_same_input() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablate.training import cache
+from ablate.training.data import cache
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -84,16 +84,14 @@ def test_a_builder_that_fails_leaves_nothing(folder: Path) -> None:
     assert [path.name for path in folder.iterdir() if path.is_dir()] == []
 
 
-def test_the_folder_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_bounded(folder: Path) -> None:
     """Above the bound the entry that was not used for longest goes; who has it mapped reads on."""
-    monkeypatch.setattr(cache, "MAX_FOLDER_GIB", 2500 / 2**30)
 
     def entry(name: str) -> Path:
         def build(place: Path) -> None:
             np.save(place / "numbers.npy", np.full(109, ord(name), np.int64))  # 1000 bytes
 
-        found = cache.build_once("kind", name, build)
-        return found
+        return cache.build_once("kind", name, build, most_gib=2500 / 2**30)
 
     for age, name in ((30, "a"), (20, "b")):
         then = time.time() - age

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ablate.errors import CheckpointError
-from ablate.records import read_json, write_json
+from ablate.records.files import read_json, write_json
 from ablate.training import checkpoint
 from ablate.training.checkpoint import Snapshot
 

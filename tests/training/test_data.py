@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from small_trials import make_data, write_pairs
 
-from ablate.datasets.shards import index_shards
-from ablate.training import data as data_module
-from ablate.training.augment import Bytes, SeededCrop, Seeds
-from ablate.training.data import Batches, ImageTextSamples, Order, decode, load, read_pair
+from ablate.errors import DataError
+from ablate.training.counts import steps_per_epoch
+from ablate.training.data.augment import SeededCrop, Seeds
+from ablate.training.data.batches import Batches, load
+from ablate.training.data.decode import Bytes, decode, read_pair
+from ablate.training.data.order import Order, child_seeds
+from ablate.training.data.pairs import ImageTextSamples
+from ablate.training.data.shards import index_shards
 
 
 class Numbers:
@@ -99,6 +105,59 @@ def test_the_last_batch_of_an_epoch_is_filled_from_its_start() -> None:
     assert epoch[25:].tolist() == epoch[:5].tolist()
 
 
+@given(
+    size=st.integers(20, 60), epoch=st.integers(61, 400), batch=st.integers(1, 12),
+    accum=st.integers(1, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_an_epoch_longer_than_the_set_passes_over_it_anew(
+    size: int, epoch: int, batch: int, accum: int, seed: int
+) -> None:
+    """Every pass holds each sample once, in another order and with other augmentations; nothing
+    but what fills up a step comes twice alike."""
+    source = batches(
+        Numbers([size]), num_samples=epoch, batch_size=batch, accum_freq=accum, seed=seed
+    )
+    number = accum * steps_per_epoch(epoch, batch_size=batch, accum_freq=accum, world_size=1)
+    parts = [source[micro].tensors for micro in range(number)]
+    ids, seeds = (torch.cat([part[column] for part in parts]).tolist() for column in (0, 1))
+    passes = [ids[start : start + size] for start in range(0, len(ids), size)]
+    whole = [one for one in passes if len(one) == size]
+    if epoch >= size + batch * accum:
+        assert len(set(zip(ids, seeds, strict=True))) == len(ids)
+        assert all(sorted(one) == list(range(size)) for one in whole)
+        assert len({tuple(one) for one in whole}) == len(whole)
+    else:
+        assert len(set(zip(ids, seeds, strict=True))) >= min(len(ids), size)
+
+
+def test_fewer_ranks_pass_over_the_set_alike() -> None:
+    """Ranks that take several micro-batches in the place of one see the samples that all saw."""
+    many = [
+        batches(Numbers([30]), num_samples=100, batch_size=4, rank=rank, world_size=4)
+        for rank in range(4)
+    ]
+    few = batches(Numbers([30]), num_samples=112, batch_size=4, accum_freq=4)
+    for step in range(14):
+        theirs = torch.cat([rank[step].tensors[1] for rank in many])
+        ours = torch.cat([few[step * 4 + micro].tensors[1] for micro in range(4)])
+        assert torch.equal(theirs, ours)
+
+
+def test_small_shards_are_shuffled_over_enough_samples() -> None:
+    """Shards of one class each: others of a row's class in its batch are as rare as by chance,
+    where the shards are small; large ones keep to a window of sixteen."""
+    small = Order(np.full(200, 100), key=1)
+    classes = small.ids(0, np.arange(20_000)) // 100
+    others = [
+        (np.bincount(batch, minlength=200)[batch] - 1).mean() for batch in classes.reshape(-1, 125)
+    ]
+    assert np.mean(others) < 1.2 * 124 * 99 / 19_999
+    large = Order(np.full(64, 5000), key=1)
+    shards = large.ids(0, np.arange(80_000)) // 5000
+    assert len(set(shards.tolist())) == 16
+
+
 def test_leftovers_of_accumulation_are_dropped() -> None:
     """100 samples in steps of 3 batches of 10: the tenth batch belongs to no step."""
     source = batches(Numbers([100]), accum_freq=3)
@@ -122,14 +181,14 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_counted() -> None:
 def test_a_batch_without_substitutes_says_so() -> None:
     """When no substitute can be found, the batch comes all the same, and says why it is void."""
     batch = batches(Numbers([100], bad=list(range(100))))[0]
-    assert "1000 samples in a row are unreadable, from position 0 of epoch 0" in batch.unusable
+    assert "100 samples in a row cannot be used, from position 0 of epoch 0" in batch.unusable
     assert batch.tensors[0].shape == (10,)
 
 
 def test_seeds_pair_runs_and_separate_streams() -> None:
     """The three streams of a seed differ, and other seeds have others."""
-    assert data_module.child_seeds(1) == data_module.child_seeds(1)
-    assert len({*data_module.child_seeds(1), *data_module.child_seeds(2)}) == 6
+    assert child_seeds(1) == child_seeds(1)
+    assert len({*child_seeds(1), *child_seeds(2)}) == 6
 
 
 def samples_of(folder: Path, *, cache_gib: float, crop: int = 32) -> ImageTextSamples:
@@ -137,15 +196,21 @@ def samples_of(folder: Path, *, cache_gib: float, crop: int = 32) -> ImageTextSa
     return ImageTextSamples(
         index,
         transform=SeededCrop(crop, scale=(0.5, 1.0)),
-        tokenizer=_tokenize,
-        tokenizer_name="letters",
+        tokenizer=Letters(),
         cache_gib=cache_gib,
     )
 
 
-def _tokenize(texts: list[str]) -> torch.Tensor:
-    rows = [[ord(letter) for letter in text[:8].ljust(8)] for text in texts]
-    return torch.tensor(rows)
+class Letters:
+    """The first eight letters' numbers, each with `shift` added."""
+
+    def __init__(self, shift: int = 0, *, fingerprint: str = "letters") -> None:
+        self._shift = shift
+        self.fingerprint = fingerprint
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        rows = [[ord(letter) + self._shift for letter in text[:8].ljust(8)] for text in texts]
+        return torch.tensor(rows)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -185,12 +250,29 @@ def test_damaged_images_and_empty_captions_are_bad(tmp_path: Path) -> None:
     assert [read_pair(index, i) is None for i in range(5)] == [False, True, True, True, False]
     for cache_gib in (0.0, 1.0):
         samples = ImageTextSamples(
-            index, transform=_Sizes(), tokenizer=_tokenize, tokenizer_name="letters",
+            index, transform=_Sizes(), tokenizer=Letters(),
             cache_gib=cache_gib,
         )  # fmt: skip
         (sizes, _), bad = samples.batch(np.arange(5), np.zeros(5, np.uint64))
         assert bad.tolist() == [False, True, True, True, False]
         assert sizes.tolist() == [40, 8, 8, 8, 40]
+
+
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF"]), st.data())
+@settings(deadline=None, max_examples=150)
+def test_a_damaged_image_is_a_bad_sample_whatever_its_decoder_raises(
+    kind: str, drawn: st.DataObject
+) -> None:
+    """An image file with a few other bytes is an image, or a DataError that says why."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (1, 20, 200)).save(file, kind)
+    damaged = bytearray(file.getvalue())
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        damaged[drawn.draw(st.integers(0, len(damaged) - 1))] = drawn.draw(st.integers(0, 255))
+    try:
+        assert decode(bytes(damaged)).shape[2] == 3
+    except DataError as error:
+        assert "the image cannot be decoded (" in str(error)
 
 
 class _Sizes:
@@ -220,7 +302,7 @@ def test_a_set_that_is_too_large_is_not_cached(data: Path) -> None:
 
 def test_epoch_length_counts() -> None:
     """Rounded up over the batch, down over the accumulation."""
-    count = data_module.steps_per_epoch
+    count = steps_per_epoch
     assert count(5824, batch_size=128, accum_freq=1, world_size=1) == math.ceil(45.5)
     assert count(100, batch_size=10, accum_freq=3, world_size=1) == 3
     assert count(5, batch_size=10, accum_freq=2, world_size=1) == 0
@@ -248,7 +330,7 @@ def test_a_fast_decode_has_a_cache_of_its_own(data: Path) -> None:
 
     def read(cache_gib: float, least: tuple[int, int] | None) -> list[int]:
         samples = ImageTextSamples(
-            index, transform=_Sizes(), tokenizer=_tokenize, tokenizer_name="letters",
+            index, transform=_Sizes(), tokenizer=Letters(),
             cache_gib=cache_gib, at_least=least,
         )  # fmt: skip
         (sizes, _), _ = samples.batch(np.arange(4), np.zeros(4, np.uint64))

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from small_trials import SHARD_SAMPLES, log_of, run, write_pairs, write_trial
 
-from ablate.datasets.shards import index_shards
 from ablate.errors import DataError
 from ablate.recipes import openclip
-from ablate.records import TrialRecord
-from ablate.training import data as data_module
-from ablate.training.data import Order, child_seeds
+from ablate.records.folder import TrialRecord
+from ablate.training.data import batches as data_module
+from ablate.training.data.order import Order, child_seeds
+from ablate.training.data.shards import index_shards
 
 SMALL: dict[str, Any] = {"model": "tiny-test-rn", "imagenet_val": None, "cache_gib": 0.0}
 TWO: dict[str, Any] = {**SMALL, "gang": 2, "batch_size": 8}
@@ -49,16 +49,16 @@ def allow_substitutes(count: int) -> None:
 
 def truncate_in_step(step: int, path: Path) -> None:
     """Rank 0 cuts the shard in half while it is in a step."""
-    from ablate.training.loop import _Run
+    from ablate.training.step import Step
 
-    original = _Run.optimize
+    original = Step.take
 
     def optimize(run: Any, model: Any, number: int, *rest: Any) -> Any:
         if number + 1 == step and os.environ["RANK"] == "0":
             os.truncate(path, path.stat().st_size // 2)
         return original(run, model, number, *rest)
 
-    _Run.optimize = optimize  # type: ignore[method-assign]
+    Step.take = optimize  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("loaders", [0, 2])

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 from small_trials import config, run, write_trial
 
-from ablate import recipes
 from ablate.recipes import openclip
+from ablate.trial.recipe import absolute
 
 
 def losses(
@@ -48,7 +48,7 @@ def test_a_fast_setting_moves_the_losses_no_further_than_it_says(
     assert found == pytest.approx(plain, rel=tolerance, abs=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_compiled_model_trains_as_the_eager_one(tmp_path: Path, data: Path) -> None:
     """Inductor's kernels, compiled here from nothing: the losses differ in their last digits."""
@@ -63,9 +63,9 @@ def test_a_compiled_model_trains_as_the_eager_one(tmp_path: Path, data: Path) ->
 def test_channels_last_is_the_layout_of_convolutions(data: Path) -> None:
     """The setting reaches the weights."""
     chosen = config(channels_last=True, imagenet_val=None)
-    placed = recipes.absolute(chosen, openclip.PATH_FIELDS, root=data)
+    placed = absolute(chosen, root=data)
     task = openclip.build(placed, rank=0, world_size=1, device=torch.device("cpu"))
-    weight = task.model.get_parameter("visual.conv2.weight")
+    weight = task.learner.model.get_parameter("visual.conv2.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
 
@@ -95,7 +95,12 @@ def test_cuda_graphs_are_refused_where_they_cannot_work() -> None:
     with pytest.raises(ValueError, match="cuda_graphs needs GPUs"):
         openclip.check(chosen, workers=1, gpus=0)
     assert openclip.check(chosen, workers=1, gpus=1) == []
-    fewer = openclip.share_out(chosen, workers=2, ranks=1, num_samples=96)
+    fewer = openclip.share_out(
+        config(torchcompile=True, cuda_graphs=True, train_num_samples=96),
+        workers=2,
+        ranks=1,
+        root=Path(),
+    )
     assert (fewer.accum_freq, fewer.torchcompile, fewer.cuda_graphs) == (2, True, False)
     with pytest.raises(ValidationError, match="accum_freq needs them all"):
         config(torchcompile=True, cuda_graphs=True, accum_freq=2)
@@ -112,12 +117,12 @@ def test_the_exported_command_compiles_without_cuda_graphs() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pinned memory")
 def test_batches_for_a_gpu_wait_in_pinned_memory(data: Path) -> None:
     """With pin_memory the loader's tensors are page-locked, without they are not."""
-    from ablate.training.data import Batches, load
+    from ablate.training.data.batches import Batches, load
 
-    chosen = recipes.absolute(config(imagenet_val=None), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(config(imagenet_val=None), root=data)
     task = openclip.build(chosen, rank=0, world_size=1, device=torch.device("cuda"))
     source = Batches(
-        task.samples, num_samples=96, batch_size=16, accum_freq=1, rank=0, world_size=1, seed=0
+        task.data.samples, num_samples=96, batch_size=16, accum_freq=1, rank=0, world_size=1, seed=0
     )
     for pinned in (True, False):
         batch = next(load(source, start=0, stop=1, workers=0, prefetch=1, pin_memory=pinned))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from small_trials import run, start, wait_for, write_trial
 
-from ablate.records import TrialRecord, read_json
+from ablate.records.files import read_json
+from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
 
 

@@ -13,7 +13,7 @@ from peer_runs import follow
 from small_trials import log_of, run, start, write_trial
 from test_data import Numbers, batches
 
-from ablate.training.data import load
+from ablate.training.data.batches import load
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +22,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp", "amp_bf16"])
-def test_one_gpu_follows_the_peer(tmp_path: Path, data: Path, precision: str) -> None:
+def test_one_gpu_follows_the_peer_on_our_batches(
+    tmp_path: Path, data: Path, precision: str
+) -> None:
     """The peer lets cuDNN choose its kernels by time, we do not: equal within 1e-3."""
     follow(tmp_path, data, 1, {"precision": precision}, gpus=1, tolerance=1e-3)
 

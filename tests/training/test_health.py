@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ablate.training.distributed import Gang
-from ablate.training.health import Health, effective_rank
+from ablate.training.evaluations.health import Health, effective_rank
+from ablate.training.ranks import Gang
 
 ALONE = Gang(0, 1, 0, 1, torch.device("cpu"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,21 @@ import pytest
 import safetensors.torch
 import torch
 from scipy.stats import ortho_group
+from sessions import alone
 from small_trials import config, draw, make_data, run, write_trial
 from typer.testing import CliRunner
 
-from ablate import recipes
-from ablate.cli import app
+from ablate.cli.app import app
 from ablate.errors import CheckpointError
-from ablate.recipes import Task, openclip
-from ablate.records import AttemptWriter
-from ablate.training import checkpoint, inspect, movement, scores
-from ablate.training.distributed import Gang
-from ablate.training.loop import Objective, train
+from ablate.recipes import openclip
+from ablate.training import checkpoint
+from ablate.training.evaluations import scores
+from ablate.training.inspection import inspect, movement
+from ablate.training.inspection.specimen import Specimen
+from ablate.training.loop import Run
+from ablate.training.ranks import Gang
+from ablate.training.task import Task
+from ablate.trial.recipe import absolute
 
 ALONE = Gang(0, 1, 0, 1, torch.device("cpu"))
 
@@ -59,14 +62,10 @@ def run_changed(
 ) -> inspect.Inspection:
     """Train a trial in which something is wrong (or odd) by the real loop; what is then found."""
     record = write_trial(folder, data, **fields)
-    chosen = recipes.absolute(config(**fields), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(config(**fields), root=data)
     task = change(openclip.build(chosen, rank=0, world_size=1, device=torch.device("cpu")))
-    writer = AttemptWriter(record.folder, 1)
-    train(
-        task, ALONE, trial_id="t", checkpoints=record.folder / "checkpoints",
-        objective=Objective("imagenet_top1"), stop_asked=lambda: False, writer=writer,
-    )  # fmt: skip
-    writer.close()
+    with alone(record.folder) as session:
+        Run(task, ALONE, session).train()
     return inspect.inspect_paths(record.folder)
 
 
@@ -102,7 +101,7 @@ def test_first_step_of_adamw_is_bounded_by_its_learning_rate(tmp_path: Path, dat
     """After one step no number is further away than lr (1 + wd |w|)."""
     record = write_trial(tmp_path / "t", data, batch_size=96, epochs=1, warmup=0)
     assert run(record.folder) == [0]
-    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(config(), root=data)
     before = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
     after = tensors(step(record.folder, 1))
     for change in movement.compare_weights(before, after).parameters:
@@ -125,7 +124,7 @@ def test_a_tower_frozen_by_mistake_is_noticed(tmp_path: Path, data: Path) -> Non
     is counted and no flag."""
 
     def freeze(task: Task) -> Task:
-        for parameter in task.model.visual.parameters():  # type: ignore[union-attr]
+        for parameter in task.learner.model.visual.parameters():  # type: ignore[union-attr]
             parameter.requires_grad_(False)
         return task
 
@@ -142,8 +141,9 @@ def test_an_optimizer_with_a_stale_copy_is_noticed(tmp_path: Path, data: Path) -
     is finite, BatchNorm's statistics move, and no parameter does."""
 
     def stale(task: Task) -> Task:
-        other = copy.deepcopy(task.model)
-        return replace(task, optimizer=torch.optim.AdamW(other.parameters(), lr=1e-3))
+        other = copy.deepcopy(task.learner.model)
+        task.learner.optimizer = torch.optim.AdamW(other.parameters(), lr=1e-3)
+        return task
 
     found = run_changed(tmp_path / "t", data, stale, epochs=1)
     assert found.verdict == "not learning" and found.moved == 0
@@ -161,7 +161,7 @@ def test_moments_without_movement_are_noticed_too(trial: Path) -> None:
 
 def test_random_initialisation_is_noticed(tmp_path: Path, trial: Path, data: Path) -> None:
     """Of the trial's own seed to the bit, of any other seed by its distribution."""
-    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(config(), root=data)
     own = openclip.specimen(chosen, data=None, device=torch.device("cpu")).model.state_dict()
     everything = movement.at_initialisation(own, own)
     assert "visual.conv1.weight" in everything and "visual.bn1.weight" not in everything
@@ -189,7 +189,7 @@ def test_a_half_loaded_state_dict_is_noticed(tmp_path: Path, trial: Path) -> Non
     assert len(lost) == 1 and "visual.layer1" in lost[0] and "transformer" not in lost[0]
     (random,) = [flag for flag in found.flags if flag.startswith("distributed as at random")]
     assert "visual.layer1" in random and "transformer" not in random
-    chosen = recipes.absolute(config(), openclip.PATH_FIELDS, root=Path(root_of(trial)))
+    chosen = absolute(config(), root=Path(root_of(trial)))
     specimen = openclip.specimen(chosen, data=None, device=torch.device("cpu"))
     initial = {n: t.clone() for n, t in specimen.model.state_dict().items()}
     own = {n: initial[n] if n.startswith("visual.") else t for n, t in trained.items()}
@@ -231,7 +231,7 @@ def test_damaged_and_missing_checkpoints_are_errors(tmp_path: Path, trial: Path)
     with pytest.raises(CheckpointError, match="give a second one"):
         inspect.inspect_paths(step(trial, 6))
     (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
+    with pytest.raises(CheckpointError, match="os.system among its tensors, which would run code"):
         inspect.inspect_paths(trial, tmp_path / "evil.pt")
 
 
@@ -249,13 +249,14 @@ def flat(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, in
     """12 steps on shapes under a loss that is 1 at every step: its gradient is the real one's."""
 
     def flatten(task: Task) -> Task:
-        def forward_backward(model: Any, batches: Any, backward: Any) -> Any:
-            values = task.forward_backward(
-                model, batches, lambda loss: backward(loss / loss.detach())
-            )
+        steep = task.learner.loss
+
+        def loss(model: Any, batches: Any, backward: Any) -> Any:
+            values = steep(model, batches, lambda loss: backward(loss / loss.detach()))
             return {**values, "loss": values["loss"] / values["loss"]}
 
-        return replace(task, forward_backward=forward_backward)
+        task.learner.loss = loss  # type: ignore[method-assign]
+        return task
 
     root = make_data(tmp_path_factory.mktemp("flat") / "shapes")
     rng = np.random.default_rng(11)
@@ -274,8 +275,8 @@ def still(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> tuple[Path, 
     return folder, run_changed(folder, emoji, lambda task: task, **fields)
 
 
-def emoji_specimen(emoji: Path) -> recipes.Specimen:
-    chosen = recipes.absolute(config(**EMOJI), openclip.PATH_FIELDS, root=emoji)
+def emoji_specimen(emoji: Path) -> Specimen:
+    chosen = absolute(config(**EMOJI), root=emoji)
     return openclip.specimen(chosen, data=None, device=torch.device("cpu"))
 
 
@@ -318,7 +319,7 @@ def test_fitting_sets_the_statistics_that_training_mode_uses(emoji: Path) -> Non
     specimen = emoji_specimen(emoji)
     rows = np.arange(64)
     norms = [m for m in specimen.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    inspect._fit_statistics(specimen, rows)
+    inspect.fit_statistics(specimen, rows)
     fitted = specimen.features(specimen.model, rows)
     assert {norm.momentum for norm in norms} == {0.1} and not any(m.training for m in norms)
     for norm in norms:
@@ -330,7 +331,7 @@ def test_fitting_sets_the_statistics_that_training_mode_uses(emoji: Path) -> Non
 
 
 def inspect_rows(folder: Path) -> list[dict[str, Any]]:
-    from ablate.records import TrialRecord
+    from ablate.records.folder import TrialRecord
 
     return TrialRecord(folder).trace()
 
@@ -389,7 +390,7 @@ def test_the_command_shows_and_draws(tmp_path: Path, flat: tuple[Path, inspect.I
     told = CliRunner().invoke(
         app, ["inspect", str(folder), str(folder), "--json", "--picture", str(picture)]
     )
-    content = json.loads(told.output)
+    content = json.loads(told.stdout)
     assert content["verdict"] == "learning" and len(content["modules"]) > 10
     for side, features in zip("ab", found.features or (), strict=True):
         assert content["features"][side]["knn"]["value"] == features.knn.value

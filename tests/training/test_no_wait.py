@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import alone
 from small_trials import config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ablate import recipes
-from ablate.markers import Monitor
-from ablate.recipes import Task, openclip
+from ablate.recipes import openclip
 from ablate.training import loop
-from ablate.training.distributed import Gang
+from ablate.training.exchange import FLUSH_STEPS, Exchange
+from ablate.training.ranks import Gang
+from ablate.training.task import Task
+from ablate.trial.recipe import absolute
 
 
 class BlockingCopies(TorchDispatchMode):
@@ -45,20 +47,18 @@ class BlockingCopies(TorchDispatchMode):
 
 def build(data: Path, device: torch.device, **changes: Any) -> Task:
     chosen = config(epochs=50, train_num_samples=96, zeroshot_frequency=0, **changes)
-    chosen = recipes.absolute(chosen, openclip.PATH_FIELDS, root=data)
+    chosen = absolute(chosen, root=data)
     return openclip.build(chosen, rank=0, world_size=1, device=device)
 
 
-def steps(task: Task, device: torch.device, folder: Path, *, first: int, number: int) -> Any:
-    """Run steps `first` (counted from 0) and on, none of which ends an epoch."""
-    run = loop._Run(
-        task, Gang(0, 1, 0, 1, device), trial_id="t", checkpoints=folder,
-        objective=loop.Objective("imagenet_top1"), stop_asked=lambda: False, config={},
-        may_differ=(), writer=None, monitor=Monitor(), remote=None,
-        workers=1,
-    )  # fmt: skip
+def run_from(
+    task: Task, device: torch.device, folder: Path, *, first: int, number: int
+) -> loop.Run:
+    """A run of `number` steps from `first` (counted from 0) on, none of which ends an epoch."""
+    gang = Gang(0, 1, 0, 1, device)
+    run = loop.Run(task, gang, alone(folder))
+    run.exchange = Exchange(gang, interval=FLUSH_STEPS)
     run.per_epoch, run.progress.step, run.total = 10**6, first, first + number
-    run.run_steps(task.model)
     return run
 
 
@@ -70,9 +70,10 @@ def test_no_step_reads_from_the_device(
     meta = torch.device("meta")
     task = build(data, meta, grad_clip_norm=clip)
     with BlockingCopies(meta) as copies:
-        run = steps(task, meta, tmp_path, first=first, number=10)
+        run = run_from(task, meta, tmp_path, first=first, number=10)
+        run.run_steps(task.learner.model)
     assert copies.found == []
-    rows = [set(names) for _, names, _ in run.exchange._waiting]
+    rows = [set(names) for names in run.exchange.waiting]
     assert len(rows) == 10
     assert all({"loss", "grad_norm", "rms/visual.conv1.weight"} < names for names in rows)
     assert any("update_ratio/visual.conv1" in names for names in rows)
@@ -84,27 +85,34 @@ def test_a_reading_step_is_found_out(tmp_path: Path, data: Path) -> None:
     """The same steps with a measurement that is read at once do not pass."""
     meta = torch.device("meta")
     task = build(data, meta)
-    forward_backward = task.forward_backward
+    loss = task.learner.loss
 
     def reads(*given: Any) -> dict[str, torch.Tensor]:
-        values = forward_backward(*given)
+        values = loss(*given)
         float(values["loss"])
         return values
 
-    object.__setattr__(task, "forward_backward", reads)
+    task.learner.loss = reads  # type: ignore[method-assign]
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        steps(task, meta, tmp_path, first=0, number=1)
+        run_from(task, meta, tmp_path, first=0, number=1).run_steps(task.learner.model)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_no_step_waits_for_a_gpu(tmp_path: Path, data: Path) -> None:
-    """CUDA itself reports no synchronising call in steps between two flushes."""
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "amp_bf16"}, {"precision": "amp", "fused": True}],
+    ids=lambda changes: ", ".join(map(str, changes.values())) or "fp32",
+)
+def test_no_step_waits_for_a_gpu(tmp_path: Path, data: Path, changes: dict[str, Any]) -> None:
+    """CUDA itself reports no synchronising call in steps between two copies."""
     device = torch.device("cuda", 0)
-    task = build(data, device)
-    steps(task, device, tmp_path, first=0, number=3)  # first uses allocate and compile
+    task = build(data, device, **changes)
+    # First uses allocate and compile; a run's own tensors are made when it is.
+    run_from(task, device, tmp_path, first=0, number=3).run_steps(task.learner.model)
+    run = run_from(task, device, tmp_path, first=45, number=10)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps(task, device, tmp_path, first=45, number=10)
+        run.run_steps(task.learner.model)
     finally:
         torch.cuda.set_sync_debug_mode("default")

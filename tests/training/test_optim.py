@@ -5,9 +5,10 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
-from ablate.training import optim
+from ablate.training import optim, sketches
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_open_clips_rule_gives_the_peers_counts(rn50: nn.Module) -> None:
     described = optim.describe((undecayed, decayed))
     assert described["no_decay"]["tensors"] == 213 and described["decay"]["tensors"] == 111
     assert described["decay"]["parameters"] > 100e6
-    assert optim.sentence(described) == (
+    assert sketches.sentence(described) == (
         f"parameter groups {described['hash']}: "
         "no_decay (weight decay 0): 213 tensors of 141,313 numbers; "
         "decay (weight decay 0.2): 111 tensors of 101,865,824 numbers"
@@ -202,6 +203,18 @@ def test_plain_sgd_has_no_second_moments() -> None:
     """What an optimizer does not have is absent, not zero."""
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    meter = optim.UpdateMeter(model, optimizer, watched=["*"])
+    model(torch.ones(2, 4)).sum().backward()
+    meter.start()
+    optimizer.step()
+    assert meter.rms() == {}
+    assert set(meter.finish()) == {"update_ratio/weight", "update_ratio/bias"}
+
+
+def test_adafactor_has_no_moment_of_adams_kind() -> None:
+    """Its squares have decays of their own: they are left out, and training goes on."""
+    model = nn.Linear(4, 2)
+    optimizer = create_optimizer_v2(model, "adafactorbv", lr=0.1)
     meter = optim.UpdateMeter(model, optimizer, watched=["*"])
     model(torch.ones(2, 4)).sum().backward()
     meter.start()

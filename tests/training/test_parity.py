@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peer_runs import follow
+from peer_runs import cases, follow
 
 pytest.importorskip("open_clip_train")
 
@@ -46,7 +46,16 @@ ONE_RANK: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", ONE_RANK.values(), ids=ONE_RANK.keys())
-def test_one_rank_follows_the_peer(tmp_path: Path, data: Path, changes: dict[str, Any]) -> None:
+IN_THE_SUITE = (
+    *("cosine", "cooldown, accumulated", "no schedule, other betas", "timm augmentation"),
+    *("timm optimizer", "amp", "amp_bf16, accumulated, clipped", "pure_bf16", "vit, siglip"),
+)
+"""Every kind of schedule, optimizer, augmentation, storage and loss; the others on demand."""
+
+
+@pytest.mark.parametrize("changes", cases(ONE_RANK, IN_THE_SUITE))
+def test_one_rank_follows_the_peer_on_our_batches(
+    tmp_path: Path, data: Path, changes: dict[str, Any]
+) -> None:
     """52 steps: loss and logit scale of every one, and every weight after the last."""
     follow(tmp_path, data, 1, changes)

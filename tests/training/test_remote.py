@@ -23,9 +23,9 @@ import torch
 from moto.server import ThreadedMotoServer
 from small_trials import run, start, wait_for, write_trial
 
-from ablate import stores
 from ablate.errors import CheckpointError
-from ablate.records import TrialRecord
+from ablate.records import stores
+from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
 from ablate.training.checkpoint import Snapshot
 from ablate.training.remote import Remote, Uploader
@@ -118,7 +118,7 @@ def test_buckets_with_prefixes_are_taken(url: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """gs:// goes through the same door, and says what to install."""
-    monkeypatch.setattr("ablate.stores.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"package gcsfs.*ablate-runner\[gs\]"):
         Remote("gs://bucket/x")
 
@@ -199,19 +199,17 @@ def test_the_last_two_the_best_and_the_chosen_stay_there(store: Store, tmp_path:
     assert not store.keys("keep/step-000015")
 
 
-def test_a_slow_store_holds_nothing_up(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_store_holds_nothing_up(store: Store, tmp_path: Path) -> None:
     """While one copy hangs, later checkpoints are written, and its source stays on disk."""
-    remote, put = Remote("s3://models/slow"), Remote.put
     release, begun = threading.Event(), threading.Event()
 
-    def hang(self: Remote, path: Path) -> None:
-        begun.set()
-        assert release.wait(60)
-        put(self, path)
+    class Slow(Remote):
+        def put(self, path: Path) -> None:
+            begun.set()
+            assert release.wait(60)
+            super().put(path)
 
-    monkeypatch.setattr(Remote, "put", hang)
+    remote = Slow("s3://models/slow")
     writer = checkpoint.Writer(tmp_path, Uploader(tmp_path, remote))
     writer.save(snapshot(1), keep=())
     assert begun.wait(60)
@@ -316,10 +314,10 @@ def test_the_best_model_is_exported_from_the_store(store: Store, tmp_path: Path)
     import open_clip
     from synthetic import study_of, write_study
 
-    from ablate.analysis.best import choose
-    from ablate.analysis.export import export_best
-    from ablate.analysis.table import read_table
     from ablate.recipes import openclip
+    from ablate.report.best import recommend
+    from ablate.report.export import export_best
+    from ablate.study.table import read_table
 
     text = """
 recipe: openclip
@@ -330,7 +328,7 @@ checkpoints: s3://models/export/
 """
     study = study_of(tmp_path, text)
     record = write_study(tmp_path, study, effects={("beta2", "0.98"): 0.06}, diverged={})
-    chosen = choose(read_table(study, record, curves=False)).trial
+    chosen = recommend(read_table(study, record, curves=False)).run
     openclip.model.register_models()
     model = open_clip.create_model("tiny-rn-a", output_dict=True)
     url = study.checkpoints_of(chosen.id)

@@ -14,7 +14,8 @@ import pytest
 from interruptions import LAST_WORDS, MOMENTS, SMALL, Interruption, assert_same
 from small_trials import log_of, run, start, write_trial
 
-from ablate.records import TrialRecord, read_rows
+from ablate.records.files import read_rows
+from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
 
 STEPS, CHECKPOINTS = 8, 2

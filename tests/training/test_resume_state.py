@@ -14,9 +14,11 @@ from interruptions import SMALL, left_behind, measured
 from small_trials import add_models, log_of, run, write_trial
 
 from ablate.markers import Context, Monitor
-from ablate.recipes.openclip import NOT_IDENTITY
-from ablate.records import TrialRecord, read_json, write_json
+from ablate.recipes.openclip import Config
+from ablate.records.files import read_json, write_json
+from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
+from ablate.trial.recipe import Role, fields_of
 
 FROM = 6
 """The checkpoint that mutated runs resume from: one epoch of two steps before the end."""
@@ -37,7 +39,9 @@ def halfway(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Halfway:
     """
     fields = {**SMALL, "train_num_samples": 32, "epochs": 4, "zeroshot_frequency": 2}
     folder = tmp_path_factory.mktemp("mutations") / "trial"
-    trial = write_trial(folder, data, batch_size=16, precision="amp", keep_every=1, **fields)
+    told = {"logit_scale": {"jump": 1e-6, "jump_steps": 1}}
+    fields |= {"batch_size": 16, "precision": "amp", "keep_every": 1}
+    trial = write_trial(folder, data, markers=told, **fields)
     assert run(trial.folder) == [0], log_of(trial)
     end = {"rows": measured(trial.trace()), "evals": measured(trial.evaluations())}
     end["files"] = left_behind(trial)
@@ -177,7 +181,7 @@ REFUSED = {
 NOT_STATE = {
     "format": "in the manifest too, where it is compared",
     "step": "the checkpoint's name; the loop goes by progress/step",
-    "torch": "only told in the certificate",
+    "versions": "only told in the certificate",
     "ranks": "only told in the certificate: others may do the same work",
     "progress/evaluated": "has a test of its own, from a checkpoint that was evaluated",
     "progress/eval_s": "a time; nothing follows from it",
@@ -238,17 +242,17 @@ def test_another_runs_checkpoint_is_refused(
     log = (trial.folder / "log-0.txt").read_text()
     said = "lr 1.0, and this run has 0.001" if name == "config" else f"{name} {value!r}"
     assert f"was written with {said}" in log and "init_from" in log
-    assert f"(only {', '.join(sorted(NOT_IDENTITY))} may differ)" in log
+    assert f"(only {', '.join(sorted(fields_of(Config, Role.FREE)))} may differ)" in log
 
 
 def test_what_may_differ_does_and_the_certificate_tells(tmp_path: Path, halfway: Halfway) -> None:
     """Each field of the written list can be changed in a running trial; the rest is restored."""
     config = halfway.trial.trial()["config"]
-    others = {name: f"not {config[name]}" for name in sorted(NOT_IDENTITY)}
+    others = {name: f"not {config[name]}" for name in sorted(fields_of(Config, Role.FREE))}
 
     def change(content: dict[str, Any]) -> None:
         content["state"]["config"] = {**content["state"]["config"], **others}
-        content["state"]["torch"] = "2.0.1"
+        content["state"]["versions"] |= {"timm": "0.9.1", "processor": "NVIDIA A100"}
 
     trial, codes = resumed(halfway, tmp_path / "t", change)
     assert codes == [0], log_of(trial)
@@ -256,6 +260,9 @@ def test_what_may_differ_does_and_the_certificate_tells(tmp_path: Path, halfway:
     certificate = read_json(trial.attempt_folder(1) / "resumed.json")
     assert certificate["step"] == FROM and certificate["steps_total"] == 8
     assert certificate["changed"] == {name: [others[name], config[name]] for name in others}
+    assert {name: then for name, (then, _) in certificate["versions"].items()} == {
+        "timm": "0.9.1", "processor": "NVIDIA A100"
+    }  # fmt: skip
     assert {"workers", "cache_gib", "checkpoint_frequency", "keep_every"} <= set(others)
     assert set(certificate["sha256"]) == {
         "model.safetensors", "optimizer.safetensors", "state.json"
@@ -265,7 +272,8 @@ def test_what_may_differ_does_and_the_certificate_tells(tmp_path: Path, halfway:
         "resumed at step 6 of 8",
         "gradient scaler, ",
         "workers: 'not 0', now 0",
-        "torch 2.0",
+        "timm 0.9.1, now ",
+        "processor NVIDIA A100, now cpu",
     ):
         assert words in log
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from small_trials import config, run, write_trial
 from torch import nn
 
-from ablate import recipes
 from ablate.errors import LoadError
-from ablate.recipes import Task, openclip
+from ablate.recipes import openclip
 from ablate.training import checkpoint, optim
+from ablate.training.task import Task
+from ablate.training.weight_files import find_unsound
 from ablate.training.weights import load_weights
+from ablate.trial.recipe import absolute
 
 
 class Net(nn.Module):
@@ -60,8 +65,123 @@ def test_torch_files_are_read_as_plain_weights_only(tmp_path: Path, net: Net) ->
     load_weights(net, tmp_path / "w.pt")
     assert torch.equal(net.body.weight, other()["body.weight"])
     torch.save({"state_dict": Net()}, tmp_path / "code.pt")
-    with pytest.raises(LoadError, match="unpickling are refused"):
+    with pytest.raises(LoadError, match="Net among its tensors, which would run code"):
         load_weights(net, tmp_path / "code.pt")
+
+
+def test_what_scripts_store_beside_the_tensors_is_read(tmp_path: Path, net: Net) -> None:
+    """argparse's Namespace and numpy's scalars and arrays run no code."""
+    beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "at": np.arange(3)}
+    torch.save({"model": other(), **beside, "epoch": 3}, tmp_path / "w.pt")
+    assert load_weights(net, tmp_path / "w.pt").taken == "model"
+
+
+UNREADABLE: dict[str, tuple[Any, str | None, str]] = {
+    "teacher or student": (
+        {"teacher": other(), "student": other(), "epoch": 1}, None,
+        "several state dicts: teacher, student. Say which: init_from.key: student",
+    ),
+    "no such key": (
+        {"teacher": other()}, "student", "has no 'student'; it holds teacher .state dict of 9"
+    ),
+    "no tensors": ({"epoch": 3, "name": "x"}, None, r"holds epoch \(int\), name \(str\)"),
+    "one tensor": (torch.ones(3), None, "it holds one Tensor"),
+    "a class": (
+        {"net": Net()}, None, r"holds [\w.]*Net among its tensors, which would run code"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "key", "says"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_refused_file_is_told_by_what_it_holds(
+    tmp_path: Path, net: Net, content: Any, key: str | None, says: str
+) -> None:
+    """What lies in it is listed, in words of our own and without switches that do not exist."""
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(LoadError, match=says) as told:
+        load_weights(net, tmp_path / "w.pt", key=key)
+    assert "weights_only" not in str(told.value) and "\x1b" not in str(told.value)
+
+
+def test_of_several_state_dicts_the_one_asked_for_is_taken(tmp_path: Path, net: Net) -> None:
+    """Without a key the usual one, and the report names what was left."""
+    ema = {name: value + 1 for name, value in other().items()}
+    torch.save({"model": other(), "model_ema": ema, "deep": {"net": ema}}, tmp_path / "w.pt")
+    report = load_weights(net, tmp_path / "w.pt")
+    assert (report.taken, report.others) == ("model", ("model_ema",))
+    for key in ("model_ema", "deep.net"):
+        assert load_weights(net, tmp_path / "w.pt", key=key).taken == key
+        assert torch.equal(net.head.bias, ema["head.bias"])
+
+
+def test_cut_files_and_folders_are_told_apart(tmp_path: Path, net: Net) -> None:
+    """A cut file is cut; a folder is a folder, of ours, of torch's, or of something else."""
+    torch.save(other(), tmp_path / "w.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-200])
+    with pytest.raises(LoadError, match="it is cut, damaged, or something else"):
+        load_weights(net, tmp_path / "cut.pt")
+    for content, says in (
+        ("<!DOCTYPE html><html>404", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("", "it is empty"),
+    ):
+        (tmp_path / "other.pt").write_text(content)
+        with pytest.raises(LoadError, match=says):
+            load_weights(net, tmp_path / "other.pt")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / "x.distcp").touch()
+    with pytest.raises(LoadError, match="is a folder, and weights are one file; it holds x.dis"):
+        load_weights(net, tmp_path / "dcp")
+    (tmp_path / "dcp" / ".metadata").touch()
+    with pytest.raises(LoadError, match="dcp_to_torch"):
+        load_weights(net, tmp_path / "dcp")
+    (tmp_path / "ours").mkdir()
+    store(tmp_path / "ours" / "model.safetensors", other())
+    assert load_weights(net, tmp_path / "ours").loaded_share == 1.0
+
+
+UNSOUND: dict[str, tuple[Any, str]] = {
+    "nan": (
+        lambda t: t["body.weight"][0].fill_(torch.nan),
+        "body.weight holds 40 values that are not finite .nan",
+    ),
+    "inf": (lambda t: t["head.bias"].fill_(torch.inf), "head.bias holds 3 values.*inf"),
+    "variance": (lambda t: t["norm.running_var"][:2].fill_(-1.0), "2 variances below 0"),
+    "whole numbers": (
+        lambda t: t.update({"body.weight": t["body.weight"].to(torch.int8)}),
+        "body.weight holds int8, not floating-point numbers",
+    ),
+    "zero": (lambda t: [v.zero_() for v in t.values() if v.ndim > 1], "all 2 matrices are 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), UNSOUND.values(), ids=UNSOUND.keys())
+def test_values_are_looked_at_before_they_are_used(tmp_path: Path, change: Any, says: str) -> None:
+    """What no trained model holds is refused by its name, on a model without memory too."""
+    tensors = other()
+    change(tensors)
+    path = store(tmp_path / "w.safetensors", tensors)
+    with torch.device("meta"):
+        sketched = Net()
+    for model in (Net(), sketched):
+        with pytest.raises(LoadError, match=says), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_weights(model, path)
+
+
+def test_a_temperature_in_place_of_its_logarithm_is_told() -> None:
+    """14.3 is exp(2.66); 4.8, of a trained SigLIP, is a logarithm."""
+    (said,) = find_unsound({"logit_scale": torch.tensor(14.3)})
+    assert "Was its exponential stored? Write reset: [logit_scale]" in said
+    assert not find_unsound({"logit_scale": torch.tensor([4.8])})
+
+
+def test_a_wrapper_that_counts_its_steps_is_recognised(tmp_path: Path, net: Net) -> None:
+    """torch.optim.swa_utils.AveragedModel: all names but one have the prefix."""
+    torch.save({"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in other().items()}},
+               tmp_path / "w.pt")  # fmt: skip
+    with pytest.raises(LoadError, match=r"It takes 9 of 10 names; n_averaged would be for allow"):
+        load_weights(net, tmp_path / "w.pt")
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -275,7 +395,7 @@ def test_a_second_load_in_a_fresh_process_gives_the_same_features(
 
 
 def build(data: Path, **changes: Any) -> Task:
-    chosen = recipes.absolute(config(**changes), openclip.PATH_FIELDS, root=data)
+    chosen = absolute(config(**changes), root=data)
     return openclip.build(chosen, rank=0, world_size=1, device=torch.device("cpu"))
 
 

@@ -1,34 +1,23 @@
-"""The markers, one file per subject. A new one: a dataclass here, its name in ``RULES``."""
+"""The markers, one a file. A new one: a dataclass in a file of its own here; it is found."""
 
 from __future__ import annotations
 
-from ablate.markers.rule import Rule
-from ablate.markers.rules.evaluation import AccuracyCollapse, BatchNorm, DataFaults
-from ablate.markers.rules.gradient import DeadGradient, GradNormSpike, RmsSpike, UpdateRatio
-from ablate.markers.rules.loss import Divergence, LossSpike, SpikeScore
-from ablate.markers.rules.numeric import NonFinite, ScalerSkips
-from ablate.markers.rules.output import (
-    AttentionLogits,
-    FeatureCollapse,
-    LogitDrift,
-    LogitScale,
-)
+import pkgutil
+from importlib import import_module
 
-RULES: tuple[type[Rule], ...] = (
-    NonFinite,
-    LossSpike,
-    SpikeScore,
-    RmsSpike,
-    GradNormSpike,
-    Divergence,
-    UpdateRatio,
-    AttentionLogits,
-    LogitDrift,
-    LogitScale,
-    ScalerSkips,
-    BatchNorm,
-    FeatureCollapse,
-    DeadGradient,
-    AccuracyCollapse,
-    DataFaults,
-)
+from ablate.markers.marker import Marker
+
+
+def _found() -> tuple[type[Marker], ...]:
+    """The markers of all files of this folder, by name."""
+    files = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    kinds = [
+        item
+        for file in files
+        for item in vars(file).values()
+        if isinstance(item, type) and issubclass(item, Marker) and item.__module__ == file.__name__
+    ]
+    return tuple(sorted(kinds, key=lambda kind: kind.name))
+
+
+RULES: tuple[type[Marker], ...] = _found()

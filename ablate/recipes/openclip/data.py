@@ -6,45 +6,57 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ablate.errors import DataError
-from ablate.recipes import absolute
+from ablate.training.counts import steps_per_epoch
+from ablate.training.data.shard_names import expand_shards
+from ablate.trial.recipe import absolute
 
 if TYPE_CHECKING:
-    from ablate.datasets.shards import ShardIndex
-    from ablate.training.data import Batch
-from ablate.recipes.openclip.config import PATH_FIELDS, Config
+    from ablate.training.data.batches import Batch
+    from ablate.training.data.shards import ShardIndex
+from ablate.recipes.openclip.config import Config
 
 
 def num_samples(config: Config, *, root: Path) -> int:
     """Samples of one epoch: as given, else counted in the shards under `root`."""
     if config.train_num_samples is not None:
         return config.train_num_samples
-    return open_train_index(absolute(config, PATH_FIELDS, root=root)).num_samples
+    return open_train_index(absolute(config, root=root)).num_samples
 
 
 def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
-    """Optimizer steps of the run.
-
-    As the peer counts with at most one loader process: batches of an epoch are rounded up (the
-    last is filled from the epoch's start), then divided by accum_freq and rounded down.
-    """
-    batches = math.ceil(num_samples / (config.batch_size * workers))
-    return batches // config.accum_freq * config.epochs
+    """Optimizer steps of the run."""
+    per_epoch = steps_per_epoch(
+        num_samples,
+        batch_size=config.batch_size,
+        accum_freq=config.accum_freq,
+        world_size=workers,
+    )
+    return per_epoch * config.epochs
 
 
 def open_index(pattern: str) -> ShardIndex:
-    """The index of these shards, made once for a machine.
+    """The index of these shards, made once for a machine, and opened once for a process.
 
     Raises:
         DataError: shards are missing.
     """
-    from ablate.datasets.shards import index_shards
-    from ablate.training.cache import cache_folder
+    from ablate.training.data.cache import facts_of
+
+    paths = [Path(path) for path in expand_shards(pattern)]
+    return _open_index(pattern, tuple(facts_of(path) if path.exists() else () for path in paths))
+
+
+@lru_cache(maxsize=4)  # the cells of a study mostly train on one set
+def _open_index(pattern: str, facts: tuple[object, ...]) -> ShardIndex:
+    from ablate.training.data.cache import cache_folder
+    from ablate.training.data.shards import index_shards
 
     index = index_shards(pattern, cache=cache_folder() / "shards")
     missing = [str(fault) for fault in index.faults if fault.kind == "missing_shard"]
@@ -62,15 +74,19 @@ def open_train_index(config: Config) -> ShardIndex:
     Raises:
         DataError: shards are missing, or more samples are lost than max_fault_share allows.
     """
+    from ablate.training.data.shard_scan import FAULTS, LOST_SAMPLES
+
     assert config.train_data is not None
     index = open_index(config.train_data)
     lost = lost_samples(index)
     if lost > config.max_fault_share * (lost + index.num_samples):
         shown = "; ".join(str(fault) for fault in index.faults[:3])
+        kinds = [fault.kind for fault in index.faults if fault.kind in LOST_SAMPLES]
+        mend = FAULTS[kinds[0]] if kinds else "fetch these shards again"
         raise DataError(
             f"about {lost} of {lost + index.num_samples} samples of train_data "
             f"{config.train_data} are lost, more than the share of {config.max_fault_share:g} "
-            f"that max_fault_share allows: {shown}. Fetch these shards again"
+            f"that max_fault_share allows: {shown}; {mend}"
         )
     return index
 
@@ -84,11 +100,13 @@ def lost_samples(index: ShardIndex) -> int:
     """
     import numpy as np
 
+    from ablate.training.data.shard_scan import LOST_SAMPLES, SEEN_SAMPLES
+
     lost, broken = 0, set()
     for fault in index.faults:
-        if fault.kind in ("missing_caption", "missing_image", "duplicate_key"):
+        if fault.kind in LOST_SAMPLES:
             lost += fault.count
-        else:
+        elif fault.kind not in SEEN_SAMPLES:
             broken.add(fault.shard)
     whole = [shard.num_samples for shard in index.shards if shard.path not in broken]
     typical = int(np.median(whole)) if whole else max(s.num_samples for s in index.shards)
@@ -101,10 +119,10 @@ def lost_samples(index: ShardIndex) -> int:
 def make_train_transform(config: Config, preprocess: Any, peer_transform: Any) -> Any:
     """The peer's own transform, or for its default path the same operations without overhead.
 
-    A random resized crop is drawn and resized by ablate.training.augment, which gives 8-bit
+    A random resized crop is drawn and resized by ablate.training.data.augment, which gives 8-bit
     images that are normalised in one go on the device; jitter and grey are the peer's objects.
     """
-    from ablate.training import augment
+    from ablate.training.data import augment
 
     if config.aug_cfg.use_timm:
         return augment.SeededTransform(peer_transform)
@@ -144,7 +162,7 @@ def make_stream(
     """
     import numpy as np
 
-    from ablate.training.data import Batch, ignore_stop_signals
+    from ablate.training.data.batches import Batch, ignore_stop_signals
 
     processes = max(1, config.workers) * world_size
     sizes = np.sort([shard.num_samples for shard in index.shards])
@@ -159,13 +177,9 @@ def make_stream(
     per_epoch = steps // config.epochs * config.accum_freq
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        # Newer versions than 0.2.86 refuse to run commands when they see this.
-        os.environ["WDS_SECURE"] = "1"
+        _allow_paths_only()
         from open_clip_train.data import get_wds_dataset
 
-        gopen = importlib.import_module("webdataset.gopen")
-        for scheme in gopen.gopen_schemes:  # commands and addresses; plain paths pass by them
-            gopen.gopen_schemes[scheme] = gopen.gopen_error
         arguments = SimpleNamespace(
             train_data=[shard.path for shard in index.shards],
             train_num_samples=num_samples,
@@ -189,3 +203,12 @@ def make_stream(
             start += per_epoch - within
 
     return batches
+
+
+def _allow_paths_only() -> None:
+    """Make webdataset refuse commands and addresses; plain paths pass by its schemes."""
+    # Newer versions than 0.2.86 refuse to run commands when they see this.
+    os.environ["WDS_SECURE"] = "1"
+    gopen = importlib.import_module("webdataset.gopen")
+    for scheme in gopen.gopen_schemes:
+        gopen.gopen_schemes[scheme] = gopen.gopen_error

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.errors import DataError
 from ablate.recipes.openclip import evaluation_fields as specs
+from ablate.recipes.openclip.classes import class_folders, refuse_other_labels, zero_shot_classes
+from ablate.recipes.openclip.config import Config
+from ablate.recipes.openclip.data import open_index
+from ablate.recipes.openclip.encode import encode_image, encode_prompts
+from ablate.recipes.openclip.plan import zero_shot_runs
+from ablate.training.counts import make_due
 
 if TYPE_CHECKING:
     import torch
 
-    from ablate.recipes import Evaluation
-    from ablate.training.data import ImageTextSamples
-    from ablate.training.evaluate import Encoder, EvalImages, ImageSource, OnFeatures
-    from ablate.training.health import Look
-from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
-from ablate.recipes.openclip.config import Config
-from ablate.recipes.openclip.data import open_index
-from ablate.recipes.openclip.encode import encode_image, encode_prompts, name_tokenizer
-from ablate.recipes.openclip.plan import make_due, zero_shot_runs
-from ablate.recipes.openclip.step import make_autocast
+    from ablate.recipes.openclip.encode import CaptionTokenizer
+    from ablate.training.data.image_source import ImageSource
+    from ablate.training.data.pairs import ImageTextSamples
+    from ablate.training.evaluations.evaluation import Evaluation
+    from ablate.training.evaluations.features import Encoder
+    from ablate.training.evaluations.health import Look
+    from ablate.training.evaluations.images import EvalImages
 
 
 def make_evaluations(
@@ -31,46 +34,14 @@ def make_evaluations(
     samples: ImageTextSamples,
     num_samples: int,
     transform: Any,
-    tokenizer: Any,
+    tokenizer: CaptionTokenizer,
     device: torch.device,
     to_input: Any,
 ) -> tuple[Evaluation, ...]:
     """The peer's zero-shot evaluation, those of `evaluations`, and the model's health with any."""
-    from ablate.training.evaluate import Retrieval, ZeroShot, captioned_shards
-    from ablate.training.health import Health
+    from ablate.training.evaluations.health import Health
 
-    encoder = make_encoder(config, device, to_input)
-    words = {"tokenizer": tokenizer, "tokenizer_name": name_tokenizer(tokenizer)}
-    open_images = cache(lambda path: open_labelled_images(config, path, model, transform))
-    found: list[Evaluation] = []
-    if zero_shot_runs(config):
-        assert config.imagenet_val is not None
-        images = open_images(config.imagenet_val)
-        prompts = make_prompts(config.imagenet_val, images)
-        due = make_due(config.zeroshot_frequency, config.epochs)
-        found.append(ZeroShot(images, prompts, encoder=encoder, due=due, **words))
-    found += _on_features(config, open_images, encoder)
-    for spec in config.evaluations:
-        due, path = make_due(spec.every, config.epochs), _data_of(spec, config)
-        if isinstance(spec, specs.RetrievalEvaluation):
-            pairs = captioned_shards(open_index(path))
-            images = _eval_images(config, pairs, model, transform)
-            found.append(Retrieval(images, encoder=encoder, due=due, label=spec.label, **words))
-        elif isinstance(spec, specs.ZeroShotEvaluation):
-            images = open_images(path)
-            found.append(
-                ZeroShot(
-                    images,
-                    make_prompts(path, images),
-                    encoder=encoder,
-                    due=due,
-                    name=f"zero_shot{spec.label}",
-                    measures=spec.measures(),
-                    counts=None,
-                    clock=f"eval_time_s/zero_shot{spec.label}",
-                    **words,
-                )
-            )
+    found = make_measurements(config, model, transform, tokenizer, device, to_input)
     if not found:
         return ()
     health = Health(
@@ -85,61 +56,91 @@ def make_evaluations(
     return *found, health
 
 
+def make_measurements(
+    config: Config,
+    model: Any,
+    transform: Any,
+    tokenizer: CaptionTokenizer,
+    device: torch.device,
+    to_input: Any,
+) -> list[Evaluation]:
+    """The peer's zero-shot evaluation and those of `evaluations`: what needs no training data."""
+    from ablate.training.data.image_source import captioned_shards
+    from ablate.training.evaluations.on_features import read_features
+    from ablate.training.evaluations.retrieval import Retrieval
+    from ablate.training.evaluations.zero_shot import ZeroShot
+
+    encoder = make_encoder(config, device, to_input)
+    open_images = cache(lambda path: open_labelled_images(config, path, model, transform))
+    found: list[Evaluation] = []
+    if zero_shot_runs(config):
+        assert config.imagenet_val is not None
+        images = open_images(config.imagenet_val)
+        prompts = make_prompts(config.imagenet_val, images)
+        due = make_due(config.zeroshot_frequency, config.epochs)
+        found.append(ZeroShot(images, prompts, tokenizer=tokenizer, encoder=encoder, due=due))
+    found += read_features(
+        config.evaluations,
+        open_images=open_images,
+        default_path=config.imagenet_val,
+        encoder=encoder,
+        make_due=lambda every: make_due(every, config.epochs),
+    )
+    for spec in config.evaluations:
+        due, path = make_due(spec.every, config.epochs), _data_of(spec, config)
+        if isinstance(spec, specs.RetrievalEvaluation):
+            pairs = captioned_shards(open_index(path))
+            images = _eval_images(config, pairs, model, transform)
+            found.append(
+                Retrieval(images, tokenizer=tokenizer, encoder=encoder, due=due, label=spec.label)
+            )
+        elif isinstance(spec, specs.ZeroShotEvaluation):
+            images = open_images(path)
+            found.append(
+                ZeroShot(
+                    images,
+                    make_prompts(path, images),
+                    tokenizer=tokenizer,
+                    encoder=encoder,
+                    due=due,
+                    name=f"zero_shot{spec.label}",
+                    measures=spec.measures(),
+                    counts=None,
+                    clock=f"eval_time_s/zero_shot{spec.label}",
+                )
+            )
+    return found
+
+
 def _data_of(spec: specs.Evaluation, config: Config) -> str:
     path = spec.path or config.imagenet_val
     assert path is not None, "Config refuses an evaluation without data"
     return path
 
 
-def _on_features(
-    config: Config, open_images: Callable[[str], EvalImages], encoder: Encoder
-) -> list[OnFeatures]:
-    """Neighbours and linear probes: one evaluation for all that have the same schedule."""
-    from ablate.training.evaluate import LinearProbe, Neighbours, OnFeatures
-
-    readers: dict[int, list[Neighbours | LinearProbe]] = {}
-    for spec in config.evaluations:
-        if not isinstance(spec, specs.KnnEvaluation | specs.LinearEvaluation):
-            continue
-        common: dict[str, Any] = {
-            "images": open_images(_data_of(spec, config)),
-            "reference": None if spec.train_path is None else open_images(spec.train_path),
-            "label": spec.label,
-        }
-        readers.setdefault(spec.every, []).append(
-            Neighbours(**common, neighbours=spec.neighbours, temperature=spec.temperature)
-            if isinstance(spec, specs.KnnEvaluation)
-            else LinearProbe(**common, penalty=spec.penalty)
-        )
-    return [
-        OnFeatures(readers=tuple(together), encoder=encoder, due=make_due(every, config.epochs))
-        for every, together in readers.items()
-    ]
-
-
 def make_encoder(config: Config, device: torch.device, to_input: Any) -> Encoder:
     """How evaluations compute features: in the precision of training."""
-    from ablate.training.evaluate import Encoder
+    from ablate.training.arithmetic import make_autocast
+    from ablate.training.evaluations.features import Encoder
 
     return Encoder(
         encode_image=encode_image,
         encode_text=encode_prompts,
-        autocast=make_autocast(config, device),
+        autocast=make_autocast(config.precision, device),
         to_input=to_input,
         device=device,
-        batch_size=config.batch_size,
     )
 
 
 def open_labelled_images(config: Config, path: str, model: Any, transform: Any) -> EvalImages:
     """Images of a folder of class folders, or of shards with class numbers."""
-    from ablate.training import evaluate
+    from ablate.training.data.image_source import image_folder, labelled_shards
 
     if path.endswith(".tar"):
-        source = evaluate.labelled_shards(path)
+        source = labelled_shards(path)
     else:
         class_folders(Path(path))
-        source = evaluate.image_folder(Path(path))
+        source = image_folder(Path(path))
     return _eval_images(config, source, model, transform)
 
 
@@ -147,14 +148,13 @@ def _eval_images(config: Config, source: ImageSource, model: Any, transform: Any
     from open_clip.utils import to_2tuple
     from torchvision.transforms import Compose
 
-    from ablate.training.evaluate import EvalImages
+    from ablate.training.evaluations.images import EvalImages
 
     # The peer's list ends in: to RGB (done at decoding), to tensor, normalise (both in to_input).
     to_bytes = Compose(transform.transforms[:-3])
     return EvalImages(
         source,
         transform=to_bytes,
-        transform_name=repr(to_bytes),
         size=to_2tuple(model.visual.image_size),
         cache_gib=config.cache_gib,
     )
@@ -170,6 +170,8 @@ def make_prompts(path: str, images: EvalImages) -> list[list[str]]:
 
     names, templates = zero_shot_classes(path)
     if templates is None:
+        if path.endswith(".tar"):
+            refuse_other_labels(path, images.labels.tolist())
         prompts = [
             [template(name) for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
             for name in open_clip.IMAGENET_CLASSNAMES
@@ -187,9 +189,10 @@ def make_look_inside(
     config: Config, model: torch.nn.Module, device: torch.device, to_input: Any
 ) -> Callable[[tuple[torch.Tensor, ...]], dict[str, torch.Tensor]]:
     """Largest attention logits of each layer, on eight samples in eval mode."""
-    from ablate.training.attention import attention_logits
+    from ablate.training.arithmetic import make_autocast
+    from ablate.training.evaluations.attention import attention_logits
 
-    autocast = make_autocast(config, device)
+    autocast = make_autocast(config.precision, device)
 
     def look_inside(batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         images, texts = (tensor[:8] for tensor in batch)
@@ -211,8 +214,10 @@ def _look(config: Config, device: torch.device, to_input: Any) -> Look:
     """Loss and features of a batch on its own, for the health of the model."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
+    from ablate.training.arithmetic import make_autocast
+
     loss: torch.nn.Module = SigLipLoss() if config.siglip else ClipLoss()
-    autocast = make_autocast(config, device)
+    autocast = make_autocast(config.precision, device)
 
     def look(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         images, texts = batch

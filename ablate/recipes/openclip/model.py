@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,17 @@ def sketch_model(config: Config) -> torch.nn.Module:
     return _sketch(config.model, tuple(options.items()), tuple(_locks(config).items()))
 
 
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Without open_clip's warning that a model has no pretrained weights, where none are meant."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
 @lru_cache(maxsize=8)
 def _sketch(
     name: str, options: tuple[tuple[str, Any], ...], locks: tuple[tuple[str, Any], ...]
@@ -64,21 +76,18 @@ def _sketch(
     import torch
 
     register_models()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns that it loads no weights
-    try:
-        with torch.device("meta"):
-            model: Any = open_clip.create_model(name, device="meta", **dict(options))
-            _lock(model, dict(locks))
-    finally:
-        logging.disable(disabled)
+    with no_warnings(), torch.device("meta"):
+        model: Any = open_clip.create_model(name, device="meta", **dict(options))
+        _lock(model, dict(locks))
     sketched: torch.nn.Module = model
     return sketched
 
 
 def _architecture(config: Config) -> dict[str, Any]:
     """What decides which parameters a model of that name has, as open_clip's arguments."""
-    siglip = {"init_logit_scale": math.log(10), "init_logit_bias": -10} if config.siglip else {}
+    start = {"init_logit_scale": math.log(10), "init_logit_bias": -10} if config.siglip else {}
+    if config.logit_scale_init is not None:
+        start["init_logit_scale"] = math.log(config.logit_scale_init)
     return {
         "force_quick_gelu": config.force_quick_gelu,
         "force_custom_text": config.force_custom_text,
@@ -86,7 +95,7 @@ def _architecture(config: Config) -> dict[str, Any]:
         "force_image_size": config.force_image_size,
         "force_context_length": config.force_context_length,
         "output_dict": True,
-        **siglip,
+        **start,
     }
 
 

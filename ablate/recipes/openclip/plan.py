@@ -6,21 +6,28 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from warnings import catch_warnings, filterwarnings
 
-from ablate.datasets.shard_names import expand_shards
-from ablate.errors import suggest
-from ablate.recipes import Sketch
+from ablate.errors import DataError, suggest
+from ablate.recipes.openclip.certain import check_data, check_settings
 from ablate.recipes.openclip.classes import class_folders, zero_shot_classes
-from ablate.recipes.openclip.config import Config, InitFrom, is_vit
-from ablate.recipes.openclip.data import open_index
+from ablate.recipes.openclip.config import Config, is_vit
+from ablate.recipes.openclip.data import num_samples, num_steps, open_index
+from ablate.recipes.openclip.evaluation_fields import KINDS
 from ablate.recipes.openclip.model import sketch_model
-from ablate.recipes.openclip.step import handed_on, make_optimizer
+from ablate.recipes.openclip.step import handed_on, make_optimizer, refuse_idle
 from ablate.recipes.openclip.weights import fit_weights
+from ablate.training.counts import count_evaluations
+from ablate.training.data.shard_names import expand_shards
+from ablate.training.evaluations.fields import data_of
+from ablate.training.init_from import InitFrom, describe_initial
+from ablate.training.sketches import remember, sentence, shape_of
+from ablate.trial.metrics import Metric
+from ablate.trial.recipe import Note, Outline, absolute
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +36,86 @@ if TYPE_CHECKING:
 
 LONG_WARMUP = 0.1
 """A warmup above this share of the steps is warned of."""
+
+
+IMAGENET = (
+    Metric("imagenet_top1", "fraction", "zero-shot top-1 accuracy", "maximize", judged=True),
+    Metric("imagenet_top5", "fraction", "zero-shot top-5 accuracy", "maximize"),
+)
+"""What the peer's own evaluation measures, on imagenet_val."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A model and its optimizer without memory for their values."""
+
+    groups: Mapping[str, Any]
+    """What is decayed, counted and hashed as a trial records it."""
+    disk_bytes: int
+    """What a trial's checkpoints take at most: the last two, the best one, those kept for good."""
+
+
+def metrics(config: Config) -> tuple[Metric, ...]:
+    """What a run may be judged by; evaluations with a name measure NAME_OF_METRIC/NAME."""
+    return IMAGENET + tuple(metric for kind in KINDS for metric in kind.MEASURES)
+
+
+def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool = False) -> Outline:
+    """What a configuration amounts to on a gang; `deep` sketches model and optimizer
+    with torch, which is also imported where there are initial weights to look at.
+
+    Raises:
+        ValueError: it cannot run there; says why and what to change.
+        LoadError: the initial weights do not fit.
+    """
+    steps, why = None, ""
+    try:
+        steps = num_steps(config, workers=workers, num_samples=num_samples(config, root=root))
+    except (DataError, OSError) as error:
+        why = str(error)
+    warnings = check(config, workers=workers, gpus=gpus, steps=steps)
+    placed = absolute(config, root=root)
+    warnings += check_data(placed, workers=workers)
+    start = describe_start(placed)
+    if start is not None:
+        warnings.append(start)
+    size, notes = None, list[Note]()
+    if deep:
+        try:
+            sketched = sketch(config)
+        except (ImportError, OSError, RuntimeError) as error:
+            # An architecture that needs files of another machine, or that torch cannot sketch.
+            warnings.append(f"what the optimizer decays cannot be counted here: {error}")
+        else:
+            size = sketched.disk_bytes
+            groups = sketched.groups
+            notes.append(Note(label="decay", text=sentence(groups), facts=groups))
+    return Outline(
+        measures=measures(config),
+        measured_on={
+            **dict.fromkeys((metric.name for metric in IMAGENET), str(config.imagenet_val)),
+            **data_of(config.evaluations, default=config.imagenet_val),
+        },
+        steps=steps,
+        samples=config.batch_size * config.accum_freq * workers,
+        no_steps=why,
+        warmup=warmup_steps(config),
+        evaluations=num_evaluations(config),
+        checkpoint_bytes=size,
+        shared_bytes=shared_bytes(config),
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def shared_bytes(config: Config) -> int:
+    """What one worker's loading processes hold ready at most: batches of bytes, or of floats where
+    timm transforms them."""
+    side = config.force_image_size or model_config(config.model)["vision_cfg"].get("image_size")
+    height, width = side if isinstance(side, (tuple, list)) else (side or 224, side or 224)
+    number = 4 if config.aug_cfg.use_timm or config.data_order == "stream" else 1
+    image = 3 * int(height) * int(width) * number
+    return config.workers * config.prefetch * config.batch_size * image
 
 
 def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) -> list[str]:
@@ -54,30 +141,17 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
             "Set gang.gpus_per_worker: 1, or cuda_graphs: false"
         )
     _check_locks(config)
-    warnings = []
+    warnings = check_settings(config, model_config(config.model), workers=workers, steps=steps)
     if config.use_bn_sync and workers == 1:
         warnings.append("use_bn_sync does nothing with one worker")
     if gpus == 0:
-        if config.precision == "amp":
-            warnings.append(
-                "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, but "
-                "slower than fp32 where the CPU emulates fp16; amp_bf16 is the usual choice on CPUs"
-            )
-        if config.precision in ("fp16", "pure_fp16"):
-            warnings.append(
-                f"precision {config.precision} on a CPU emulates fp16: right in its rounding, slow"
-            )
+        warnings += _slow_on_cpu(config.precision)
     if config.precision in ("pure_fp16", "fp16") and (config.eps or 1.0) < 6e-8:
         warnings.append(
             f"eps {config.eps} is below fp16's smallest number: Adam divides by zero where "
             "weights are fp16. Set eps: 1e-6"
         )
     if config.data_order == "stream":
-        if importlib.util.find_spec("webdataset") is None:
-            raise ValueError(
-                "data_order: stream needs the webdataset library: install ablate-runner[stream], "
-                "or set data_order: indexed"
-            )
         warnings.append(
             "data_order stream is not reproducible: the peer's pipeline shuffles by process id and "
             "time, a resumed epoch repeats some samples and misses others, and unreadable ones "
@@ -87,11 +161,9 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
         for name in ("local_loss", "gather_with_grad"):
             if getattr(config, name):
                 warnings.append(f"{name} does nothing with one worker")
-    elif config.local_loss and not config.gather_with_grad:
-        warnings.append(
-            "local_loss without gather_with_grad gives a biased gradient: "
-            "use it as a negative control only"
-        )
+    warnings += [
+        f"{why}: use it as a negative control only" for why in unsound(config, workers=workers)
+    ]
     if config.precision == "pure_bf16" and not is_vit(config.model):
         warnings.append(
             "pure_bf16 keeps BatchNorm's running statistics in bf16, where small updates round to "
@@ -103,29 +175,68 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     return warnings
 
 
+def _slow_on_cpu(precision: str) -> list[str]:
+    if precision == "amp":
+        return [
+            "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, but "
+            "slower than fp32 where the CPU emulates fp16; amp_bf16 is the usual choice on CPUs"
+        ]
+    if precision in ("fp16", "pure_fp16"):
+        return [f"precision {precision} on a CPU emulates fp16: right in its rounding, slow"]
+    return []
+
+
+def unsound(config: Config, *, workers: int) -> list[str]:
+    """Why no one should train with this configuration, whatever it scores; empty if one may."""
+    if workers > 1 and config.local_loss and not config.gather_with_grad:
+        return ["local_loss without gather_with_grad gives a biased gradient"]
+    return []
+
+
 def sketch(config: Config) -> Sketch:
-    """What the optimizer decays, and what a trial's checkpoints take; imports torch.
+    """What the optimizer decays, and what a trial's checkpoints take; imports torch where no such
+    shape was sketched on this machine before.
 
     Raises:
         ValueError: a trainable parameter would be in no group, or in two; the optimizer cannot
             take a step with these settings.
     """
-    from ablate.training.checkpoint import KEEP_LAST
+    shape = shape_of(config, without=_NO_SHAPE)
+    described = model_config(shape.model)
+    groups, size = remember("openclip", shape, described, lambda: _sketch(shape))
+    return Sketch(groups, config.keep.at_once(config.epochs) * size)
+
+
+_NO_SHAPE = frozenset(
+    """
+    lr warmup lr_scheduler skip_scheduler epochs epochs_cooldown lr_cooldown_power lr_cooldown_end
+    batch_size accum_freq grad_clip_norm local_loss gather_with_grad seed train_data
+    train_num_samples max_fault_share data_order aug_cfg imagenet_val zeroshot_frequency evaluations
+    init_from interruption image_mean image_std image_interpolation image_resize_mode fast_jpeg
+    fast_resize cache_gib prefetch pin_memory workers checkpoint_frequency checkpoint_minutes
+    keep_every
+    """.split()
+)
+"""Fields that decide neither which parameters there are, nor how an optimizer groups and keeps
+them."""
+
+
+def _sketch(config: Config) -> tuple[dict[str, Any], int]:
+    """The optimizer's groups, and bytes of one checkpoint."""
     from ablate.training.optim import describe, state_bytes
 
-    plain = config.model_copy(update={"fused": False})  # its kernels want parameters with memory
+    # Fused kernels want parameters with memory; a rate of any size changes no group.
+    plain = config.model_copy(update={"fused": False, "lr": 1e-3})
     model = sketch_model(config)
     optimizer, groups = make_optimizer(plain, model)
+    refuse_idle(plain, model, optimizer)
     try:
         size = state_bytes(model, optimizer)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"opt: {config.opt} cannot take a step with {handed_on(config)}: {error}"
         ) from error
-    written = math.ceil(config.epochs / config.checkpoint_frequency)
-    best = 1
-    kept = config.epochs // config.keep_every if config.keep_every else 0
-    return Sketch(describe(groups), min(KEEP_LAST + best + kept, written) * size)
+    return describe(groups), size
 
 
 def describe_start(config: Config) -> str | None:
@@ -139,25 +250,12 @@ def describe_start(config: Config) -> str | None:
     source = config.init_from
     if source is None:
         return None
-    if not Path(source.path).is_file():
-        return f"{source.path} is not on this machine; whether it fits is seen when a trial starts"
-    report = _fit(source, sketch_model(config))
-    words = [f"{report.loaded_share:.1%} of the parameters come from {source.path}"]
-    if report.renamed:
-        words.append(f"{len(report.renamed)} tensors renamed")
-    if report.at_random:
-        shown = ", ".join(report.at_random[:3]) + (", ..." if report.at_random[3:] else "")
-        words.append(f"{len(report.at_random)} at their random initialisation: {shown}")
-    if report.unexpected:
-        words.append(f"{len(report.unexpected)} of the file left out")
-    return "; ".join(words)
+    return describe_initial(source, lambda: _fit(source, sketch_model(config)))
 
 
 @lru_cache(maxsize=64)  # the cells of a study mostly start from one file
 def _fit(source: InitFrom, sketched: torch.nn.Module) -> LoadReport:
-    with catch_warnings():
-        filterwarnings("ignore", "for .*: copying from a non-meta parameter")
-        return fit_weights(source, sketched)
+    return fit_weights(source, sketched)
 
 
 def _check_model(name: str) -> None:
@@ -173,7 +271,7 @@ def _check_model(name: str) -> None:
 
 def _check_locks(config: Config) -> None:
     """Raise ValueError for locks that open_clip's own towers refuse with an assertion."""
-    model = _model_config(config.model)
+    model = model_config(config.model)
     hugging_face = "hf_model_name" in model.get("text_cfg", {})
     if config.lock_text and not config.lock_text_freeze_layer_norm and not hugging_face:
         raise ValueError(
@@ -188,7 +286,7 @@ def _check_locks(config: Config) -> None:
         )
 
 
-def _model_config(name: str) -> dict[str, Any]:
+def model_config(name: str) -> dict[str, Any]:
     """open_clip's description of a model, without importing it; empty when it is not known."""
     for folder in _model_folders():
         path = folder / f"{name.replace('/', '-')}.json"
@@ -221,7 +319,7 @@ def _warmup_warning(config: Config, steps: int) -> list[str]:
     ]
 
 
-def share_out(config: Config, *, workers: int, ranks: int, num_samples: int) -> Config:
+def share_out(config: Config, *, workers: int, ranks: int, root: Path) -> Config:
     """The configuration with which `ranks` do the work of `workers`, which they divide.
 
     Each takes several micro-batches in the place of one, so a step sees the same samples, and an
@@ -233,7 +331,7 @@ def share_out(config: Config, *, workers: int, ranks: int, num_samples: int) -> 
             **config.model_dump(),
             "accum_freq": config.accum_freq * (workers // ranks),
             # Rounded up as num_steps rounds, so that both count the same steps.
-            "train_num_samples": math.ceil(num_samples / whole) * whole,
+            "train_num_samples": math.ceil(num_samples(config, root=root) / whole) * whole,
             "cuda_graphs": False,  # they cannot accumulate, and change no number
         }
     )
@@ -244,8 +342,7 @@ def num_evaluations(config: Config) -> int:
     every = [spec.every for spec in config.evaluations]
     if zero_shot_runs(config):
         every.append(config.zeroshot_frequency)
-    schedules = [make_due(number, config.epochs) for number in every]
-    return sum(any(due(epoch) for due in schedules) for epoch in range(1, config.epochs + 1))
+    return count_evaluations(every, epochs=config.epochs)
 
 
 def shorten(config: Config, *, steps: int, workers: int) -> Config:
@@ -258,7 +355,7 @@ def shorten(config: Config, *, steps: int, workers: int) -> Config:
 
 def measures(config: Config) -> tuple[str, ...]:
     """Names of the measurements that the run's evaluations give."""
-    own = ("imagenet_top1", "imagenet_top5") if zero_shot_runs(config) else ()
+    own = tuple(metric.name for metric in IMAGENET) if zero_shot_runs(config) else ()
     return own + tuple(name for spec in config.evaluations for name in spec.measures())
 
 
@@ -272,7 +369,7 @@ def warmup_steps(config: Config) -> int:
     return 0 if config.skip_scheduler else config.warmup
 
 
-def chance(config: Config, *, root: Path, metric: str = "imagenet_top1") -> float:
+def chance(config: Config, *, root: Path, metric: str = IMAGENET[0].name) -> float:
     """A measurement by guessing: k of all classes, or of all pairs; 0 where it is not measured.
 
     Raises:
@@ -303,6 +400,6 @@ def _num_answers(path: str, root: Path, kind: str) -> int:
     return 1000 if templates is None else len(names)
 
 
-def make_due(every: int, epochs: int) -> Callable[[int], bool]:
-    """After every so many epochs and after the last, as the peer's zeroshot_frequency."""
-    return lambda epoch: epoch % every == 0 or epoch == epochs
+def plain_config(model: str) -> Config:
+    """A model by its name alone, to look at weights of elsewhere."""
+    return Config(model=model, precision="fp32")

@@ -40,7 +40,7 @@ def check_load(config: Config, model: Any, report: Mapping[str, Any]) -> dict[st
     import open_clip
     import torch
 
-    from ablate.training import cache
+    from ablate.training.data import cache
     from ablate.training.weights import compare_features, digest_tensors
 
     fields = {name: getattr(config, name) for name in _OF_THE_MODEL}

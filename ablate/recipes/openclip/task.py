@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.errors import DataError
@@ -12,8 +14,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from ablate.recipes import Specimen, Task
-    from ablate.training.evaluate import Encoder, EvalImages
+    from ablate.recipes.openclip.learner import Clip
+    from ablate.training.data.batches import Batch
+    from ablate.training.data.pairs import ImageTextSamples
+    from ablate.training.evaluations.features import Encoder
+    from ablate.training.evaluations.images import EvalImages
+    from ablate.training.inspection.specimen import Specimen
+    from ablate.training.task import Data, Execution, Length, Task
+    from ablate.trial.session import Ending, Session
 from ablate.recipes.openclip.classes import zero_shot_classes
 from ablate.recipes.openclip.config import Config
 from ablate.recipes.openclip.data import (
@@ -24,7 +32,7 @@ from ablate.recipes.openclip.data import (
     num_steps,
     open_train_index,
 )
-from ablate.recipes.openclip.encode import name_tokenizer
+from ablate.recipes.openclip.encode import CaptionTokenizer, make_tokenizer
 from ablate.recipes.openclip.evaluations import (
     make_encoder,
     make_evaluations,
@@ -32,15 +40,39 @@ from ablate.recipes.openclip.evaluations import (
     make_prompts,
     open_labelled_images,
 )
+from ablate.recipes.openclip.known_faults import READING
 from ablate.recipes.openclip.model import create_model
-from ablate.recipes.openclip.plan import measures
+from ablate.recipes.openclip.plan import IMAGENET, chance, measures
 from ablate.recipes.openclip.reload import check_load
-from ablate.recipes.openclip.step import (
-    make_clamp,
-    make_forward_backward,
-    make_optimizer,
-    make_schedule,
-)
+from ablate.recipes.openclip.step import make_schedule
+
+
+def run(session: Session) -> Ending:
+    """One rank of one attempt, from its checkpoint to its end."""
+    from ablate.training import ranks
+    from ablate.training.fit import fit
+    from ablate.training.memory import fitting
+
+    gang = ranks.enter(session)
+    config: Config = session.config
+    with fitting():
+        task = build(config, rank=gang.rank, world_size=gang.world_size, device=gang.device)
+    steps = num_steps(config, workers=gang.world_size, num_samples=task.length.num_samples)
+    batch = config.batch_size * gang.world_size * config.accum_freq
+    guess = chance(config, metric=IMAGENET[0].name, root=Path(session.trial["root"]))
+    session.about(
+        global_batch=None if config.siglip else batch,
+        warmup=config.warmup,
+        steps_total=steps,
+        chance_top1=guess or None,
+        feature_dim=int(getattr(task.learner.model.visual, "output_dim")),  # noqa: B009  # torch types it as a Tensor
+    )
+    return fit(
+        session,
+        task,
+        gang,
+        specimen=lambda: specimen(config, data=None, device=gang.device),
+    )
 
 
 def build(config: Config, *, rank: int, world_size: int, device: torch.device) -> Task:
@@ -52,86 +84,123 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
     import torch
     from open_clip.transform import PreprocessCfg
 
-    from ablate.recipes import Task
-    from ablate.training import augment, data, optim
+    from ablate.recipes.openclip.learner import Clip
+    from ablate.training.data import augment, batches
+    from ablate.training.task import Task, Watch
 
-    assert config.train_data is not None, "check() refuses a configuration without train_data"
     model, train_transform, eval_transform, facts = create_model(config, device)
     if config.init_from is not None:
         facts["init_from"] |= check_load(config, model, facts["init_from"])
     model.train()
 
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
-    tokenizer = open_clip.get_tokenizer(config.model, context_length=config.force_context_length)
+    tokenizer = make_tokenizer(config)
     index = open_train_index(config)
-    samples = data.ImageTextSamples(
-        index,
-        transform=make_train_transform(config, preprocess, train_transform),
-        tokenizer=tokenizer,
-        tokenizer_name=name_tokenizer(tokenizer),
-        # A stream reads the shards itself; then only the probe of the health is read from here.
-        cache_gib=0.0 if config.data_order == "stream" else config.cache_gib,
-        at_least=least_size(config, preprocess.size) if config.fast_jpeg else None,
-    )
+    samples = _open_samples(config, index, preprocess, train_transform, tokenizer)
+    facts["tokenizer"] = tokenizer.fingerprint
+    facts["reading"] = READING
     if index.faults:
         facts["shard_faults"] = {**index.num_faults, "lost_samples": lost_samples(index)}
     epoch_samples = config.train_num_samples or index.num_samples
     steps = num_steps(config, workers=world_size, num_samples=epoch_samples)
-    steps_per_epoch = steps // config.epochs
-    optimizer, groups = make_optimizer(config, model)
+    dtype = open_clip.get_input_dtype(config.precision) or torch.float32
     to_input = augment.ToInput(
-        preprocess.mean,
-        preprocess.std,
-        device=device,
-        dtype=open_clip.get_input_dtype(config.precision) or torch.float32,
+        preprocess.mean, preprocess.std, device=device, dtype=dtype,
         channels_last=config.channels_last,
-    )
+    )  # fmt: skip
     stream = None
     if config.data_order == "stream":
         stream = make_stream(
             config, index, epoch_samples, train_transform, tokenizer, world_size=world_size
         )
-    facts["data_order"] = data.STREAMED if stream else data.BY_POSITION
-    global_batch = config.batch_size * world_size * config.accum_freq
+    facts["data_order"] = batches.STREAMED if stream else batches.BY_POSITION
+    learner = Clip(
+        config, model, make_schedule(config, steps // config.epochs),
+        rank=rank, world_size=world_size, device=device, to_input=to_input,
+    )  # fmt: skip
     return Task(
-        model=model,
-        samples=samples,
+        learner=learner,
+        data=_data(config, samples, stream),
+        length=_length(config, epoch_samples),
+        seed=config.seed,
+        evaluations=make_evaluations(
+            config, model, samples, epoch_samples, eval_transform, tokenizer, device, to_input
+        ),
+        execution=_execution(config, device, learner),
+        keep=config.keep,
+        interruption=config.interruption,
+        watch=Watch(
+            moments=_WATCHED, look_inside=make_look_inside(config, model, device, to_input)
+        ),
+        facts=facts,
+    )
+
+
+def _length(config: Config, epoch_samples: int) -> Length:
+    from ablate.training.task import Length
+
+    return Length(
         num_samples=epoch_samples,
         batch_size=config.batch_size,
         accum_freq=config.accum_freq,
         epochs=config.epochs,
-        optimizer=optimizer,
-        schedule=make_schedule(config, steps_per_epoch),
-        forward_backward=make_forward_backward(config, rank, world_size, device, to_input),
-        after_step=make_clamp(model),
+    )
+
+
+def _execution(config: Config, device: torch.device, learner: Clip) -> Execution:
+    import torch
+
+    from ablate.training.stable import clip_units
+    from ablate.training.task import Execution
+
+    clip: Callable[..., None] | None = learner.zclip
+    if config.grad_clip_units is not None:
+        clip = partial(clip_units, most=config.grad_clip_units)
+    return Execution(
         scaler=torch.amp.GradScaler(device.type) if config.precision == "amp" else None,
         grad_clip_norm=config.grad_clip_norm,
+        clip=clip,
         sync_batch_norm=config.use_bn_sync,
         compile=config.torchcompile,
         cuda_graphs=config.cuda_graphs,
         static_graph=config.ddp_static_graph,
-        evaluations=make_evaluations(
-            config, model, samples, epoch_samples, eval_transform, tokenizer, device, to_input
-        ),
-        seed=config.seed,
-        stream=stream,
-        loader_workers=config.workers,
+    )
+
+
+def _data(
+    config: Config,
+    samples: ImageTextSamples,
+    stream: Callable[[int, int], Iterator[Batch]] | None,
+) -> Data:
+    from ablate.training.task import Data
+
+    return Data(
+        samples,
+        max_fault_share=config.max_fault_share,
+        workers=config.workers,
         prefetch=config.prefetch,
         pin_memory=config.pin_memory,
-        max_fault_share=config.max_fault_share,
-        checkpoint_epochs=config.checkpoint_frequency,
-        keep_every_epochs=config.keep_every,
-        look_inside=make_look_inside(config, model, device, to_input),
-        watched=(
-            "visual.conv1.weight",
-            "visual.attnpool.c_proj.weight",
-            "*positional_embedding",
-        ),
-        warmup=config.warmup,
-        global_batch=None if config.siglip else global_batch,
-        feature_dim=model.visual.output_dim,
-        parameter_groups=optim.describe(groups),
-        facts=facts,
+        stream=stream,
+    )
+
+
+_WATCHED = ("visual.conv1.weight", "visual.attnpool.c_proj.weight", "*positional_embedding")
+"""Whose second moments are watched; arXiv 2304.13013 saw them lag in the first layer."""
+
+
+def _open_samples(
+    config: Config, index: Any, preprocess: Any, transform: Any, tokenizer: CaptionTokenizer
+) -> ImageTextSamples:
+    from ablate.training.data.pairs import ImageTextSamples
+
+    return ImageTextSamples(
+        index,
+        transform=make_train_transform(config, preprocess, transform),
+        tokenizer=tokenizer,
+        words=tokenizer.fingerprint if tokenizer.hugging_face else "",
+        # A stream reads the shards itself; then only the probe of the health is read from here.
+        cache_gib=0.0 if config.data_order == "stream" else config.cache_gib,
+        at_least=least_size(config, preprocess.size) if config.fast_jpeg else None,
     )
 
 
@@ -149,8 +218,9 @@ def specimen(config: Config, *, data: str | None, device: torch.device) -> Speci
     import torch
     from open_clip.transform import PreprocessCfg
 
-    from ablate.recipes import Specimen
-    from ablate.training import augment
+    from ablate.training.data import augment
+    from ablate.training.image_models import make_features
+    from ablate.training.inspection.specimen import Specimen
 
     model, _, transform, _ = create_model(config, device)
     model.eval()
@@ -168,46 +238,41 @@ def specimen(config: Config, *, data: str | None, device: torch.device) -> Speci
         config = config.model_copy(update={"cache_gib": 0.0})
     images = open_labelled_images(config, path, model, transform) if path is not None else None
 
-    def features(net: torch.nn.Module, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        assert images is not None
-        with torch.inference_mode(), encoder.autocast():
-            parts = [
-                encoder.images(net, pixels).float().cpu()
-                for pixels in images.chosen(rows, encoder.batch_size)
-            ]
-        return torch.cat(parts).clone()
-
-    zero_shot, names = None, list[str]()
+    own: dict[str, Any] = {}
+    lacks: tuple[str, ...] = ()
+    names: list[str] = []
     if path is not None and images is not None:
         try:
             names, _ = zero_shot_classes(path)
             names = names or list(open_clip.IMAGENET_CLASSNAMES)
             prompts = make_prompts(path, images)
-            tokenizer = open_clip.get_tokenizer(
-                config.model, context_length=config.force_context_length
-            )
-            zero_shot = _zero_shot_answers(prompts, images, encoder, tokenizer)
+            answers = _zero_shot_answers(prompts, images, encoder, make_tokenizer(config))
+            own = {"zero_shot": answers}
         except DataError:
-            pass  # without names there is no zero-shot classification, and the rest stands
+            lacks = ("zero-shot: the images have no class names and templates",)
     return Specimen(
         model=model,
         frozen=frozen,
         labels=images.labels if images is not None else np.zeros(0, np.int64),
         class_names=names,
-        features=features,
-        zero_shot=zero_shot,
+        features=make_features(images, encoder),
+        own=own,
+        lacks=lacks,
     )
 
 
 def _zero_shot_answers(
-    prompts: Sequence[Sequence[str]], images: EvalImages, encoder: Encoder, tokenizer: Any
+    prompts: Sequence[Sequence[str]],
+    images: EvalImages,
+    encoder: Encoder,
+    tokenizer: CaptionTokenizer,
 ) -> Any:
-    """Specimen.zero_shot of these images."""
+    """Zero-shot classification of these images, for ``Specimen.own``."""
     import numpy as np
     import torch
 
-    from ablate.training.distributed import Gang
-    from ablate.training.evaluate import ZeroShot
+    from ablate.training.evaluations.zero_shot import ZeroShot
+    from ablate.training.ranks import Gang
 
     def answers(
         net: torch.nn.Module,
@@ -224,7 +289,6 @@ def _zero_shot_answers(
             images,
             [[prompts[number][place] for place in picked] for number in classes],
             tokenizer=tokenizer,
-            tokenizer_name=name_tokenizer(tokenizer),
             encoder=encoder,
             due=lambda epoch: True,
         ).classifier(net, Gang(0, 1, 0, 1, encoder.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
 
     from ablate.training.weights import LoadReport
 
-from ablate.recipes.openclip.config import Config, InitFrom
+from ablate.recipes.openclip.config import Config
 from ablate.recipes.openclip.encode import encode_image, encode_text
-
-PROBE_FILE = "probe_features.json"
-"""Features of a fixed probe, stored beside exported weights: whoever loads them can check."""
+from ablate.training.exported import PROBE_FILE
+from ablate.training.init_from import InitFrom, load_initial
 
 
 def compute_probe(model: Any, *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def compute_probe(model: Any, *, dtype: torch.dtype | None = None) -> dict[str, 
     import torch
     from open_clip.utils import to_2tuple
 
-    from ablate.training.augment import uniforms
+    from ablate.training.data.augment import uniforms
 
     height, width = to_2tuple(model.visual.image_size)
     numbers = uniforms(np.arange(4, dtype=np.uint64), 3 * height * width)
@@ -56,24 +56,35 @@ def fit_weights(source: InitFrom, model: torch.nn.Module) -> LoadReport:
     """
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
-    from ablate.training.weights import load_weights
-
     def resize(state: Any, net: Any) -> None:
         resize_pos_embed(state, net)
+        _resize_attention_pool(state, net)
         resize_text_pos_embed(state, net)
 
-    return load_weights(
-        model,
-        Path(source.path),
-        sha256=source.sha256,
-        key_map=source.key_map,
-        reset=source.reset,
-        allow_missing=source.allow_missing,
-        allow_unexpected=source.allow_unexpected,
-        on_shape=source.on_shape,
-        min_loaded=source.min_loaded,
-        resize=resize,
+    return load_initial(source, model, resize=resize)
+
+
+_POOL = "visual.attnpool.positional_embedding"
+
+
+def _resize_attention_pool(state: Any, model: Any) -> None:
+    """Fit a ResNet's positional embedding, as open_clip.model.resize_pos_embed fits a ViT's: the
+    mean's place stays, the grid is interpolated."""
+    import torch
+
+    own = getattr(getattr(model.visual, "attnpool", None), "positional_embedding", None)
+    stored = state.get(_POOL)
+    if own is None or stored is None or stored.shape == own.shape:
+        return
+    sides = [math.isqrt(len(each) - 1) for each in (stored, own)]
+    if any(s * s + 1 != len(e) for s, e in zip(sides, (stored, own), strict=True)):
+        return  # no square picture; the difference in shape is told
+    grid = stored[1:].float().T.reshape(1, -1, sides[0], sides[0])
+    resized = torch.nn.functional.interpolate(
+        grid, size=(sides[1], sides[1]), mode="bicubic", antialias=True, align_corners=False
     )
+    flat = resized.reshape(stored.shape[1], -1).T.to(stored.dtype)
+    state[_POOL] = torch.cat([stored[:1], flat])
 
 
 def load_initial_weights(config: Config, model: torch.nn.Module) -> dict[str, Any]:

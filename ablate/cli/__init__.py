@@ -1,0 +1,1 @@
+"""The door: verbs, options, what the terminal shows; no logic."""

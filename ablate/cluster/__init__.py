@@ -1,0 +1,1 @@
+"""Gangs on machines: what an attempt needs, this machine, Ray, and the keeper of each machine."""

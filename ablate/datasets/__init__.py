@@ -1,1 +1,0 @@
-"""Preparing data: the index over WebDataset shards, and the small real dataset."""

@@ -1,0 +1,131 @@
+"""Logs that trainers print, and lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ablate.markers.event import Context
+from ablate.markers.foreign.columns import quantity_of
+from ablate.markers.foreign.run import ForeignError, Record, Source
+from ablate.markers.foreign.steps import step_of
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)\b"
+_NAME = r"(?<!\w)[A-Za-z_]\w{0,60}(?: [A-Za-z_]\w{0,60})?"  # bounded: a line may be of any length
+_PAIR = re.compile(rf"({_NAME})\s*[:=]\s*({_NUMBER})", re.IGNORECASE)
+_LOSS = re.compile(rf"(?<=[:,|] )loss ({_NUMBER})", re.IGNORECASE)
+"""nanoGPT's ``iter 10: loss 4.2``."""
+_OF = re.compile(r"\b(?:iteration|iter|step)\s+(\d+)\s*[/:]", re.IGNORECASE)
+_IN_EPOCH = re.compile(r"\b(?:epoch|train): ?\[?(\d+)\]?\s+\[\s*(\d+)\s*/\s*\d+", re.IGNORECASE)
+"""(epoch, step of it) as MAE's, DINO's and timm's programs print them."""
+_BATCH = re.compile(r"global batch size:?\s*(\d+)", re.IGNORECASE)
+_ENOUGH = (("loss", False), ("grad_norm", False))
+"""Either makes a line one of training: Megatron-LM prints no loss where it is not a number."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_QUOTES = str.maketrans("", "", "\"'")
+"""fairseq's lines hold JSON, and those of Hugging Face's trainer are dictionaries."""
+
+
+def read_log(place: Path, text: str) -> Source | None:
+    """Lines with ``name: number`` pairs, as torchtitan, Megatron-LM, Chinese-CLIP and many others
+    print them; None where no line has a loss."""
+    lines = [_COLOUR.sub("", line).translate(_QUOTES) for line in text.splitlines()]
+    found = [(line, _pairs(line)) for line in lines]
+    stepped = any(step_of(dict.fromkeys(values, 1)) and _tells(values) for _, values in found)
+    records, unread = [], []
+    for at, (line, values) in enumerate(found, start=1):
+        if _tells(values) and (step_of(dict.fromkeys(values, 1)) or not stepped):
+            records.append(Record(f"{place}:{at}", values))
+        elif line.strip():
+            unread.append(line.strip())
+    if not any(quantity_of(name)[0] == "loss" for record in records for name in record.values):
+        return None
+    notes = []
+    if unread:
+        shown = unread[0][:100]
+        notes.append(f"{len(unread)} lines have no step with a loss and were not read: {shown!r}")
+    context = Context()
+    batch = _BATCH.search(text)
+    if batch and any("logit_scale" in record.values for record in records):
+        context = replace(context, global_batch=int(batch[1]))
+    return Source(str(place), records, context, notes)
+
+
+def _pairs(line: str) -> dict[str, Any]:
+    values: dict[str, Any] = {name.lower(): value for name, value in _PAIR.findall(line)}
+    if loss := _LOSS.search(line):
+        values.setdefault("loss", loss[1])
+    if of := _OF.search(line):
+        values["step"] = of[1]
+    if (within := _IN_EPOCH.search(line)) and not step_of(dict.fromkeys(values, 1)):
+        values["epoch"], values["step"] = within.groups()
+    return values
+
+
+def _tells(values: Mapping[str, Any]) -> bool:
+    """Whether a line speaks of a step of training."""
+    return any(quantity_of(name) in _ENOUGH for name in values)
+
+
+def read_json(place: Path, text: str) -> Source | None:
+    """A file of one JSON object a line, a list of them, or Hugging Face's trainer_state.json;
+    None where it is none of these.
+
+    Raises:
+        ForeignError: a line in the middle that is no JSON.
+    """
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return _read_lines(place, text) if text.lstrip().startswith("{") else None
+    if isinstance(whole, Mapping):
+        whole = whole.get("log_history") or _by_place(whole)
+    return Source(str(place), list(_records(place, enumerate(whole, start=1))))
+
+
+def _by_place(whole: Mapping[str, Any]) -> list[Any]:
+    """A mapping of lists of one length, such as Keras' history, as records."""
+    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
+    if not lists or len({len(value) for value in lists.values()}) > 1:
+        return [whole]
+    return [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
+
+
+def _read_lines(place: Path, text: str) -> Source | None:
+    notes, found = [], []
+    lines = [(k, line) for k, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    for at, line in lines:
+        try:
+            found.append((at, json.loads(line)))
+        except json.JSONDecodeError:
+            if at == lines[0][0]:
+                return None
+            if at != lines[-1][0]:
+                raise ForeignError(
+                    f"{place}:{at}: no JSON: {line[:60]!r}; give one object a line"
+                ) from None
+            notes.append("the last line is cut and was not read")
+    return Source(str(place), list(_records(place, found)), notes=notes)
+
+
+def _records(place: Path, found: Iterable[tuple[int, Any]]) -> Iterable[Record]:
+    for at, item in found:
+        if isinstance(item, Mapping):
+            yield Record(f"{place}:{at}", dict(_flat(item)))
+
+
+def _flat(item: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers and texts of an object, those of an object within it as ``outer/inner``."""
+    for name, value in item.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}/")
+        elif value is None or (
+            isinstance(value, int | float | str) and not isinstance(value, bool)
+        ):
+            yield f"{before}{name}", value

@@ -1,0 +1,161 @@
+"""What a configuration amounts to before anything runs: warnings, steps, groups, measurements."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import DataError
+from ablate.recipes.mae.config import EXTRA, KINDS, LIBRARIES, Config
+from ablate.training.counts import count_evaluations, steps_per_epoch
+from ablate.training.evaluations.fields import chance_of_features, data_of
+from ablate.training.planning import count_samples, sketch
+from ablate.training.sketches import sentence
+from ablate.trial.extras import refuse_without
+from ablate.trial.metrics import Metric
+from ablate.trial.recipe import Note, Outline
+
+FLOOR_SAMPLES = 1024
+"""Of the training data, from which the loss of predicting nothing is measured."""
+
+
+def metrics(config: Config) -> tuple[Metric, ...]:
+    """What a run may be judged by; evaluations with a name measure NAME_OF_METRIC/NAME."""
+    return tuple(metric for kind in KINDS for metric in kind.MEASURES)
+
+
+def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool = False) -> Outline:
+    """What a configuration amounts to on a gang; `deep` builds the model without memory.
+
+    Raises:
+        ValueError: it cannot run there; says why and what to change.
+    """
+    refuse_without(LIBRARIES, recipe="mae", extra=EXTRA)
+    if config.data_path is None:
+        raise ValueError("data_path is missing; give a folder of images, or shards (.tar)")
+    steps, why = None, ""
+    try:
+        steps = num_steps(config, workers=workers, num_samples=num_samples(config, root=root))
+    except (DataError, OSError) as error:
+        why = str(error)
+    warnings = check(config, gpus=gpus)
+    size, notes = None, list[Note]()
+    if deep:
+        size, note, decayed = _sketch(config)
+        notes.append(note)
+        if decayed:
+            warnings.append(
+                f"{decayed} tensors of one dimension (LayerNorms and biases) are decayed by "
+                f"param_groups {config.param_groups}: the peer decays none"
+            )
+    return Outline(
+        measures=tuple(name for spec in config.evaluations for name in spec.measures()),
+        measured_on=data_of(config.evaluations, default=config.val_path),
+        steps=steps,
+        samples=config.batch_size * config.accum_iter * workers,
+        no_steps=why,
+        warmup=round((steps or 0) * config.warmup_epochs / config.epochs),
+        evaluations=count_evaluations(
+            (spec.every for spec in config.evaluations), epochs=config.epochs
+        ),
+        checkpoint_bytes=size,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def check(config: Config, *, gpus: int) -> list[str]:
+    """Warnings about a configuration on workers with `gpus` GPUs each (0: CPU)."""
+    warnings = []
+    if gpus == 0 and config.precision == "amp":
+        warnings.append(
+            "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, and slow "
+            "where the CPU emulates fp16; amp_bf16 or fp32 is the usual choice on CPUs"
+        )
+    if config.warmup_epochs > 0.2 * config.epochs:
+        warnings.append(
+            f"warmup_epochs {config.warmup_epochs:g} is "
+            f"{config.warmup_epochs / config.epochs:.0%} of the run; the peer's is a tenth"
+        )
+    if int(config.patches * (1 - config.mask_ratio)) == 0:
+        warnings.append(
+            f"mask_ratio {config.mask_ratio:g} hides all {config.patches} patches: the encoder "
+            "sees nothing, and nothing can be learnt. Use it as a negative control only"
+        )
+    warnings += [f"{why}: use it as a negative control only" for why in _wrong(config)]
+    return warnings
+
+
+def unsound(config: Config, *, workers: int) -> list[str]:
+    """Why no one should train with this configuration, whatever it scores; empty if one may."""
+    return _wrong(config)
+
+
+def _wrong(config: Config) -> list[str]:
+    if config.init == "transformers":
+        return ["init transformers begins with positions of zero, which nothing can mend"]
+    return []
+
+
+def num_samples(config: Config, *, root: Path) -> int:
+    """Samples of one epoch: as given, else counted in the data under `root`."""
+    assert config.data_path is not None, "outline() refuses a configuration without data"
+    return count_samples(config.data_path, given=config.train_num_samples, root=root)
+
+
+def num_steps(config: Config, *, workers: int, num_samples: int) -> int:
+    """Optimizer steps of the run."""
+    per_epoch = steps_per_epoch(
+        num_samples,
+        batch_size=config.batch_size,
+        accum_freq=config.accum_iter,
+        world_size=workers,
+    )
+    return per_epoch * config.epochs
+
+
+def _sketch(config: Config) -> tuple[int, Note, int]:
+    """Bytes that a trial's checkpoints take at most, what is decayed, and how many vectors are."""
+    import torch
+
+    from ablate.recipes.mae.groups import count_decayed_vectors, make_optimizer
+    from ablate.recipes.mae.model import create_model
+
+    model = create_model(config, torch.device("meta"))
+    optimizer = make_optimizer(config, model, lr=1.0)
+    size, groups = sketch(model, optimizer, config.keep, epochs=config.epochs)
+    note = Note(label="decay", text=sentence(groups), facts=groups)
+    return size, note, count_decayed_vectors(optimizer.param_groups)
+
+
+def chance(config: Config, *, metric: str, root: Path) -> float | None:
+    """A measurement by guessing; None for losses, whose floor the run itself measures.
+
+    Raises:
+        DataError: the data of that evaluation are not there.
+    """
+    return chance_of_features(
+        config.evaluations, metric=metric, default_path=config.val_path, root=root
+    )
+
+
+def shorten(config: Config, *, steps: int, workers: int) -> Config:
+    """A run of a few steps and one evaluation that takes the same time for each."""
+    samples = steps * config.batch_size * config.accum_iter * workers
+    changed: dict[str, Any] = {"train_num_samples": samples, "epochs": 1, "interruption": None}
+    return config.model_copy(update={**changed, "warmup_epochs": min(config.warmup_epochs, 1.0)})
+
+
+def share_out(config: Config, *, workers: int, ranks: int, root: Path) -> Config:
+    """The configuration with which `ranks` do the work of `workers`, which they divide: each takes
+    several micro-batches in the place of one, and a step has the same mean gradient."""
+    whole = config.batch_size * workers
+    samples = math.ceil(num_samples(config, root=root) / whole) * whole
+    return Config(
+        **{
+            **config.model_dump(),
+            "accum_iter": config.accum_iter * (workers // ranks),
+            "train_num_samples": samples,
+        }
+    )

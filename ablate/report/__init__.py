@@ -1,0 +1,1 @@
+"""A study folder turned into what people read: page, pictures, tables, export, verify."""

@@ -1,0 +1,1 @@
+"""A study turned into attempts: plan, look before, the loop, status."""

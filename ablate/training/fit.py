@@ -1,0 +1,76 @@
+"""A task trained to its end on one rank, and what its result says beside the measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ablate.training import loop, ranks
+from ablate.training.arithmetic import name_device, name_float32
+from ablate.training.inspection.inspect import trial_record
+from ablate.training.inspection.specimen import Specimen
+from ablate.training.memory import fitting
+from ablate.training.ranks import Gang
+from ablate.training.sketches import sentence
+from ablate.training.task import Task
+from ablate.trial.session import Ending, Session
+
+
+def fit(
+    session: Session, task: Task, gang: Gang, *, specimen: Callable[[], Specimen] | None = None
+) -> Ending:
+    """Train `task` from its newest checkpoint to its end, on every rank of `gang` at once.
+
+    `specimen` makes the model with its initial weights; with it, a run that ended leaves what its
+    weights and features say (learning.json).
+
+    Raises:
+        CheckpointError: the newest checkpoint belongs to another run, or cannot be written.
+        DataError: the data cannot be used.
+        InfeasibleError: it does not fit the memory; says what to try.
+    """
+    ranks.meet(gang)
+    with fitting(task):
+        run = loop.Run(task, gang, session)
+        if session.first:
+            loop.log.info("%s", sentence(run.checkpoints.groups))
+        ending = run.train()
+    makes = ranks.gather(name_device(gang.device), gang)
+    ranks.leave()
+    if not session.first or ending.status == "stopped":
+        return ending
+    session.note(**_facts(run, makes))
+    session.conclude(ending)
+    learner = task.learner
+    if specimen is not None and ending.status in ("completed", "diverged"):
+        learned = trial_record(specimen, learner.model, learner.optimizer, step=ending.step)
+        session.learning(learned)
+        loop.log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))
+    return ending
+
+
+def _facts(run: loop.Run, makes: Sequence[str]) -> dict[str, Any]:
+    task, gang, progress = run.task, run.gang, run.progress
+    memory = None
+    if gang.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(gang.device) / 2**30
+    return {
+        "train_s": progress.train_s,
+        "eval_s": progress.eval_s,
+        "skipped_steps": progress.skipped,
+        "data_faults": progress.faults,
+        "peak_memory_gib": memory,
+        "num_parameters": sum(p.numel() for p in task.learner.model.parameters()),
+        "parameter_groups": run.checkpoints.groups,
+        "facts": {
+            "threads": torch.get_num_threads(),
+            "device": str(gang.device),
+            "makes": sorted(set(makes)),
+            "fp32": name_float32(gang.device),
+            "torch": torch.__version__,
+            "data": task.data.samples.fingerprint,
+            **task.facts,
+        },
+    }

@@ -1,0 +1,1 @@
+"""One trial from inside: identity, what is measured, the pulse; no torch."""

@@ -1,0 +1,124 @@
+"""The studies of mae and swav, cut down: what a setting does shows in what is measured of it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ablate.cluster.local import LocalCluster
+from ablate.records.folder import StudyRecord, TrialRecord
+from ablate.runner import controller, hold
+from ablate.study import load_study, parse_study
+from ablate.training.data.emoji_groups import prepare_emoji_groups
+from ablate.trial.recipe import load
+from tests.scripted_studies import Recorder
+
+STUDIES = Path(__file__).parents[2] / "studies"
+EVERYTHING = ("mae_weight_decay", "swav_collapse", "mae_vit_b_imagenet", "swav_rn50_bs256")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where data/emoji-groups lies."""
+    os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    folder = tmp_path_factory.mktemp("root")
+    prepare_emoji_groups(folder / "data" / "emoji-groups")
+    return folder
+
+
+def run(
+    name: str, root: Path, *, seed: int, keep: Mapping[str, Any], **fields: Any
+) -> dict[str, TrialRecord]:
+    """The study of that name with these factors and fields and one seed; its trials by level."""
+    text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
+    text["baseline"] |= fields
+    text |= {"factors": dict(keep), "controls": {}, "seeds": [seed]}
+    study = parse_study(yaml.safe_dump(text), path=f"{name}.yaml", root=root)
+    record = StudyRecord(root / "runs" / name)
+    told = Recorder()
+    with hold.controlling(record), LocalCluster(num_cpus=2) as cluster:
+        controller.launch(study, record, cluster=cluster, book=told, mirror=told)
+    return by_level(record, keep)
+
+
+def by_level(record: StudyRecord, factors: Mapping[str, Any]) -> dict[str, TrialRecord]:
+    """Its trials by the level that differs from the first of each factor; "" for none."""
+    found = {}
+    for trial in record.records():
+        levels = trial.trial()["levels"]
+        apart = [level for name, level in levels.items() if level != str([*factors[name]][0])]
+        found[apart[0] if apart else ""] = trial
+    return found
+
+
+def last(trial: TrialRecord, name: str) -> float:
+    """The last value of a measurement, of steps or of evaluations."""
+    rows = [row for row in (*trial.trace(), *trial.evaluations()) if name in row]
+    return float(rows[-1][name])
+
+
+def test_positions_of_zero_and_decayed_norms_show(root: Path) -> None:
+    """In 80 steps an encoder that knows no positions gets less than half as far below predicting
+    nothing; where everything decays, LayerNorms shrink by exp(-sum of lr x weight_decay), and the
+    reconstruction says nothing of it."""
+    found = run(
+        "mae_weight_decay",
+        root,
+        seed=1,
+        keep={
+            "decay": {"mae": {}, "all_strong": {"param_groups": "all", "weight_decay": 1.0}},
+            "init": ["mae", "transformers"],
+        },
+        train_num_samples=1024,
+        batch_size=64,
+        evaluations=[{"kind": "reconstruction", "every": 5}],
+    )
+    assert set(found) == {"", "all_strong", "transformers"}
+    gaps = {level: last(trial, "recon_gap") for level, trial in found.items()}
+    assert gaps["transformers"] < 0.5 * gaps[""], gaps
+    assert gaps["all_strong"] == pytest.approx(gaps[""], rel=0.1)
+    rates = sum(row["lr"] for row in found[""].trace() if row["step"] <= 50)
+    scales = {level: last(trial, "ln_scale_min") for level, trial in found.items()}
+    shrunk = scales["all_strong"] / scales[""]
+    assert shrunk == pytest.approx(math.exp(-rates), abs=0.01), (scales, rates)
+
+
+def test_the_best_loss_may_be_a_collapse(root: Path) -> None:
+    """The baseline keeps its projections apart over most of the prototypes and is STABLE. With
+    nothing balanced the loss is far better, with one prototype in use: COLLAPSED."""
+    found = run(
+        "swav_collapse",
+        root,
+        seed=0,
+        keep={"sinkhorn_iterations": [3, 0]},
+        epochs=2,
+        train_num_samples=2560,
+        evaluations=[{"kind": "knn", "train_path": "data/emoji-groups/train", "every": 2}],
+    )
+    sound, single = found[""], found["0"]
+    assert last(sound, "projection_spread") > 0.4 and last(sound, "prototypes_used") > 8
+    assert last(single, "loss") < 0.1 < 3 < last(sound, "loss")
+    assert last(single, "prototypes_used") == 1 and last(single, "projection_spread") < 0.15
+    results = [trial.result(1) or {} for trial in (sound, single)]
+    assert [each["verdict"] for each in results] == ["STABLE", "COLLAPSED"]
+    assert "PROTOTYPE_COLLAPSE" in results[1]["flags"]
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_studies_plan_anywhere(name: str, tmp_path: Path) -> None:
+    """Each study is valid, and its cells have an outline without its data."""
+    study = load_study(STUDIES / f"{name}.yaml")
+    recipe = load(study.recipe)
+    config = recipe.Config(**study.config(study.cell({}), seed=0))
+    gang = study.gang.shape()
+    found = recipe.outline(
+        config, workers=gang.workers, gpus=int(gang.gpus_per_worker), root=tmp_path
+    )
+    assert study.objective.metric in found.measures
+    assert found.steps or found.no_steps
