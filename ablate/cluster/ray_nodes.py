@@ -154,6 +154,7 @@ class Nodes:
             explain_shortage(shape, {names[n]: left for n, left in free.items()}, now=True),
             away=total - count_gangs(shape, answering),
             notes=notes,
+            silent=self.silent,
         )
 
 

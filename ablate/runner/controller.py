@@ -187,6 +187,8 @@ class _Loop:
         if self.over_budget or self.agenda.next(self.clock()) is None:
             return
         shape, capacity = self.attempts.room()
+        if capacity.silent:
+            return  # what is begun now would only wait
         if capacity.total == 0:
             if self.attempts.placed or (self.attempts.active and not capacity.notes):
                 return  # its nodes may come back

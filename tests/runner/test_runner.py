@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from scripted_studies import STUDY, TRIALS, Recorder, attempts, prepare, run
+from stepping_cluster import Stepping
 
+from ablate.cluster.contract import Attempt, Capacity, GangEvent, Shape
 from ablate.cluster.local import LocalCluster
 from ablate.errors import PlacementError, RecordError
 from ablate.records.folder import StudyRecord
@@ -269,6 +272,46 @@ def wait_for(condition: Callable[[], bool], *, deadline_s: float) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.05)
+
+
+def test_nothing_is_begun_while_nobody_answers_who_could_place_it(tmp_path: Path) -> None:
+    """Trials that had to leave a silent cluster wait, and go on when it answers again."""
+    study = prepare(tmp_path, [])
+    cluster = Leaving()
+    record = StudyRecord(tmp_path / "runs" / study.name)
+    with hold.controlling(record):
+        mirror = Recorder()
+        status = controller.launch(study, record, cluster=cluster, book=mirror, mirror=mirror)
+    assert status.outcomes == {"completed": TRIALS}
+    assert cluster.begun_in_silence == 0
+    assert sorted(attempts(record).values()) == [1, 1, 1, 1, 2, 2]
+
+
+class Leaving(Stepping):
+    """Two seats; asks for them at its second turn, and is silent for the next ten."""
+
+    turns = begun_in_silence = 0
+
+    def __init__(self) -> None:
+        super().__init__(2, lambda: [{"match": {}, "steps": 5}])
+
+    def start(self, attempt: Attempt) -> None:
+        self.begun_in_silence += self.silent
+        super().start(attempt)
+
+    def wait(self, timeout_s: float) -> list[GangEvent]:
+        self.turns += 1
+        if self.turns == 2:
+            for trial_id in list(self.running):
+                self.stop(trial_id, grace_s=0.0)
+        return super().wait(timeout_s)
+
+    def capacity(self, shape: Shape) -> Capacity:
+        return replace(super().capacity(shape), silent=self.silent)
+
+    @property
+    def silent(self) -> bool:
+        return 2 <= self.turns < 12
 
 
 def test_what_is_set_for_a_launch_reaches_its_ranks_and_secrets_do_not() -> None:
