@@ -43,8 +43,9 @@ def autoscaled(folder: Path, *, most: int) -> Iterator[str]:
         port = int(probe.getsockname()[1])
     provider = {
         # As one of Ray's own kinds it would read a file of defaults that the wheel lacks.
-        "type": "external", "module": PROVIDER, "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True,
-        "disable_node_updaters": True, "disable_launch_config_check": True,
+        "type": "external", "module": PROVIDER, "head_node_id": FAKE_HEAD_NODE_ID,
+        "launch_multiple": True, "disable_node_updaters": True,
+        "disable_launch_config_check": True,
         "gcs_address": f"127.0.0.1:{port}",
     }  # fmt: skip
     config = {
