@@ -57,7 +57,7 @@ def launch(
         book = stack.enter_context(open_book(study, record, None))
         status = controller.launch(
             study, record, cluster=cluster, book=book, mirror=mirror, clock=cluster.clock,
-            watch=watch,
+            watch=watch, looking_share=1.0,
         )  # fmt: skip
         assert book.trouble is None
     assert behind == []

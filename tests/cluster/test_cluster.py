@@ -417,7 +417,7 @@ def test_a_dead_keeper_is_noticed_and_replaced(cluster: Cluster, tmp_path: Path)
     killed = time.monotonic()
     last = follow(cluster, "a")[-1]
     assert last.kind == "lost" and last.exit_codes == (None, None) and "SIGKILL" in last.detail
-    assert time.monotonic() - killed < 5.0
+    assert time.monotonic() - killed < 30.0
     # All but the daemons: they left their rank's session, and their keeper was not given the
     # time to kill them.
     daemons = [pids[2], pids[6]]

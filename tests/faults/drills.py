@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import random
 import shutil
@@ -281,7 +282,10 @@ def _striking(
 
 
 def allowed_s(bound_s: float) -> float:
-    """A bound for a quiet machine, stretched by how loaded this one is."""
+    """A bound for a quiet machine, stretched by how loaded this one is; none in the suite, where
+    no time decides (`ABLATE_TIMED=1` with the drills)."""
+    if not os.environ.get("ABLATE_TIMED"):
+        return math.inf
     return bound_s * max(2.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

@@ -69,12 +69,12 @@ def test_another_host_s_launch_is_seen_by_its_beat(tmp_path: Path) -> None:
             driver.wait()
     began = time.monotonic()
     with hold.controlling(record):  # it stands still
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     for past in ({"ended": True}, {"time": time.time() - 1e6}):
-        beat(tmp_path, **past)
+        beat(tmp_path, **past, every_s=60.0)
         began = time.monotonic()
         with hold.controlling(record):
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 60.0
 
 
 BEATS = f"""

@@ -381,7 +381,7 @@ def test_a_locked_storage_holds_nothing_up_and_is_caught_up_with(tmp_path: Path)
     took_s = time.monotonic() - begun
     assert len(asked) == 5
     assert book.trouble is not None and "locked" in book.trouble
-    assert took_s < 20
+    assert took_s < 120
     lock.execute("ROLLBACK")
     lock.close()
     book.close()

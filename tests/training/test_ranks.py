@@ -50,7 +50,7 @@ def come_late(rank: int, port: int) -> None:
         with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
             ranks.barrier(gang)  # rank 1 never comes
         store.set("over", "")
-        assert PATIENCE_S - 1 < time.monotonic() - began < PATIENCE_S + 20
+        assert PATIENCE_S - 1 < time.monotonic() - began < PATIENCE_S + 60
 
 
 def travel(rank: int, port: int) -> None:

@@ -263,7 +263,7 @@ def test_without_store_and_disk_nothing_is_begun_again(store: Store, tmp_path: P
         uploader.wake(keep=())
         began = time.monotonic()
         assert uploader.close(timeout_s=0.5) is False
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
     finally:
         store.open()
 
