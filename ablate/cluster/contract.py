@@ -112,6 +112,8 @@ class Capacity:
     """How many of total need machines that do not answer now."""
     notes: tuple[str, ...] = ()
     """What people should know of machines that are there and not used."""
+    machines: int = 1
+    """How many machines have room for a worker of it, with nothing else running."""
     silent: bool = False
     """Nobody answers who could place a gang: these are the figures of the last answer."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -154,6 +155,7 @@ class Nodes:
             explain_shortage(shape, {names[n]: left for n, left in free.items()}, now=True),
             away=total - count_gangs(shape, answering),
             notes=notes,
+            machines=sum(bool(_seats(shape, facts)) for facts in usable.values()),
             silent=self.silent,
         )
 
@@ -162,6 +164,11 @@ def _has(facts: Mapping[str, Any], shape: Shape) -> bool:
     """Whether a node has the labels that a gang asks for."""
     labels = facts.get("Labels", {})
     return all(labels.get(name) == value for name, value in shape.labels)
+
+
+def _seats(shape: Shape, facts: Mapping[str, Any]) -> int:
+    """How many workers of such a gang a node holds."""
+    return count_gangs(replace(shape, workers=1, strategy="PACK"), [facts["Resources"]])
 
 
 def _mixed(nodes: Iterable[Mapping[str, Any]], shape: Shape) -> list[str]:

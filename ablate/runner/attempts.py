@@ -41,6 +41,7 @@ class Attempts:
     """What the cluster says of machines that are there and not used."""
     _sizes: dict[str, int] = field(default_factory=dict)
     """Trial id -> workers of its last attempt."""
+    _machines: int = 1
     _placed_at: dict[str, float] = field(default_factory=dict)
 
     def running(self) -> list[Running]:
@@ -55,6 +56,7 @@ class Attempts:
         """The gang to start: all workers, or as few as the study allows while machines are away."""
         whole = self.study.gang.shape()
         capacity = self.cluster.capacity(whole)
+        self._machines = capacity.machines
         if capacity.total > capacity.away:
             return whole, capacity
         for workers in self.study.gang.smaller:
@@ -63,6 +65,11 @@ class Attempts:
             if room.total > room.away:
                 return fewer, room
         return whole, capacity
+
+    @property
+    def num_machines(self) -> int:
+        """Those that held a rank, or could: a word of one of several is not believed alone."""
+        return max(len(self.suspects.machines), self._machines)
 
     def start(self, trial: Trial, shape: Shape) -> None:
         """Hand a trial to the cluster.

@@ -292,7 +292,7 @@ class _Loop:
     def _follow(self, trial: Trial, *, counts: bool = True) -> None:
         """Try a trial again whose last attempt gave no result, or give it up."""
         folder = self.record.record(trial.id)
-        machines = len(self.attempts.suspects.machines)
+        machines = self.attempts.num_machines
         if not counts:  # the breaker says when
             self.agenda.backlog.add(trial)
             return

@@ -73,7 +73,7 @@ def decide(
 ) -> Retry | GiveUp:
     """What follows the last of a trial's `ends` (end.json, oldest first), which gave no result.
 
-    `num_machines`: how many ever held a rank of the study.
+    `num_machines`: how many held a rank of the study, or could.
     """
     last = ends[-1]["kind"]
     if last in ("stopped", "no_space"):

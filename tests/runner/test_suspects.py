@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from scripted_studies import STUDY, TRIALS, Recorder, prepare
 from simulated_cluster import Course, SimulatedCluster, complete
 
-from ablate.cluster.contract import Attempt, Shape
+from ablate.cluster.contract import Attempt, Capacity, Shape
 from ablate.cluster.local import LocalCluster
 from ablate.records.attempt import AttemptWriter
-from ablate.records.files import read_json
+from ablate.records.files import read_json, write_json
 from ablate.records.folder import StudyRecord
 from ablate.runner import controller, hold
 from ablate.runner.status import StudyStatus
@@ -96,6 +97,29 @@ def test_one_machine_s_word_gives_no_trial_up(tmp_path: Path) -> None:
     status, _ = launch(cluster, tmp_path, text)
     assert status.outcomes == {"completed": 2} and status.notes == ()
     assert cluster.tried["bad"] > 5
+
+
+class Slow(Uneven):
+    """Two machines; the good one has no room before the other was tried a few times."""
+
+    def attempt(self, attempt: Attempt) -> Course:
+        course = super().attempt(attempt)
+        if course.exit_codes == (1,):
+            said = {"text": "ValueError: no number", "place": "pulse.py:55 in __init__"}
+            write_json(attempt.folder / "attempts" / str(attempt.number) / "error-0.json", said)
+        if self.tried["bad"] == 4 and "good" not in self._seats:
+            self._seats.append("good")
+            self.gangs = 2
+        return course
+
+    def capacity(self, shape: Shape) -> Capacity:
+        return replace(super().capacity(shape), machines=2)
+
+
+def test_a_machine_that_never_held_a_rank_is_a_machine_all_the_same(tmp_path: Path) -> None:
+    """Two attempts that die alike on the one that came first give no trial up."""
+    status, _ = launch(Slow("bad", broken=("bad",)), tmp_path)
+    assert status.outcomes == {"completed": TRIALS}
 
 
 def test_the_last_machine_is_never_set_aside(tmp_path: Path) -> None:
