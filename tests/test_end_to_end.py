@@ -153,10 +153,8 @@ def test_the_best_setting_is_exported_as_a_command_and_a_model(folder: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.drill)],
-)
+@pytest.mark.drill
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_launch_that_is_stopped_or_killed_goes_on(
     folder: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

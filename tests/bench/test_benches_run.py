@@ -67,11 +67,13 @@ def test_the_cost_of_a_study_is_measured(tmp_path: Path) -> None:
     assert cost.processor_ms > 0 and cost.wall_ms > 0 and cost.behind_s > 0
 
 
+@pytest.mark.exhaustive
 def test_the_pace_of_the_mirror_is_measured(tmp_path: Path) -> None:
     """Two trials of ten rows, all of which arrive."""
     assert pace(tmp_path, "file", num_trials=2, seconds=1) > 0
 
 
+@pytest.mark.exhaustive
 def test_the_launch_of_a_trial_is_measured(tmp_path: Path) -> None:
     """Two trials, one after the other on the same seat."""
     gaps, waits = ours(tmp_path, 2)

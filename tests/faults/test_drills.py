@@ -21,7 +21,7 @@ BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
     "drill",
     [
         drills.killed_worker,
-        drills.damaged_checkpoints,
+        pytest.param(drills.damaged_checkpoints, marks=pytest.mark.drill),
         drills.preempted,
         pytest.param(drills.preempted_in_a_hurry, marks=pytest.mark.drill),
     ],

@@ -9,7 +9,7 @@ import pytest
 from drills import Run, Stage
 from test_drills import assert_in_time
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def drill_full_disk(stage: Stage, folder: Path, seed: int) -> None:
     assert any("the checkpoint of step" in log for log in logs)
 
 
+@pytest.mark.drill
 def test_a_disk_without_a_byte_left_is_waited_for(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

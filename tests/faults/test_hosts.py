@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 STEPS = 120
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.drill,
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
 ]
 

@@ -11,6 +11,7 @@ from hosts import Hosts, unavailable
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.drill,
     pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
 ]
 

@@ -15,7 +15,7 @@ from test_drills_controller import furthest, launching, lay_out, summary, wait_f
 from ablate.records.folder import StudyRecord
 from ablate.runner.hold import read_controller
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 TEXT = study_text(workers=2)
 KILLED_HOST_S = 15.0
 

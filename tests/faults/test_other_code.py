@@ -16,7 +16,7 @@ import ablate
 from ablate.records.folder import StudyRecord
 from ablate.runner.hold import read_controller
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 
 def test_a_node_with_other_code_is_refused_by_name(stage: Stage, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_a_study_runs_across_an_allocation(slurm: Slurm, tmp_path: Path) -> None
     assert not list(Path("/tmp").glob(f"ablate-{job}-*")) and not killed.exists()
 
 
+@pytest.mark.exhaustive
 def test_the_time_limit_stops_a_study_in_order(slurm: Slurm, tmp_path: Path) -> None:
     """The warning before the time limit reaches the study as Ctrl-C, and 130 is the job's code."""
     job = slurm.submit(tmp_path, WAIT="1")
@@ -45,6 +46,7 @@ def test_the_time_limit_stops_a_study_in_order(slurm: Slurm, tmp_path: Path) -> 
     assert slurm.facts(job)["ExitCode"] == "130:0", log.read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_requeued_job_goes_on(slurm: Slurm, tmp_path: Path) -> None:
     """With ABLATE_REQUEUE=1 the job returns to the queue after its warning."""
     job = slurm.submit(tmp_path, WAIT="1", ABLATE_REQUEUE="1")

@@ -63,6 +63,7 @@ def last(trial: TrialRecord, name: str) -> float:
     return float(rows[-1][name])
 
 
+@pytest.mark.exhaustive
 def test_positions_of_zero_and_decayed_norms_show(root: Path) -> None:
     """In 80 steps an encoder that knows no positions gets less than half as far below predicting
     nothing; where everything decays, LayerNorms shrink by exp(-sum of lr x weight_decay), and the

@@ -187,6 +187,7 @@ def test_an_exported_model_is_loaded_by_transformers(clips: Path, tmp_path: Path
         timesformer.check_model(str(tmp_path / "out"))
 
 
+@pytest.mark.exhaustive
 def test_the_study_of_resumes_cut_down(clips: Path, tmp_path: Path) -> None:
     """studies/timesformer_resume.yaml with 90 steps on few clips: all kept has the very result
     of the run without a break and no flag; a lost optimizer state and a schedule that begins anew

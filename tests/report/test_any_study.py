@@ -39,7 +39,9 @@ def any_results(generator: np.random.Generator) -> tuple[dict[str, str], list[Re
     return base, results
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.exhaustive) for part in (1, 2, 3))]
+)
 def test_any_study_can_be_analysed(part: int) -> None:
     """Strict JSON, a sentence for every contrast, intervals that contain their estimate, and
     simultaneous ones that are not narrower."""

@@ -120,6 +120,7 @@ def test_a_study_goes_on_from_the_store_when_its_disk_is_lost(
     assert [t.trial_id for t in record.records()][:4] == order
 
 
+@pytest.mark.drill
 def test_an_outage_of_the_store_holds_nothing_up(tmp_path: Path, server: Server) -> None:
     """With the store away the study ends the same and says what is not there; the next launch,
     which has nothing else to do, copies it."""

@@ -752,6 +752,7 @@ def test_a_broken_store_with_runs_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_server_that_dies_is_caught_up_with(
     folder: Folder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 from interruptions import left_behind, measured
 from small_trials import run, start, wait_for, write_trial
 
@@ -27,6 +28,7 @@ def test_one_is_due_when_time_has_passed_and_they_are_cheap() -> None:
     assert not CheckpointClock(0.0, now=0.0).is_due(1e9)
 
 
+@pytest.mark.drill
 def test_a_run_that_dies_within_an_epoch_goes_on_from_there(data: Path, tmp_path: Path) -> None:
     """Two ranks of one long epoch are killed once a checkpoint of its midst is there: they go on
     with the next step, and every number and the weights are those of a run without any."""

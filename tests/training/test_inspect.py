@@ -294,6 +294,7 @@ def test_a_flat_loss_with_rising_features_is_learning(
     assert found.cka is not None and 0 < found.cka < 0.95
 
 
+@pytest.mark.exhaustive
 def test_fitted_batch_norm_statistics_are_no_learning(
     still: tuple[Path, inspect.Inspection], emoji: Path
 ) -> None:

@@ -47,10 +47,10 @@ ONE_RANK: dict[str, dict[str, Any]] = {
 
 
 IN_THE_SUITE = (
-    *("cosine", "cooldown, accumulated", "no schedule, other betas", "timm augmentation"),
-    *("timm optimizer", "amp", "amp_bf16, accumulated, clipped", "pure_bf16", "vit, siglip"),
+    *("cosine", "cooldown, accumulated", "timm optimizer"),
+    *("amp_bf16, accumulated, clipped", "vit, siglip"),
 )
-"""Every kind of schedule, optimizer, augmentation, storage and loss; the others on demand."""
+"""Each field of a kind once, as far as five go; the others on demand."""
 
 
 @pytest.mark.parametrize("changes", cases(ONE_RANK, IN_THE_SUITE))

@@ -36,6 +36,7 @@ def slow_statistics(norm: torch.nn.BatchNorm2d) -> None:
     norm.momentum = 0.01
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("provoked", [True, False])
 def test_statistics_that_cannot_follow_drift(tmp_path: Path, emoji: Path, provoked: bool) -> None:
     """M12: pure_bf16, momentum .01 and inputs that change: running statistics stay behind, and
@@ -63,6 +64,7 @@ def test_images_that_are_all_alike_collapse(tmp_path: Path, emoji: Path) -> None
     assert done.suspect == "images or captions that are all alike"
 
 
+@pytest.mark.exhaustive
 def test_a_temperature_of_a_thousandth_is_no_collapse(tmp_path: Path, emoji: Path) -> None:
     """M13 as it is: logits x 1000 (open_clip's bound of 100 taken off): the features draw together
     to 4 % of the even spread and the loss falls: the run learns and is not condemned."""

@@ -20,7 +20,9 @@ TO_THE_END: dict[str, Any] = {"markers": {"divergence": {"stop": False}}}
 """Whatever else such a run may become, it goes on until its 150 steps are made."""
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 3))]
+)
 def test_a_sane_run_is_stable(tmp_path: Path, emoji: Path, seed: int) -> None:
     """The recipe that is provoked elsewhere learns without any event, in 180 steps.
 
