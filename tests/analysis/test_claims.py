@@ -38,6 +38,7 @@ def test_a_sequential_interval_bears_its_own_confidence() -> None:
     assert "97.5 % interval" in found.sentence and "(95 % interval" not in found.sentence
 
 
+@pytest.mark.calibration
 def test_the_best_of_equal_cells_is_rarely_said_to_beat_one() -> None:
     """The largest of nine equal means is compared as one that was chosen: in about 5 % of studies
     some cell is said to be worse, where Dunnett's test said so in 13 %; a cell that is really

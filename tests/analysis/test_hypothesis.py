@@ -34,6 +34,7 @@ def test_each_expectation_is_confirmed_contradicted_or_open() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.calibration
 def test_a_named_side_is_tested_on_that_side_with_five_percent_for_all() -> None:
     """Two levels without any effect, both expected to be better: confirmed in at most one study of
     ten (nominal .05, 200 studies); a real effect is confirmed at least as often as it is found."""

@@ -42,6 +42,7 @@ def test_a_rung_that_turns_effects_round_does_not() -> None:
     assert blind.same <= 1 and not blind.stands_for_it
 
 
+@pytest.mark.calibration
 def test_ranks_of_chance_agree_by_chance() -> None:
     """Over 60 pairs of studies without effects the interval of tau holds 0 in nearly all."""
     held = []

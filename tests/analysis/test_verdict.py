@@ -247,6 +247,7 @@ def test_best_is_a_stable_cell() -> None:
     assert analysis.best == BASE | {"warmup": "2k"}
 
 
+@pytest.mark.calibration
 def test_permuting_labels_within_seeds_gives_uniform_p() -> None:
     """Under the null the raw p of a contrast is uniform (Kolmogorov-Smirnov over 300 studies)."""
     from scipy import stats

@@ -302,6 +302,7 @@ def test_false_alarms_are_rare(kind: dict[str, Any], allowed: float) -> None:
     assert all(rate <= allowed for rate in per_10k.values()), per_10k
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "allowed"), KINDS)
 def test_false_spikes_are_rare_over_many_traces(kind: dict[str, Any], allowed: float) -> None:
     """200 clean losses: at most 1 (heavy tails 2) loss spike per 10 000 steps."""

@@ -38,6 +38,7 @@ def write(folder: Path, name: str, root: Path) -> TrialRecord:
     return TrialRecord(folder)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_killed_run_goes_on_exactly(name: str, data: Path, tmp_path: Path) -> None:
     """SIGKILL after the fourth epoch: the next attempt goes on from its checkpoint, and every

@@ -80,6 +80,7 @@ def test_two_mispaired_batches_are_a_spike(tmp_path: Path, few: Path) -> None:
     assert done.suspect == "a stretch of bad data"
 
 
+@pytest.mark.exhaustive
 def test_lonely_mispaired_batches_are_a_rate_of_spikes(tmp_path: Path, few: Path) -> None:
     """M3: single bad batches far apart are no loss spike of two hits, but their rate is told."""
     done = provoke(
@@ -152,6 +153,7 @@ def test_batch_norm_hides_the_scale_of_its_input(tmp_path: Path, emoji: Path) ->
     assert all(run.ending == ("completed", "STABLE", None) for run in runs)
 
 
+@pytest.mark.exhaustive
 def test_a_text_tower_that_learns_too_fast_is_heard(tmp_path: Path, emoji: Path) -> None:
     """M8: lr x 100 in the text tower without clipping: its attention logits pass a thousand, which
     is a label: even a run that is lost by its loss may go on if the study says so."""

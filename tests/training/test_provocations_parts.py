@@ -52,6 +52,7 @@ def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
     assert done.suspect == "learning rate too low"
 
 
+@pytest.mark.exhaustive
 def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
     """M7: with eps 1e-2 Adam's second moments no longer count."""
     done = provoke(tmp_path / "t", emoji, steps=150, eps=1e-2, **TO_THE_END)
@@ -75,6 +76,7 @@ def test_a_temperature_without_brake_jumps(tmp_path: Path, few: Path) -> None:
     assert done.ending == ("completed", "STABLE", None)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("biased", [True, False])
 def test_logits_that_nothing_holds_drift(tmp_path: Path, emoji: Path, biased: bool) -> None:
     """M9: a softmax does not see what all logits have in common, so a gradient that is a little
@@ -125,6 +127,7 @@ def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
     assert done.suspect == "fp16 runs out of range"
 
 
+@pytest.mark.exhaustive
 def test_a_scaler_that_skips_often_is_told(tmp_path: Path, emoji: Path) -> None:
     """M11: a scale that doubles after every step overflows again and again: a label only."""
 

@@ -278,6 +278,7 @@ def measured(trial: TrialRecord) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.drill
 def test_a_trial_goes_on_where_no_disk_has_its_checkpoint(
     store: Store, tmp_path: Path, data: Path
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from interruptions import LAST_WORDS, MOMENTS, SMALL, Interruption, assert_same
+from pairs import all_pairs, cover
 from small_trials import log_of, run, start, write_trial
 
 from ablate.records.files import read_rows
@@ -59,19 +60,31 @@ FULL = [
     for factors in itertools.product(PRECISIONS, ACCUM_FREQS, LOADERS, RANKS, MOMENTS)
 ]
 """Every combination: 120 cases, on demand (-m exhaustive)."""
+FACTORS = {
+    "precision": PRECISIONS,
+    "accum_freq": tuple(map(str, ACCUM_FREQS)),
+    "workers": tuple(map(str, LOADERS)),
+    "ranks": tuple(map(str, RANKS)),
+    "moment": MOMENTS,
+}
 COVERING = [
-    Case(*factors, MOMENTS[number % len(MOMENTS)])
-    for number, factors in enumerate(itertools.product(PRECISIONS, ACCUM_FREQS, LOADERS, RANKS))
+    Case(
+        row["precision"],
+        int(row["accum_freq"]),
+        int(row["workers"]),
+        int(row["ranks"]),
+        row["moment"],
+    )
+    for row in cover(FACTORS, all_pairs(FACTORS, lambda row: True))
 ]
-"""Every combination of the four factors once, the moments in turn."""
+"""Every pair of their levels."""
 
 
 def test_the_cases_cover_every_pair() -> None:
-    """All 24 combinations of the factors die, and every moment meets every level of every one."""
-    assert len({case[:4] for case in COVERING}) == 3 * 2 * 2 * 2
-    for place in range(4):
-        assert {(case[place], case.moment) for case in COVERING} == {
-            (case[place], case.moment) for case in FULL
+    """Of two factors, and of a factor and a moment."""
+    for one, other in itertools.combinations(range(5), 2):
+        assert {(case[one], case[other]) for case in COVERING} == {
+            (case[one], case[other]) for case in FULL
         }
 
 

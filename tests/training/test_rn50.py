@@ -15,7 +15,9 @@ from ablate.training import checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("fp32", marks=pytest.mark.exhaustive), "amp_bf16"]
+)
 def test_rn50_takes_a_step_at_full_size(tmp_path: Path, data: Path, precision: str) -> None:
     """RN50 at 224 px: finite measurements, BatchNorm statistics and attention pool move."""
     trial = write_trial(
