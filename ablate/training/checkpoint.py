@@ -218,7 +218,6 @@ class Certificate:
     changed: Mapping[str, tuple[Any, Any]]
     """Fields that differ (then, now), all on the list of those that cannot change the result; and
     ``ranks``, which changes the last bits, and what BatchNorm sees."""
-    data_order: str
     versions: Mapping[str, tuple[str | None, str | None]]
     """Of what wrote the checkpoint and of what reads it, where they differ: packages, ablate's own
     files, the make of the processor."""
@@ -228,8 +227,7 @@ class Certificate:
             f"resumed at step {self.step} of {self.steps_total} from {self.path}",
             f"  restored: {self.model_tensors} model tensors, {self.optimizer_tensors} optimizer "
             f"tensors, {', '.join(self.state)}",
-            f"  data order: {self.data_order}",
-            "  learning rate and random numbers follow from the step",
+            "  data order, learning rate and random numbers follow from the step",
         ]
         lines += [f"  {name}: {old!r}, now {new!r}" for name, (old, new) in self.changed.items()]
         if "ranks" in self.changed:

@@ -22,12 +22,7 @@ class Feed:
 
     def start(self, first: int, stop: int) -> None:
         """The next step is `first`, and `stop` is the one after the last."""
-        accum = self._task.length.accum_freq
-        stream = self._task.data.stream
-        if stream is not None:
-            self._batches = stream(first * accum, stop * accum)
-        else:
-            self._batches = self._load(first, stop, workers=self._task.data.workers)
+        self._batches = self._load(first, stop, workers=self._task.data.workers)
 
     def next_batches(self) -> tuple[list[MicroBatch], int, float]:
         """One step's micro-batches on the device, their substitutes, seconds waited."""

@@ -77,8 +77,7 @@ class Run:
         """The model as the steps call it."""
         model = parallel(self.task, self.gang)
         step = self.progress.step
-        by_position = self.task.data.stream is None
-        if self.gang.world_size > 2 and step < self.total and by_position:
+        if self.gang.world_size > 2 and step < self.total:
             settle_buckets(self.task, model, self.feed.peek(self.span(step)[0]))
         return compiled(self.task, model)
 

@@ -17,7 +17,6 @@ from ablate.records.provenance import code_of_here
 from ablate.training import checkpoint
 from ablate.training.arithmetic import name_device
 from ablate.training.checkpoint_clock import CheckpointClock
-from ablate.training.data import batches as data
 from ablate.training.optim import describe, load_named_state, named_state, read_groups
 from ablate.training.ranks import Gang, broadcast, gather
 from ablate.training.remote import Remote, Uploader
@@ -122,7 +121,6 @@ class Checkpoints:
                 optimizer_tensors=len(taken.optimizer),
                 state=tuple(restored),
                 changed=changed,
-                data_order=data.STREAMED if self._task.data.stream else data.BY_POSITION,
                 versions=self._other_versions(state),
             )
             log.info("%s", certificate)

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +23,6 @@ from ablate.training.counts import steps_per_epoch
 if TYPE_CHECKING:
     import torch
 
-    from ablate.training.data.batches import Batch
     from ablate.training.data.samples import Samples
     from ablate.training.evaluations.evaluation import Evaluation
     from ablate.training.interruption import Interruption
@@ -96,11 +95,6 @@ class Data:
     """Batches that each loading process reads ahead."""
     pin_memory: bool = True
     """Whether batches for a GPU wait in page-locked memory."""
-    stream: Callable[[int, int], Iterator[Batch]] | None = None
-    """(first, after the last micro-batch of the run) -> this rank's batches.
-
-    Takes the place of the order by position; nothing can repeat it, and records say so.
-    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

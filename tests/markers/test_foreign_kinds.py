@@ -176,6 +176,16 @@ def test_a_held_out_loss_beside_the_training_loss_is_left_out(tmp_path: Path) ->
     assert any("held-out" in note and "val/loss" in note for note in found["notes"])
 
 
+def test_held_out_values_that_are_no_number_are_counted(tmp_path: Path) -> None:
+    """They are no part of the verdict on training, and who reads it is told."""
+    rows = [
+        f"{k},{v},{math.nan if k > 200 else 0.1}" for k, v in enumerate(losses(bad=None), start=1)
+    ]
+    found = judge_foreign(write(tmp_path / "metrics.csv", "step,loss,val_acc", rows))
+    assert found["verdict"] == "STABLE"
+    assert any("val_acc (200 of 400 not finite)" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize("validation_first", [False, True])
 def test_lines_of_one_step_are_one_row(tmp_path: Path, validation_first: bool) -> None:
     """Training and validation on lines of their own: 60 rows with a loss, and no resume."""

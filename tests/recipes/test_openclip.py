@@ -91,7 +91,6 @@ def test_defaults_are_the_peers(model: str) -> None:
         ({"channels_last": False}, {"fused", "fast_resize"}),
         ({"opt": "timm/lamb", "lr": 1e-3}, {"channels_last", "fast_resize"}),
         ({"aug_cfg": {"use_timm": True}}, {"fused", "channels_last"}),
-        ({"data_order": "stream"}, {"fused", "channels_last"}),
     ],
 )
 def test_fast_is_what_rounds_otherwise_wherever_it_applies(

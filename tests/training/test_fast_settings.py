@@ -79,8 +79,6 @@ def test_small_decoding_leaves_room_for_the_smallest_crop() -> None:
 def test_settings_that_would_do_nothing_are_refused() -> None:
     """As everywhere: what is written acts, or is an error."""
     for changes in (
-        {"data_order": "stream", "fast_jpeg": True},
-        {"data_order": "stream", "fast_resize": True},
         {"fast_resize": True, "aug_cfg": {"use_timm": True}},
         {"cuda_graphs": True},
     ):

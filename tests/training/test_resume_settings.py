@@ -122,7 +122,6 @@ ELSEWHERE = {
     "imagenet_val": "evaluated in every case",
     "zeroshot_frequency": "test_resume_state resumes from a checkpoint that was not evaluated",
     "init_from": "weights before the first step, which the checkpoint replaces",
-    "data_order": "stream: nothing repeats it, and its certificate says so",
     "max_fault_share": "a bound; test_data_faults",
     "cache_gib": "test_cache: the same pixels with and without",
     "prefetch": "how far loaders read ahead; they are a factor",

@@ -143,9 +143,17 @@ def _assign(source: Source, names: Mapping[str, int], chosen: Mapping[str, str])
         columns[series[0]] = quantity
     if held_out:
         source.notes.append(
-            "measured on held-out data, and no part of the verdict: " + ", ".join(held_out)
+            "measured on held-out data, and no part of the verdict: "
+            + ", ".join(name + _holes(source.records, name, num=names[name]) for name in held_out)
         )
     return columns
+
+
+def _holes(records: Sequence[Record], name: str, *, num: int) -> str:
+    """How many of a column's values are no finite number, where some are."""
+    found = [number(record.values.get(name)) for record in records]
+    broken = sum(value is not None and not math.isfinite(value) for value in found)
+    return f" ({broken} of {num} not finite)" if broken else ""
 
 
 def _no_loss(source: Source, names: Mapping[str, int]) -> str:

@@ -37,8 +37,7 @@ class Ours:
 
     like_the_peer: tuple[Any, ...]
     """Values under which the run is the peer's. None: any value; the field has no influence on a
-    sound run, or (those of ``speed``) on its rounding only, or (data_order) on which of equally
-    good orders is taken."""
+    sound run, or (those of ``speed``) on its rounding only."""
 
     def __init__(self, *like_the_peer: Any) -> None:
         object.__setattr__(self, "like_the_peer", like_the_peer)
@@ -279,8 +278,6 @@ class Config(_Optimised):
     reduce-overhead). The same kernels with less launching: no rounding beyond torchcompile's."""
     channels_last: Annotated[bool, Ours()] = True
     """Images and convolutions in channels-last memory: other kernels, so other rounding."""
-    data_order: Annotated[Literal["indexed", "stream"], Ours()] = "indexed"
-    """indexed: by seed and position. stream: the peer's own pipeline, which nothing repeats."""
     fast_jpeg: Annotated[bool, Ours(False)] = False
     """Decode large JPEGs at 1/2, 1/4 or 1/8 of their side where a crop allows it: other pixels,
     by 2 to 10 of 255 on average where it applies. The size follows aug_cfg.scale."""
@@ -363,11 +360,10 @@ def _where_fast_applies(data: Mapping[str, Any]) -> dict[str, bool]:
         if isinstance(augmentation, Mapping)
         else getattr(augmentation, "use_timm", False)
     )
-    resizes = not use_timm and data.get("data_order", "indexed") == "indexed"
     return {
         "fused": data.get("opt", "adamw") == "adamw",
         "channels_last": True,
-        "fast_resize": resizes,
+        "fast_resize": not use_timm,
     }
 
 
@@ -433,14 +429,7 @@ def _check_graphs(config: Config) -> None:
 
 
 def _check_reading(config: Config) -> None:
-    if config.data_order == "stream":
-        for name in ("fast_jpeg", "fast_resize"):
-            if getattr(config, name):
-                raise ValueError(
-                    f"{name} does nothing with data_order: stream, which is the peer's own "
-                    "pipeline; remove it, or set data_order: indexed"
-                )
-    elif config.fast_resize and config.aug_cfg.use_timm:
+    if config.fast_resize and config.aug_cfg.use_timm:
         raise ValueError(
             "fast_resize does nothing with aug_cfg.use_timm, which resizes itself; remove one"
         )

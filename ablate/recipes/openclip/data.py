@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ablate.errors import DataError
@@ -18,7 +13,6 @@ from ablate.training.data.shard_names import expand_shards
 from ablate.trial.recipe import absolute
 
 if TYPE_CHECKING:
-    from ablate.training.data.batches import Batch
     from ablate.training.data.shards import ShardIndex
 from ablate.recipes.openclip.config import Config
 
@@ -141,74 +135,3 @@ def least_size(config: Config, size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     smallest = math.sqrt(config.aug_cfg.scale[0])
     return math.ceil(height / smallest), math.ceil(width / smallest)
-
-
-def make_stream(
-    config: Config,
-    index: ShardIndex,
-    num_samples: int,
-    transform: Any,
-    tokenizer: Any,
-    *,
-    world_size: int,
-) -> Callable[[int, int], Iterator[Batch]]:
-    """Micro-batches through the peer's own WebDataset pipeline and transform.
-
-    Shards are ordered by seed and epoch; the peer seeds the shuffle of samples with process id and
-    time. What is unreadable it skips, uncounted.
-
-    Raises:
-        DataError: a loading process may get fewer samples than a batch, and would wait for ever.
-    """
-    import numpy as np
-
-    from ablate.training.data.batches import Batch, ignore_stop_signals
-
-    processes = max(1, config.workers) * world_size
-    sizes = np.sort([shard.num_samples for shard in index.shards])
-    fewest = int(sizes[: len(sizes) // processes].sum())
-    if fewest < config.batch_size:
-        raise DataError(
-            f"data_order: stream deals {len(sizes)} shards to {processes} loading processes, so "
-            f"one of them may get {fewest} samples, fewer than batch_size {config.batch_size}. "
-            "Lower workers or batch_size, or set data_order: indexed"
-        )
-    steps = num_steps(config, workers=world_size, num_samples=num_samples)
-    per_epoch = steps // config.epochs * config.accum_freq
-
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        _allow_paths_only()
-        from open_clip_train.data import get_wds_dataset
-
-        arguments = SimpleNamespace(
-            train_data=[shard.path for shard in index.shards],
-            train_num_samples=num_samples,
-            train_data_upsampling_factors=None,
-            dataset_resampled=False,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            world_size=world_size,
-            seed=config.seed,
-        )
-        source = get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
-        if config.workers:
-            loader = source.dataloader.pipeline[0]
-            loader.multiprocessing_context = "fork"  # its parts cannot be pickled
-            loader.worker_init_fn = ignore_stop_signals
-        while start < stop:
-            epoch, within = divmod(start, per_epoch)
-            source.set_epoch(epoch)
-            for images, texts in islice(source.dataloader, per_epoch - within):
-                yield Batch((images, texts), substitutes=0)
-            start += per_epoch - within
-
-    return batches
-
-
-def _allow_paths_only() -> None:
-    """Make webdataset refuse commands and addresses; plain paths pass by its schemes."""
-    # Newer versions than 0.2.86 refuse to run commands when they see this.
-    os.environ["WDS_SECURE"] = "1"
-    gopen = importlib.import_module("webdataset.gopen")
-    for scheme in gopen.gopen_schemes:
-        gopen.gopen_schemes[scheme] = gopen.gopen_error

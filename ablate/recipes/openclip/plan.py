@@ -113,7 +113,7 @@ def shared_bytes(config: Config) -> int:
     timm transforms them."""
     side = config.force_image_size or model_config(config.model)["vision_cfg"].get("image_size")
     height, width = side if isinstance(side, (tuple, list)) else (side or 224, side or 224)
-    number = 4 if config.aug_cfg.use_timm or config.data_order == "stream" else 1
+    number = 4 if config.aug_cfg.use_timm else 1
     image = 3 * int(height) * int(width) * number
     return config.workers * config.prefetch * config.batch_size * image
 
@@ -150,12 +150,6 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
         warnings.append(
             f"eps {config.eps} is below fp16's smallest number: Adam divides by zero where "
             "weights are fp16. Set eps: 1e-6"
-        )
-    if config.data_order == "stream":
-        warnings.append(
-            "data_order stream is not reproducible: the peer's pipeline shuffles by process id and "
-            "time, a resumed epoch repeats some samples and misses others, and unreadable ones "
-            "are skipped uncounted"
         )
     if workers == 1:
         for name in ("local_loss", "gather_with_grad"):
@@ -211,7 +205,7 @@ _NO_SHAPE = frozenset(
     """
     lr warmup lr_scheduler skip_scheduler epochs epochs_cooldown lr_cooldown_power lr_cooldown_end
     batch_size accum_freq grad_clip_norm local_loss gather_with_grad seed train_data
-    train_num_samples max_fault_share data_order aug_cfg imagenet_val zeroshot_frequency evaluations
+    train_num_samples max_fault_share aug_cfg imagenet_val zeroshot_frequency evaluations
     init_from interruption image_mean image_std image_interpolation image_resize_mode fast_jpeg
     fast_resize cache_gib prefetch pin_memory workers checkpoint_frequency checkpoint_minutes
     keep_every

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from ablate.recipes.openclip.learner import Clip
-    from ablate.training.data.batches import Batch
     from ablate.training.data.pairs import ImageTextSamples
     from ablate.training.evaluations.features import Encoder
     from ablate.training.evaluations.images import EvalImages
@@ -27,7 +26,6 @@ from ablate.recipes.openclip.config import Config
 from ablate.recipes.openclip.data import (
     least_size,
     lost_samples,
-    make_stream,
     make_train_transform,
     num_steps,
     open_train_index,
@@ -85,7 +83,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
     from open_clip.transform import PreprocessCfg
 
     from ablate.recipes.openclip.learner import Clip
-    from ablate.training.data import augment, batches
+    from ablate.training.data import augment
     from ablate.training.task import Task, Watch
 
     model, train_transform, eval_transform, facts = create_model(config, device)
@@ -108,19 +106,13 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
         preprocess.mean, preprocess.std, device=device, dtype=dtype,
         channels_last=config.channels_last,
     )  # fmt: skip
-    stream = None
-    if config.data_order == "stream":
-        stream = make_stream(
-            config, index, epoch_samples, train_transform, tokenizer, world_size=world_size
-        )
-    facts["data_order"] = batches.STREAMED if stream else batches.BY_POSITION
     learner = Clip(
         config, model, make_schedule(config, steps // config.epochs),
         rank=rank, world_size=world_size, device=device, to_input=to_input,
     )  # fmt: skip
     return Task(
         learner=learner,
-        data=_data(config, samples, stream),
+        data=_data(config, samples),
         length=_length(config, epoch_samples),
         seed=config.seed,
         evaluations=make_evaluations(
@@ -167,11 +159,7 @@ def _execution(config: Config, device: torch.device, learner: Clip) -> Execution
     )
 
 
-def _data(
-    config: Config,
-    samples: ImageTextSamples,
-    stream: Callable[[int, int], Iterator[Batch]] | None,
-) -> Data:
+def _data(config: Config, samples: ImageTextSamples) -> Data:
     from ablate.training.task import Data
 
     return Data(
@@ -180,7 +168,6 @@ def _data(
         workers=config.workers,
         prefetch=config.prefetch,
         pin_memory=config.pin_memory,
-        stream=stream,
     )
 
 
@@ -198,8 +185,7 @@ def _open_samples(
         transform=make_train_transform(config, preprocess, transform),
         tokenizer=tokenizer,
         words=tokenizer.fingerprint if tokenizer.hugging_face else "",
-        # A stream reads the shards itself; then only the probe of the health is read from here.
-        cache_gib=0.0 if config.data_order == "stream" else config.cache_gib,
+        cache_gib=config.cache_gib,
         at_least=least_size(config, preprocess.size) if config.fast_jpeg else None,
     )
 

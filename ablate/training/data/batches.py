@@ -27,12 +27,6 @@ from ablate.training.data.order import Ids, Order, child_seeds, rounds_of
 if TYPE_CHECKING:
     from ablate.training.data.samples import Samples
 
-BY_POSITION = "by seed and position"
-STREAMED = (
-    "streamed, not reproducible: after a resume the rest of the epoch is drawn anew, so some of "
-    "its samples come twice and others not at all"
-)
-"""What a record says about the order of a run's samples."""
 MAX_SUBSTITUTES = 1000
 """Positions that are tried to replace one bad sample before the data count as unusable."""
 
