@@ -127,8 +127,11 @@ class Tracker:
                     self._news = True
                 self._mirror.forget()
                 self._patience.failed()
-                why = refusal_of(self._uri, error) or reason_of(error)
+                refusal = refusal_of(self._uri, error)
+                why = refusal or reason_of(error)
                 self.trouble = f"MLflow at {masked_url(self._uri)} is behind: {why}"
+                if closing and refusal:
+                    return  # it will say so for as long as anybody asks
                 pause_s = min(max(2 * pause_s, 1.0), _LONGEST_PAUSE_S)
             else:
                 self.trouble = self._mirror.complaint

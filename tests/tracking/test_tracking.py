@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import json
 import math
 import os
@@ -182,6 +183,13 @@ def runs_in(uri: str, study: str) -> dict[str, Any]:
     named = {f"{run.data.tags['kind']} {run.info.run_name}": run for run in found}
     assert len(named) == len(found), "a run stands there twice"
     return named
+
+
+def num_runs(uri: str, study: str) -> int:
+    """All that are not deleted, those that stand there twice too."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study)
+    return len(client.search_runs([experiment.experiment_id])) if experiment is not None else 0
 
 
 def content(uri: str, study: str) -> dict[str, Any]:
@@ -634,14 +642,14 @@ def test_a_folder_that_moved_gets_a_mirror_of_its_own(folder: Folder, tmp_path: 
 
 @contextmanager
 def broken_server(answer: str) -> Iterator[str]:
-    """A server that answers every request with 500, or never."""
+    """A server that answers every request with this status, or never."""
     release = threading.Event()
 
     class Broken(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if answer == "never":
                 release.wait(120)
-            self.send_response(500)
+            self.send_response(500 if answer == "never" else int(answer))
             self.end_headers()
 
         do_POST = do_GET
@@ -658,6 +666,84 @@ def broken_server(answer: str) -> Iterator[str]:
         release.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def forgetful(port: int, *paths: str) -> Iterator[str]:
+    """A server that hands on to the one at `port`, and loses its first answer on each of `paths`:
+    what was asked is done, and the caller hears 503."""
+    lost: list[str] = []
+
+    class Forgetful(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+            asked.request(self.command, self.path, body, headers)
+            answer = asked.getresponse()
+            said, status = answer.read(), answer.status
+            if self.path.partition("?")[0] in paths and self.path not in lost:
+                lost.append(self.path)
+                said, status = b"", 503
+            self.send_response(status)
+            self.send_header("Content-Type", answer.headers.get("Content-Type") or "text/plain")
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+            asked.close()
+
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forgetful)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(lost) == len(paths), "no answer was lost"
+
+
+def test_a_lost_answer_leaves_no_run_behind(folder: Folder, tmp_path: Path) -> None:
+    """The experiment and a run are made and the answer is lost, as by a proxy that gives up on a
+    slow server: asked again, each stands there once, and none is left running."""
+    writer = folder.attempt(folder.trials[0], 1)
+    made = ("/api/2.0/mlflow/experiments/create", "/api/2.0/mlflow/runs/create")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        serve(f"sqlite:///{tmp_path / 'm.db'}", port=port, log=tmp_path / "server.log") as server,
+        forgetful(port, *made) as uri,
+    ):
+        server.wait_ready(120)
+        tracker = folder.tracker(uri=uri)
+        writer.step(rows(1, 3))
+        tracker.update(folder.trials, [folder.trials[0].id])
+        wait_for(lambda: num_runs(server.url, "two") > 1)
+        folder.end(folder.trials[0], "completed", 0.2, step=3)
+        tracker.update(folder.trials, [])
+        assert tracker.close(patience_s=120), tracker.trouble
+        seen = content(server.url, "two")
+    assert {run["status"] for run in seen.values()}.isdisjoint({"RUNNING", "SCHEDULED"})
+
+
+@pytest.mark.parametrize(("answer", "said"), [("401", "asks who you are"), ("403", "not allow")])
+def test_a_refusal_is_final_at_once(folder: Folder, answer: str, said: str) -> None:
+    """It is said while the study runs, and its end does not wait for a server to think again."""
+    writer = folder.attempt(folder.trials[0], 1)
+    with broken_server(answer) as uri:
+        tracker = folder.tracker(uri=uri)
+        writer.step(rows(1, 3))
+        tracker.update(folder.trials, [folder.trials[0].id])
+        wait_for(lambda: tracker.trouble)
+        begun = time.monotonic()
+        assert tracker.close(patience_s=600) is False
+        assert time.monotonic() - begun < 300.0
+        assert said in str(tracker.trouble)
 
 
 @pytest.mark.parametrize("answer", ["500", "never"])

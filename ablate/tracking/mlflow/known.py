@@ -115,18 +115,33 @@ class Known:
                     surplus.append(run_id)
                 else:
                     self.runs[trial_id] = runs.recalled_trial(run)
-        for run_id in surplus:
-            door.patience.look_on()
-            door.client.delete_run(run_id)
-            door.patience.arrived()
+        _delete(door, surplus)
         if fresh:
             door.begin_rebuilding()
 
-    def find_missing(self, door: Door) -> set[str]:
-        """Trials that have ended and do not stand in MLflow with all that is told of them."""
-        there = {
-            run.data.tags.get("trial_id", "")
-            for run in door.runs()
-            if run.data.tags.get(runs.PROGRESS) == runs.COMPLETE
-        }
+    def compare(self, door: Door) -> set[str]:
+        """Trials that have ended and do not stand in MLflow with all that is told of them; what
+        was made twice is deleted, as its client asks again by itself where an answer is lost."""
+        ours = {("study", ""): self.study_run.run_id}
+        ours |= {("trial", trial_id): run.run_id for trial_id, run in self.runs.items()}
+        for levels, cell in self.cells.items():
+            ours["cell", self.by_cell[levels][0].cell.name] = cell.run_id
+        there, surplus = set(), []
+        for run in door.runs():
+            tags = run.data.tags
+            kind = tags.get("kind", "")
+            name = tags.get({"trial": "trial_id", "cell": runs.CELL}.get(kind, ""), "")
+            mine = ours.get((kind, name))
+            if mine and mine != run.info.run_id:
+                surplus.append(run.info.run_id)
+            elif tags.get(runs.PROGRESS) == runs.COMPLETE:
+                there.add(name)
+        _delete(door, surplus)
         return self.ended.keys() - there
+
+
+def _delete(door: Door, run_ids: Sequence[str]) -> None:
+    for run_id in run_ids:
+        door.patience.look_on()
+        door.client.delete_run(run_id)
+        door.patience.arrived()

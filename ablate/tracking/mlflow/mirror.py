@@ -142,12 +142,12 @@ class Mirror:
                 stale[levels] = None
 
     def _compare(self, door: Door) -> None:
-        """See whether all that should stand in MLflow does; what does not is told again.
+        """See whether all that should stand in MLflow does, once; what does not is told again.
 
         Raises:
             TrackingError: something is missing.
         """
-        missing = self._known.find_missing(door)
+        missing = self._known.compare(door)
         if not missing:
             door.end_rebuilding()
         elif not self._known.complaints:
