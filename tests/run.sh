@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment and runs all tests:  bash tests/run.sh [pytest arguments]
-# TEST_WORKERS (default 2) test files run side by side; about half an hour on two cores.
+# TEST_WORKERS (default 2) test files run side by side; 26 minutes on two slow cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
