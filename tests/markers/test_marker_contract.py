@@ -497,6 +497,18 @@ def test_features_that_are_one_point_are_told_before_those_that_follow() -> None
     assert second.evidence["quantity"] == "text_feature_std"
 
 
+def test_a_temperature_that_fell_before_the_warm_up_ended_is_told_so() -> None:
+    """It has been no higher since, so no number is named that it fell from."""
+    scale = np.maximum(14.0 * 0.8 ** np.arange(300.0), 1.0)
+    context = Context(global_batch=128, warmup=18, steps_total=300)
+    (found,) = [
+        event
+        for event in told(judged(rows_of(logit_scale=scale), context=context), "logit_scale")
+        if event.evidence["kind"] == "fallen"
+    ]
+    assert found.message.startswith("the temperature fell to 1 during the warm-up: logits")
+
+
 @pytest.mark.parametrize("grows", [False, True])
 def test_a_falling_temperature_is_no_drift_of_logits(grows: bool) -> None:
     """Logits that say nothing stay as they are while their temperature falls by a half: silent,

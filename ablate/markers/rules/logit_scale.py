@@ -94,7 +94,8 @@ class LogitScale(Marker):
         floor = max(self.fallen, self.fallen_share * self.highest)
         if step > self._warmup and scale < floor and not self.low:
             self.low = True
-            message = f"the temperature fell to {scale:.3g}, from {self.highest:.3g}" + (
+            whence = f", from {self.highest:.3g}" if self.highest > scale else " during the warm-up"
+            message = f"the temperature fell to {scale:.3g}{whence}" + (
                 ": logits are nearly uniform" if scale < self.fallen else ""
             )
             yield self._tell(step, "fallen", "warning", "SCALE_FALLEN", message, scale)
