@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,7 +13,7 @@ import ray._private.worker
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from ablate.cluster.contract import Capacity, Shape
-from ablate.cluster.seats import count_gangs, explain_shortage
+from ablate.cluster.seats import count_gangs, count_seats, explain_shortage
 
 ACCELERATOR = "ray.io/accelerator-type"
 """Ray's label of the kind of a node's accelerators."""
@@ -155,7 +154,7 @@ class Nodes:
             explain_shortage(shape, {names[n]: left for n, left in free.items()}, now=True),
             away=total - count_gangs(shape, answering),
             notes=notes,
-            machines=sum(bool(_seats(shape, facts)) for facts in usable.values()),
+            machines=sum(count_seats(shape, facts["Resources"]) > 0 for facts in usable.values()),
             silent=self.silent,
         )
 
@@ -164,11 +163,6 @@ def _has(facts: Mapping[str, Any], shape: Shape) -> bool:
     """Whether a node has the labels that a gang asks for."""
     labels = facts.get("Labels", {})
     return all(labels.get(name) == value for name, value in shape.labels)
-
-
-def _seats(shape: Shape, facts: Mapping[str, Any]) -> int:
-    """How many workers of such a gang a node holds."""
-    return count_gangs(replace(shape, workers=1, strategy="PACK"), [facts["Resources"]])
 
 
 def _mixed(nodes: Iterable[Mapping[str, Any]], shape: Shape) -> list[str]:

@@ -10,7 +10,7 @@ from ablate.cluster.contract import Shape
 
 def count_gangs(shape: Shape, machines: Sequence[Mapping[str, float]]) -> int:
     """How many gangs of one shape fit on machines with these resources ("CPU", "GPU")."""
-    seats = [_count_seats(shape, machine) for machine in machines]
+    seats = [count_seats(shape, machine) for machine in machines]
     match shape.strategy:
         case "STRICT_PACK":
             return sum(n // shape.workers for n in seats)
@@ -24,7 +24,8 @@ def count_gangs(shape: Shape, machines: Sequence[Mapping[str, float]]) -> int:
             return sum(seats) // shape.workers
 
 
-def _count_seats(shape: Shape, machine: Mapping[str, float]) -> int:
+def count_seats(shape: Shape, machine: Mapping[str, float]) -> int:
+    """How many workers of such a gang one machine holds."""
     # A sum of fractions of CPUs misses an integer by rounding errors.
     seats = math.floor(machine.get("CPU", 0.0) / shape.cpus_per_worker + 1e-9)
     if shape.gpus_per_worker:
@@ -49,7 +50,7 @@ def explain_shortage(
         needs["GPU"] = float(shape.gpus_per_worker)
     seen = []
     for name, resources in machines.items():
-        seats = _count_seats(shape, resources)
+        seats = count_seats(shape, resources)
         has = " and ".join(f"{resources.get(kind, 0.0):g} {kind}" for kind in needs)
         has += " free" if now else ""
         per_seat = {kind: resources.get(kind, 0.0) / need for kind, need in needs.items()}

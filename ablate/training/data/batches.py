@@ -144,12 +144,12 @@ def load(
         # Forked loaders share the index and the mapped caches, and start at once, whatever the
         # start method of the process that runs us.
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=_ignore_stop_signals,
     )
     return iter(loader)
 
 
-def ignore_stop_signals(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Some launchers send SIGTERM to every process of a job; the rank still needs its loaders
     until its last step and checkpoint. They end with their rank, also when it is killed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
