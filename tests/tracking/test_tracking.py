@@ -669,9 +669,9 @@ def broken_server(answer: str) -> Iterator[str]:
 
 
 @contextmanager
-def forgetful(port: int, *paths: str) -> Iterator[str]:
+def forgetful(port: int, *paths: str, slow: bool) -> Iterator[str]:
     """A server that hands on to the one at `port`, and loses its first answer on each of `paths`:
-    what was asked is done, and the caller hears 503."""
+    what was asked is done, and the caller hears 503; from a slow one nothing until it gives up."""
     lost: list[str] = []
 
     class Forgetful(BaseHTTPRequestHandler):
@@ -682,15 +682,19 @@ def forgetful(port: int, *paths: str) -> Iterator[str]:
             asked.request(self.command, self.path, body, headers)
             answer = asked.getresponse()
             said, status = answer.read(), answer.status
+            asked.close()
             if self.path.partition("?")[0] in paths and self.path not in lost:
                 lost.append(self.path)
                 said, status = b"", 503
+                if slow:
+                    assert self.connection.recv(1) == b"", "the caller has closed, and asks anew"
+                    self.close_connection = True
+                    return
             self.send_response(status)
             self.send_header("Content-Type", answer.headers.get("Content-Type") or "text/plain")
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
-            asked.close()
 
         do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
@@ -707,9 +711,15 @@ def forgetful(port: int, *paths: str) -> Iterator[str]:
     assert len(lost) == len(paths), "no answer was lost"
 
 
-def test_a_lost_answer_leaves_no_run_behind(folder: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_a_lost_answer_leaves_no_run_behind(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
     """The experiment and a run are made and the answer is lost, as by a proxy that gives up on a
-    slow server: asked again, each stands there once, and none is left running."""
+    slow server, or by a client that does: asked again, each stands there once, and none is left
+    running."""
+    if slow:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     writer = folder.attempt(folder.trials[0], 1)
     made = ("/api/2.0/mlflow/experiments/create", "/api/2.0/mlflow/runs/create")
     with socket.socket() as probe:
@@ -717,7 +727,7 @@ def test_a_lost_answer_leaves_no_run_behind(folder: Folder, tmp_path: Path) -> N
         port = probe.getsockname()[1]
     with (
         serve(f"sqlite:///{tmp_path / 'm.db'}", port=port, log=tmp_path / "server.log") as server,
-        forgetful(port, *made) as uri,
+        forgetful(port, *made, slow=slow) as uri,
     ):
         server.wait_ready(120)
         tracker = folder.tracker(uri=uri)
