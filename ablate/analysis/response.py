@@ -227,20 +227,23 @@ def _kernel(axis: Axis, a: FloatArray, b: FloatArray, length: float) -> FloatArr
     """Matern 5/2 along an axis; names are alike only to themselves."""
     if not axis.is_smooth:
         return np.asarray((a[:, None] == b[None, :]).astype(float))
-    r = math.sqrt(5) * np.abs(a[:, None] - b[None, :]) / length
+    r = np.abs(a[:, None] - b[None, :]) * (math.sqrt(5) / length)
     return np.asarray((1 + r + r * r / 3) * np.exp(-r))
 
 
 def _gram(axis: Axis, a: FloatArray, b: FloatArray, length: float) -> FloatArray:
     """Covariance of a function that averages to zero over the axis and varies by 1 there."""
     nodes = axis.nodes
-    here, there = np.nan_to_num(a), np.nan_to_num(b)
-    own = float(_kernel(axis, nodes, nodes, length).mean())
-    mine = _kernel(axis, here, nodes, length).mean(axis=1)
-    its = _kernel(axis, there, nodes, length).mean(axis=1)
-    centred = _kernel(axis, here, there, length) - mine[:, None] - its[None, :] + own
-    inactive = np.isnan(a)[:, None] | np.isnan(b)[None, :]
-    return np.where(inactive, 0.0, centred / max(1.0 - own, 1e-9))
+    here, there = np.isnan(a), np.isnan(b)
+    rows = np.concatenate([np.where(here, 0.0, a), nodes])
+    columns = np.concatenate([np.where(there, 0.0, b), nodes])
+    full = _kernel(axis, rows, columns, length)
+    mine, its = full[:, len(b) :].sum(axis=1) / len(nodes), full[len(a) :].sum(axis=0) / len(nodes)
+    own = float(mine[len(a) :].sum()) / len(nodes)
+    centred = full[: len(a), : len(b)] - mine[: len(a), None] - its[None, : len(b)] + own
+    centred /= max(1.0 - own, 1e-9)
+    centred[here], centred[:, there] = 0.0, 0.0
+    return np.asarray(centred)
 
 
 def _combine(settings: _Settings, grams: FloatArray) -> FloatArray:
@@ -248,10 +251,11 @@ def _combine(settings: _Settings, grams: FloatArray) -> FloatArray:
 
     `grams` is [axis, a, b].
     """
+    flat = grams.reshape(len(grams), -1)
     variances = settings.sds**2
-    total = np.tensordot(settings.sds, grams, 1)
-    pairs = total * total - np.tensordot(variances, grams * grams, 1)
-    return np.asarray(np.tensordot(variances, grams, 1) + settings.pairs * pairs / 2)
+    total = settings.sds @ flat
+    pairs = total * total - variances @ (flat * flat)
+    return np.asarray(variances @ flat + settings.pairs / 2 * pairs).reshape(grams.shape[1:])
 
 
 def _covariance(
@@ -263,7 +267,8 @@ def _covariance(
 
 def _noisy(data: _Data, settings: _Settings, signal: FloatArray) -> FloatArray:
     """Covariance of the cells' means: what is believed of them, their seeds, their noise."""
-    total = signal + _MEAN_SD**2 + np.diag(settings.noise**2 / data.runs + 1e-9)
+    total = signal + _MEAN_SD**2
+    total.flat[:: len(total) + 1] += settings.noise**2 / data.runs + 1e-9
     if data.shares is not None:
         total = total + settings.block**2 * (data.shares @ data.shares.T)
     return np.asarray(total)
@@ -279,8 +284,9 @@ def _condition(data: _Data, axes: Sequence[Axis], settings: _Settings) -> _Fitte
 
 
 def _settings(theta: FloatArray, num_axes: int) -> _Settings:
-    sds, lengths, rest = np.split(np.exp(theta), [num_axes, 2 * num_axes])
-    return _Settings(sds, lengths, float(rest[0]) ** 2, float(rest[1]), float(rest[2]))
+    values = np.exp(theta)
+    pairs, noise, block = values[2 * num_axes :].tolist()
+    return _Settings(values[:num_axes], values[num_axes : 2 * num_axes], pairs**2, noise, block)
 
 
 def _log_prior(theta: FloatArray, num_axes: int) -> float:
@@ -288,14 +294,13 @@ def _log_prior(theta: FloatArray, num_axes: int) -> float:
     stays near the best sees little of what a rate does farther out, and the cells' own spread is
     then a small unit. Lengths are about the axis. In the logarithms that are drawn.
     """
-    sds, lengths, rest = np.split(theta, [num_axes, 2 * num_axes])
-    pairs, noise, block = (float(value) for value in rest)
-    found = float(np.sum(sds - np.exp(sds)))
-    found -= 0.5 * float(np.sum((lengths / 0.7) ** 2))
+    sds, lengths = theta[:num_axes], theta[num_axes : 2 * num_axes]
+    pairs, noise, block = theta[2 * num_axes :].tolist()
+    found = float((sds - np.exp(sds)).sum())
+    found -= 0.5 / 0.7**2 * float(lengths @ lengths)
     found += float(pairs - math.exp(pairs) / 0.3)
-    found -= 0.5 * ((noise - math.log(0.3)) / 1.0) ** 2
-    found += float(block - 2.0 * math.exp(block))
-    return found
+    found -= 0.5 * (noise - math.log(0.3)) ** 2
+    return float(found + block - 2.0 * math.exp(block))
 
 
 def _draw(
