@@ -27,6 +27,7 @@ import numpy as np
 import optuna
 import pytest
 from real_sweeps import Learner
+from recorded_sweeps import TABLES, Recorded
 from sweep_worlds import Searched, World, ask, confirm, judge, search, usual
 
 from ablate.analysis.results import Cell
@@ -185,7 +186,9 @@ CONTESTANTS: dict[str, Callable[[Searched], Cell]] = {
 }
 
 
-def make(kind: str, seed: int) -> World | Learner:
+def make(kind: str, seed: int) -> World | Learner | Recorded:
+    if kind in TABLES:
+        return Recorded(kind, seed)
     return World(kind, seed) if kind in WORLDS else Learner(kind, seed)
 
 
