@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -171,11 +171,16 @@ def ask(trial: optuna.Trial, axes: Sequence[Axis]) -> Cell:
     )
 
 
-def search(world: Searched, *, cells: int, seeds: int) -> list[Result]:
-    """The baseline, then what Optuna's TPE asks for; a cell that is asked again is not run."""
+def search(
+    world: Searched,
+    *,
+    cells: int,
+    seeds: int,
+    sampler: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.TPESampler,
+) -> list[Result]:
+    """The baseline, then what a sampler of Optuna asks for; a cell asked again is not run."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=world.seed)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction="maximize", sampler=sampler(seed=world.seed))
     study.enqueue_trial(usual(world))
     known: dict[Cell, list[Result]] = {}
     while len(known) < cells:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import small_trials
 import test_bench_markers
+import test_bench_sweeps
 import test_bench_training
 from looking import EVERY_STEP, LOOK, UPDATES
 from test_bench_scale import controller_cost
@@ -65,6 +66,18 @@ def test_the_cost_of_a_study_is_measured(tmp_path: Path) -> None:
     cost = controller_cost(tmp_path, cells=20, gangs=20, seeds=1, mirrored=True)
     assert cost.trials == 20
     assert cost.processor_ms > 0 and cost.wall_ms > 0 and cost.behind_s > 0
+
+
+@pytest.mark.exhaustive
+def test_every_contestant_hands_out_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a short sweep each is asked, told and charged for its runs, and the table names it."""
+    monkeypatch.setattr(test_bench_sweeps, "RUNS", 11)
+    monkeypatch.setattr(test_bench_sweeps, "CONFIRMING", 5)
+    rows = [test_bench_sweeps.contest("plain", 0)]
+    assert set(rows[0]) == set(test_bench_sweeps.CONTESTANTS)
+    assert all(0 <= regret < 20 and 0 <= again < 30 for regret, again in rows[0].values())
+    text = test_bench_sweeps.summarize({"plain": rows})
+    assert all(name in text for name in test_bench_sweeps.CONTESTANTS)
 
 
 @pytest.mark.exhaustive
