@@ -110,8 +110,13 @@ def effect_row(
         text = f"{where}, it changes the score by less than the margin: choose freely."
     elif effect.verdict == MOVED:
         text = f"It moves the score by {span}. Best at {best}. {_good(effect)}"
+    elif effect.span.low > 0:
+        text = (
+            f"It moves the score by {span}: best at {best}, worst at {worst}. Whether that is more "
+            "than the margin is open."
+        )
     else:
-        text = f"{span} between {best}, its best so far, and {worst}: is it more than the margin?"
+        text = f"{span} between {best}, its best so far, and {worst}: neither shown nor ruled out."
     if axis.only_if:
         where = " and ".join(f"{k}={' or '.join(sorted(v))}" for k, v in axis.only_if)
         text += f" It counts only with {where}."
