@@ -252,7 +252,7 @@ def _facts(table: StudyTable, scale: Scale) -> tuple[tuple[str, str], ...]:
         ("Chance", scale.value(table.chance) if table.chance is not None else "not known here"),
         ("Design", _DESIGN_WORDS[study.design.name]),
         ("Cells", str(len(table.cells))),
-        ("Seeds", seeds),
+        ("Seeds", seeds + _further_seeds(table)),
         *_tuning_fact(study),
         ("Trained on", gang),
         *_arithmetic_fact(table),
@@ -286,6 +286,14 @@ def _tuning_fact(study: Study) -> tuple[tuple[str, str], ...]:
         for levels in study.candidates.levels
     )
     return (("Tuned inside every cell", f"{tried}, on {name_seeds(study.candidates.seeds)}"),)
+
+
+def _further_seeds(table: StudyTable) -> str:
+    """On which a search ran cells again, and confirmed the best."""
+    ran = {row.seed for row in table.rows}
+    parts = (("again", table.study.spare_seeds), ("to confirm", table.study.fresh_seeds))
+    named = [(why, [seed for seed in seeds if seed in ran]) for why, seeds in parts]
+    return "".join(f"; {why} {', '.join(map(str, seeds))}" for why, seeds in named if seeds)
 
 
 def _sequential_words(seeds: SequentialSeeds) -> str:

@@ -142,7 +142,7 @@ def write_report(
     for file, text in files.items():
         _write(folder / file, text.encode())
     papers = [*figures.effects.values(), *figures.interactions, *figures.sweep.everything()]
-    papers += [picture for picture in (figures.path,) if picture is not None]
+    papers += [picture for picture in (figures.path, figures.trade) if picture is not None]
     for picture in papers:
         _write(folder / "figures" / f"{picture.name}.pdf", picture.pdf())
     return ReportPaths(

@@ -10,6 +10,7 @@ from statistics import fmean, median
 
 from ablate.report.pareto import weigh
 from ablate.report.scale import NONE, Scale, plain_number
+from ablate.study import Search
 from ablate.study.table import UNENDED, StudyTable, TrialRow, name_settings
 from ablate.trial.identity import Outcome
 from ablate.words import counted, describe_interruptions, money
@@ -33,7 +34,11 @@ class CellView:
 
 
 def cell_views(table: StudyTable, scale: Scale) -> tuple[CellView, ...]:
-    """A row per cell."""
+    """A row per cell; those of a search best first, for its sampler knows no other order."""
+    cells = list(table.cells)
+    if isinstance(table.study.design, Search):
+        goal = table.study.objective
+        cells.sort(key=lambda cell: _rank(cell.score(table.chance), goal.sign))
     return tuple(
         CellView(
             cell.name,
@@ -46,8 +51,12 @@ def cell_views(table: StudyTable, scale: Scale) -> tuple[CellView, ...]:
                 for row in cell.trials
             ),
         )
-        for cell in table.cells
+        for cell in cells
     )
+
+
+def _rank(score: float | None, sign: float) -> float:
+    return math.inf if score is None else -sign * score
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ablate.records.attempt import AttemptWriter
 from ablate.records.files import read_json
 from ablate.records.folder import StudyRecord
 from ablate.report.best import recommend
+from ablate.report.page import read_page
 from ablate.runner import controller, hold
 from ablate.runner.plan.plan import plan
 from ablate.runner.status import StudyStatus
@@ -114,6 +115,10 @@ def test_a_sweep_confirms_its_best_on_fresh_seeds(tmp_path: Path) -> None:
         assert levels["augmentation"] == "default" or erased == (
             0.0 if levels["erasing"] == "none" else 0.3
         )
+    page = read_page(table)
+    assert dict(page.facts)["Seeds"] == "0; to confirm 2000, 2001, 2002"
+    scores = [float(cell.score.rstrip(" %")) for cell in page.runs.cells]
+    assert scores == sorted(scores, reverse=True)
     _, again, _ = launch(tmp_path, cells=12, confirm=True)
     assert {row.id for row in again.rows} == {row.id for row in table.rows}
     assert any("cells left" in line for line in status.search)

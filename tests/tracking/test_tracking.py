@@ -399,21 +399,25 @@ def test_a_long_trace_is_thinned_by_the_stated_rule(folder: Folder) -> None:
 
 
 def test_the_study_run_shows_report_and_best(folder: Folder) -> None:
-    """Once they exist, the report and the best configuration stand with the study's run."""
+    """Once they exist, report, figures and the best configuration stand with the study's run."""
     for trial in folder.trials:
         folder.run(trial, steps=3)
     (folder.record.folder / "best").mkdir()
-    for name in ("report.html", "report.md", "best/train.sh", "best/model.bin"):
+    (folder.record.folder / "figures").mkdir()
+    for name in (
+        "report.html", "report.md", "figures/pair.pdf", "best/train.sh", "best/model.bin"
+    ):  # fmt: skip
         (folder.record.folder / name).write_text("<h1>x</h1>")
     tracker = folder.tracker()
     tracker.update(folder.trials, [])
     assert tracker.close(patience_s=120)
     study = content(folder.uri, "two")["study study: two"]
     assert study["status"] == "FINISHED"
-    assert study["files"] == ["best", "report.html", "report.md", "study.yaml"]
+    assert study["files"] == ["best", "figures", "report.html", "report.md", "study.yaml"]
     client = MlflowClient(folder.uri)
     run_id = runs_in(folder.uri, "two")["study study: two"].info.run_id
     assert [f.path for f in client.list_artifacts(run_id, "best")] == ["best/train.sh"]
+    assert [f.path for f in client.list_artifacts(run_id, "figures")] == ["figures/pair.pdf"]
 
 
 def test_secrets_stay_out_of_mlflow(folder: Folder) -> None:

@@ -28,7 +28,7 @@ STUDY_FILES = (
     "best/config.yaml",
     "best/train.sh",
 )
-"""Files of a study folder that its run shows, when they exist."""
+"""Files of a study folder that its run shows, when they exist, beside the report's figures."""
 
 _LARGEST_PLAIN_TRACE = 2**20
 """Bytes; a longer trace is stored compressed."""

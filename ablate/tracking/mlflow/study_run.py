@@ -53,8 +53,10 @@ def sync_study(door: Door, known: Known, *, closing: bool) -> None:
         door.set_status(run, "RUNNING")
         return
     _mark_use(door, known)
-    for name in STUDY_FILES:
-        path = artifact_path(known.record.folder, name)
+    folder = known.record.folder
+    pictures = sorted(f"figures/{path.name}" for path in (folder / "figures").glob("*.pdf"))
+    for name in (*STUDY_FILES, *pictures):
+        path = artifact_path(folder, name)
         if path is not None:
             door.client.log_artifact(run.run_id, str(path), str(Path(name).parent).strip("."))
     whole = ended == len(known.trials)
