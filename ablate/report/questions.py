@@ -72,11 +72,11 @@ def questions(table: StudyTable) -> tuple[Question, ...]:
         return ()
     note = OBSERVED if isinstance(study.design, Observed) else tuned
     if isinstance(study.design, AblationPath):
-        note = f"{tuned} {_along_the_path(table)}".strip()
+        note = f"{tuned} {along_the_path(table)}".strip()
     return (Question("baseline", "Against the baseline", note, "the baseline", found),)
 
 
-def _along_the_path(table: StudyTable) -> str:
+def along_the_path(table: StudyTable) -> str:
     """Every step of the path that has been run, against the cell before it."""
     run = walked(table)
     if len(run) < 2:

@@ -11,6 +11,7 @@ from ablate.analysis.axes import Axis
 from ablate.analysis.cliff import Cliff
 from ablate.analysis.sweep import MOVED, Answer, Estimate, Use
 from ablate.report.next_steps import Step
+from ablate.report.questions import along_the_path
 from ablate.report.scale import Scale
 from ablate.report.sweep_words import (
     SweepRow,
@@ -27,7 +28,7 @@ from ablate.report.sweep_words import (
 )
 from ablate.search import referee
 from ablate.study import Search, Study
-from ablate.study.design import confirm_search
+from ablate.study.design import confirm_search, winner
 from ablate.study.sweep import answer_of
 from ablate.study.table import StudyTable
 from ablate.words import counted, name_seeds
@@ -57,6 +58,8 @@ class Sweep:
     rows: tuple[SweepRow, ...]
     pair: str
     divergence: str
+    path: str
+    """What each change adds on the way from the baseline to the best cell, where that was run."""
     basis: str
     """What the answer rests on, and what took no part."""
     ranking: tuple[Ranked, ...]
@@ -68,7 +71,8 @@ class Sweep:
     def headlines(self) -> tuple[str, ...]:
         """For a terminal."""
         factors = (f"{row.factor}: {row.sentence}" for row in self.rows)
-        return tuple(t for t in (self.use, self.left, *factors, self.pair, self.divergence) if t)
+        rest = (self.pair, self.divergence, self.path)
+        return tuple(text for text in (self.use, self.left, *factors, *rest) if text)
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: numbers in the objective's own unit."""
@@ -114,7 +118,7 @@ class Sweep:
             },
             "why_no_model": found.why_no_model,
             "sentences": [self.use, self.left, *(row.sentence for row in self.rows), self.pair,
-                          self.divergence, self.basis],
+                          self.divergence, self.path, self.basis],
         }  # fmt: skip
 
 
@@ -133,11 +137,20 @@ def sweep_of(table: StudyTable, scale: Scale) -> Sweep | None:
         rows=tuple(effect_row(effect, found.cliffs, found.axes, scale) for effect in found.effects),
         pair=pair_sentence(found, scale),
         divergence=divergence_sentence(found),
+        path=_way_there(table),
         basis=basis_sentence(found, scale),
         ranking=tuple(_ranked(study, found.axes, use, scale) for use in found.ranking),
         next=_next(study, table, found, scale),
         pruning=referee.describe(study, table.record, table.trials),
     )
+
+
+def _way_there(table: StudyTable) -> str:
+    text = along_the_path(table)
+    target = winner(table.study, table.results) if text else None
+    if target is None:
+        return ""
+    return f"To {table.study.change_name(target)}, the best on the search's own seeds. {text}"
 
 
 def _ranked(study: Study, axes: Sequence[Axis], use: Use, scale: Scale) -> Ranked:

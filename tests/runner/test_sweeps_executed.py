@@ -17,6 +17,8 @@ from ablate.records.files import read_json
 from ablate.records.folder import StudyRecord
 from ablate.report.best import recommend
 from ablate.report.page import read_page
+from ablate.report.path import walked
+from ablate.report.pictures.figures import path_picture
 from ablate.runner import controller, hold
 from ablate.runner.plan.plan import plan
 from ablate.runner.status import StudyStatus
@@ -122,6 +124,24 @@ def test_a_sweep_confirms_its_best_on_fresh_seeds(tmp_path: Path) -> None:
     _, again, _ = launch(tmp_path, cells=12, confirm=True)
     assert {row.id for row in again.rows} == {row.id for row in table.rows}
     assert any("cells left" in line for line in status.search)
+
+
+def test_the_way_to_the_winner_of_a_sweep_is_walked_and_told(tmp_path: Path) -> None:
+    """`then: ablation_path` runs each change on top of those before, up to the best cell; the
+    report draws the way and says what each step of it adds."""
+    study, table, _ = launch(tmp_path, cells=6, more=", then: ablation_path")
+    target = design.winner(study, table.results)
+    assert target is not None
+    usual = study.baseline_levels()
+    changed = {name for name, level in target.items() if usual[name] != level}
+    steps = walked(table)
+    assert {name for name, _ in steps[1:]} == changed and len(changed) > 1
+    assert dict(steps[-1][1].levels) == target
+    page = read_page(table)
+    assert page.sweep is not None
+    assert f"To {study.change_name(target)}" in page.sweep.path
+    assert all(f"{name} " in page.sweep.path for name in changed)
+    assert path_picture(table, page.scale) is not None
 
 
 def test_a_sweep_ends_when_too_little_is_to_be_gained(tmp_path: Path) -> None:
