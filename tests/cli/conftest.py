@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -34,10 +35,21 @@ def verb_of(arguments: tuple[str, ...]) -> str:
 
 
 def refuse_other_json(arguments: tuple[str, ...], text: str) -> None:
-    """Whatever a verb prints with --json in any test keeps to the schema of that verb."""
+    """Whatever a verb prints with --json in any test keeps to the schema of that verb, and has no
+    key that the schema leaves out."""
     verb = verb_of(arguments)
     if verb in verbs():  # a recipe's data set has words of its own
-        jsonschema.validate(json.loads(text), schema_of(verb))
+        jsonschema.validate(json.loads(text), closed(schema_of(verb)))
+
+
+def closed(schema: Any) -> Any:
+    """The schema with no room beside the keys that it names."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    return {"additionalProperties": False, **inner} if "properties" in schema else inner
 
 
 @pytest.fixture

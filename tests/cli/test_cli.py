@@ -126,7 +126,7 @@ def test_a_trial_without_steps_is_not_called_stable(ablate, tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A study folder, results and a trace of others, two files of weights."""
     folder = tmp_path_factory.mktemp("folders")
     study = study_of(folder, QUICK.replace("seeds: [0, 1, 2, 3]", "seeds: [0, 1]"))
@@ -136,6 +136,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "trace.csv").write_text(TEXT + "3,nan\n")
     (folder / "runs.csv").write_text("name,config.lr,acc\na,1,0.5\nb,1,0.52\nc,2,0.7\n")
     shutil.copytree(folder / "runs" / "quick", folder / "runs" / "again")
+    shutil.copy(empty_store, folder / "store.db")
     for name, value in (("a", 0.0), ("b", 1.0)):
         weights = {"visual.conv1.weight": np.full((4, 4), value, np.float32)}
         safetensors.numpy.save_file(weights, folder / f"{name}.safetensors")
@@ -153,6 +154,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["status", "runs/quick"],
         ["stop", "runs/quick"],
         ["compare", "runs/quick", "runs/again"],
+        ["confirm", "runs/quick", "--dry-run"],
+        ["ladder", "runs/quick"],
+        ["rebuild", "runs/again", "--tracking-uri", "sqlite:///store.db"],
         ["export", "runs/quick", "--no-register"],
         ["import", "runs.csv", "--metric", "acc", "--name", "theirs"],
         ["report", "runs/quick"],

@@ -64,7 +64,8 @@ def test_what_looks_better_alone_is_confirmed_on_the_command_line(
         found: dict[str, Any] = json.loads((folder / "verdicts.json").read_text())
         return found
 
-    told("launch", "s.yaml", *HERE)
+    launched = json.loads(told("launch", "s.yaml", *HERE, "--json"))
+    assert launched["outcomes"] == {"completed": 12}
     told("report", "runs/s")
     alone = verdicts()
     assert alone["use"]["chosen_as"] == "cell" and alone["use"]["more_trials"] == 3
@@ -72,9 +73,9 @@ def test_what_looks_better_alone_is_confirmed_on_the_command_line(
 
     dry = told("confirm", "runs/s", *HERE, "--dry-run")
     assert "3" in dry and len(list((folder / "trials").iterdir())) == 12, "nothing was started"
-    told("confirm", "runs/s", *HERE)
-    status = json.loads(told("status", "runs/s", "--json"))
-    assert status["outcomes"] == {"completed": 15}
+    ended = json.loads(told("confirm", "runs/s", *HERE, "--json"))
+    assert ended["outcomes"] == {"completed": 15} and ended["controller"] == "absent"
+    assert json.loads(told("status", "runs/s", "--json"))["outcomes"] == {"completed": 15}
     printed = told("report", "runs/s")
     found = verdicts()
     assert found["use"]["chosen_as"] == "combination"
@@ -93,5 +94,5 @@ def test_what_looks_better_alone_is_confirmed_on_the_command_line(
     sentence = exported.split("use ", 1)[-1][:40]
     assert sentence and sentence in printed
 
-    told("confirm", "runs/s", *HERE)
-    assert json.loads(told("status", "runs/s", "--json"))["outcomes"] == {"completed": 15}
+    again = json.loads(told("confirm", "runs/s", *HERE, "--json"))
+    assert again["outcomes"] == {"completed": 15}

@@ -25,6 +25,11 @@ def schema_of(verb: str) -> dict[str, Any]:
     known = verbs()
     if verb not in known:
         raise StudyError(f"{verb!r} is no verb that prints JSON; {suggest(verb, known)}")
-    text = (_FOLDER / f"{verb.replace(' ', '_')}.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
+    found = _read(f"{verb.replace(' ', '_')}.json")
+    shared = found.pop("$ref", None)  # of verbs that end with the same picture
+    return found if shared is None else {**_read(shared), **found}
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
     return found
