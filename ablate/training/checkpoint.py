@@ -2,9 +2,11 @@
 
 ::
 
-    checkpoints/step-000500/model.safetensors      parameters and buffers
+    checkpoints/step-000500/model.safetensors      parameters and buffers, as they are judged
                             optimizer.safetensors  its state, by parameter name
                             state.json             counters, scaler, markers, best evaluation
+                            raw.safetensors        only beside an average of the weights: those
+                                                   that training goes on with
                             learner-<rank>.safetensors   only where a recipe holds more: its queue
                             manifest.json          size and sha256 of each
                /quarantine/step-000500-<hex>/      what was found damaged
@@ -36,6 +38,7 @@ from ablate.training.checkpoint_clock import KEEP_LAST
 
 FORMAT = 2
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_RAW = "raw.safetensors"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -49,6 +52,13 @@ class Snapshot:
     state: Mapping[str, Any]
     learners: tuple[bytes, ...] = ()
     """What each rank's learner holds beside the model, as safetensors; empty where no rank does."""
+    averaged: Mapping[str, torch.Tensor] | None = None
+    """The model with an average of its weights, where there is one."""
+
+    @property
+    def judged(self) -> Mapping[str, torch.Tensor]:
+        """The model as it is evaluated and handed out."""
+        return self.model if self.averaged is None else self.averaged
 
 
 def learner_file(rank: int) -> str:
@@ -71,7 +81,8 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     if final.exists():
         return final
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = (*snapshot.model.values(), *snapshot.optimizer.values())
+    averaged = snapshot.averaged or {}
+    tensors = (*snapshot.model.values(), *averaged.values(), *snapshot.optimizer.values())
     needed = 2 * sum(t.numel() * t.element_size() for t in tensors)
     needed += 2 * sum(map(len, snapshot.learners))
     free = shutil.disk_usage(folder).free
@@ -83,12 +94,15 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
     temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
     try:
-        safetensors.torch.save_file(dict(snapshot.model), temporary / "model.safetensors")
+        safetensors.torch.save_file(dict(snapshot.judged), temporary / "model.safetensors")
         safetensors.torch.save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", snapshot.state, durable=False)
         own = [learner_file(rank) for rank in range(len(snapshot.learners))]
         for name, content in zip(own, snapshot.learners, strict=True):
             (temporary / name).write_bytes(content)
+        if snapshot.averaged is not None:
+            safetensors.torch.save_file(dict(snapshot.model), temporary / _RAW)
+            own.append(_RAW)
         files = {name: _fingerprint(temporary / name, flush=True) for name in (*_FILES, *own)}
         manifest = {"format": FORMAT, "step": snapshot.step, "files": files}
         write_json(temporary / "manifest.json", manifest)
@@ -177,10 +191,14 @@ def newest(folder: Path, *, report: Callable[[str], None]) -> Path | None:
 def load(path: Path) -> Snapshot:
     """Read a checkpoint that :func:`fault` finds nothing wrong with."""
     state = read_json(path / "state.json")
-    own = [name for name in checksums(path) if name not in _FILES]
+    there = checksums(path)
+    own = [name for name in there if name not in (*_FILES, _RAW)]
+    judged = safetensors.torch.load_file(path / "model.safetensors")
+    raw = safetensors.torch.load_file(path / _RAW) if _RAW in there else None
     return Snapshot(
         step=int(state["step"]),
-        model=safetensors.torch.load_file(path / "model.safetensors"),
+        model=judged if raw is None else raw,
+        averaged=None if raw is None else judged,
         optimizer=safetensors.torch.load_file(path / "optimizer.safetensors"),
         state=state,
         learners=tuple((path / learner_file(rank)).read_bytes() for rank in range(len(own))),

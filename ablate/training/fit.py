@@ -45,7 +45,7 @@ def fit(
     session.conclude(ending)
     learner = task.learner
     if specimen is not None and ending.status in ("completed", "diverged"):
-        learned = trial_record(specimen, learner.model, learner.optimizer, step=ending.step)
+        learned = trial_record(specimen, learner, step=ending.step)
         session.learning(learned)
         loop.log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))
     return ending

@@ -200,16 +200,17 @@ class Run:
         due = [e for e in self.task.evaluations if e.due(epoch)]
         if not due:
             return None
-        progress, model = self.progress, self.task.learner.model
+        progress, model = self.progress, self.task.learner.judged
         self.session.phase("evaluating")
         began = time.perf_counter()
         broadcast_buffers(model, self.gang)
+        mode = model.training
         model.eval()
         measured: dict[str, float] = {}
         with self.pulse.evaluating():
             for evaluation in due:
                 measured.update(evaluation.run(model, self.gang))
-        model.train()
+        model.train(mode)
         progress.eval_s += time.perf_counter() - began
         progress.evaluated = progress.step
         progress.final = measured

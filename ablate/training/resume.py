@@ -110,6 +110,8 @@ class Checkpoints:
         if self._session.first:
             state = taken.state
             restored = [_RESTORED[name] for name in _RESTORED if state[name] is not None]
+            if taken.averaged is not None:
+                restored.append("the average of the weights")
             if taken.learners:
                 restored.append("what the learner of each rank holds")
             certificate = checkpoint.Certificate(
@@ -171,7 +173,9 @@ class Checkpoints:
             checkpoint.copy_to_host(tensors),
             state,
             learners,
-        )
+            None if learner.averaged is None
+            else checkpoint.copy_to_host(learner.averaged.state_dict()),
+        )  # fmt: skip
 
     def _compare(self, path: Path, taken: checkpoint.Snapshot) -> dict[str, tuple[Any, Any]]:
         """What differs from the run that was left, and may; what may not is refused."""
@@ -204,6 +208,8 @@ class Checkpoints:
     def _restore(self, taken: checkpoint.Snapshot) -> Progress:
         task, state, learner = self._task, taken.state, self._task.learner
         learner.model.load_state_dict(dict(taken.model))
+        if learner.averaged is not None:
+            learner.averaged.load_state_dict(dict(taken.judged))
         numbers = state["optimizer_numbers"]
         load_named_state(learner.model, learner.optimizer, taken.optimizer, numbers)
         if task.execution.scaler is not None:

@@ -38,6 +38,14 @@ class Learner(Protocol):
     """On its device, in train mode, with its initial weights."""
     optimizer: torch.optim.Optimizer
     """Groups are named in the record by their key ``name``, where they have one."""
+    averaged: torch.nn.Module | None = None
+    """The model with an average of its weights, which moves in :meth:`settle`: what is evaluated,
+    inspected and handed out in the model's place, where there is one."""
+
+    @property
+    def judged(self) -> torch.nn.Module:
+        """What measurements are of."""
+        return self.model if self.averaged is None else self.averaged
 
     def rates(self, step: int) -> float:
         """Set the rates of optimizer step `step` (from 0) in the optimizer's groups.

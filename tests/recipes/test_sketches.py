@@ -64,10 +64,11 @@ def test_a_sketch_hangs_on_the_shape_alone(tmp_path: Path, monkeypatch: pytest.M
     plain = openclip.sketch(openclip.Config(**usual))
     same = openclip.sketch(openclip.Config(**usual, lr=1e-2, batch_size=7))
     assert same == plain
-    for change in ({"wd": 0.3}, {"precision": "bf16"}, {"siglip": True}, {"lock_image": True}):
+    others = ({"wd": 0.3}, {"precision": "bf16"}, {"siglip": True}, {"lock_image": True})
+    for change in (*others, {"qk_norm": True}, {"ema_decay": 0.9}):
         assert openclip.sketch(openclip.Config(**{**usual, **change})) != plain
     assert openclip.sketch(openclip.Config(**usual, clip_updates=True)) == plain
-    assert len(list((cache_folder() / "sketches").iterdir())) == 6, "by each field's own file"
+    assert len(list((cache_folder() / "sketches").iterdir())) == 8, "by each field's own file"
     refused = openclip.Config(
         **usual, opt="timm/lamb", lr=1e-3, eps=1e-6, opt_kwargs={"nonsense": 1}
     )

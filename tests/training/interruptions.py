@@ -178,8 +178,8 @@ def measured(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def left_behind(trial: TrialRecord) -> dict[str, Any]:
-    """The last checkpoint: hashes of model and optimizer, and its state without clock times and
-    the number of the attempt, by which a marker knows a resume."""
+    """The last checkpoint: hashes of all tensors, and its state without clock times and the number
+    of the attempt, by which a marker knows a resume."""
     last = sorted((trial.folder / "checkpoints").glob("step-*"))[-1]
     files = read_json(last / "manifest.json")["files"]
     state = read_json(last / "state.json")
@@ -192,8 +192,7 @@ def left_behind(trial: TrialRecord) -> dict[str, Any]:
             for clock in [key for key in state["progress"][name] if key.startswith("eval_time_s")]:
                 del state["progress"][name][clock]
     return {
-        "model": files["model.safetensors"]["sha256"],
-        "optimizer": files["optimizer.safetensors"]["sha256"],
+        **{name: file["sha256"] for name, file in files.items() if name != "state.json"},
         "state": json.dumps(state, sort_keys=True),
     }
 

@@ -164,8 +164,7 @@ def _main(
     openclip.model.register_models()
     small_trials.add_models()
     chosen = absolute(small_trials.config(**fields), root=data)
-    command = openclip.command(chosen, workers=world_size)
-    arguments = command[command.index("open_clip_train.main") + 1 :]
+    arguments = _line(chosen, world_size, folder=folder, root=data)
     arguments += [
         "--device",
         "cuda" if gpus else "cpu",
@@ -212,6 +211,26 @@ def _main(
     assert peer.main(arguments) is None
     content = {"losses": losses, "scales": scales}
     (folder / RESULT.format(rank=rank)).write_text(json.dumps(content))
+
+
+def _line(chosen: Any, workers: int, *, folder: Path, root: Path) -> list[str]:
+    """The peer's arguments: our command, or where no flag says it, the exported line with the model
+    file that it ships."""
+    from ablate.recipes import openclip
+    from ablate.trial.upstream import Beside
+
+    try:
+        command = openclip.command(chosen, workers=workers)
+    except ValueError:
+        line = openclip.upstream(chosen, workers=workers, root=root)
+        for name, text in line.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        return [
+            f"{word.prefix}{folder / word.path}" if isinstance(word, Beside) else word
+            for word in line.arguments
+        ]
+    return command[command.index("open_clip_train.main") + 1 :]
 
 
 class _OurBatches:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,28 @@ def test_logits_of_a_layer_are_those_of_its_softmax() -> None:
         logits = q[..., head] @ k[..., head].transpose(1, 2) / 2
         largest = max(largest, float(logits.detach().tril().abs().max()))
     assert float(found) == pytest.approx(largest, rel=1e-6)
+
+
+def test_normalised_logits_are_seen_as_they_are_and_have_a_bound() -> None:
+    """Queries and keys a thousand times as long leave logits that LayerNorm of D/H numbers allows:
+    at most its square root; without it they grow a millionfold."""
+    from open_clip.transformer import Attention
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 32)
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+
+    def largest(layer: Attention) -> float:
+        (found,) = attention_logits(layer, lambda: layer(x, attn_mask=mask)).values()
+        return float(found)
+
+    for normalised, growth in ((True, 1.0), (False, 1e6)):
+        layer = Attention(32, 2, qk_norm=normalised)
+        before = largest(layer)
+        with torch.no_grad():
+            layer.in_proj_weight.mul_(1000)
+        assert largest(layer) == pytest.approx(growth * before, rel=1e-3)
+        assert not normalised or before <= math.sqrt(32 / 2)
 
 
 def test_every_attention_of_the_model_is_seen() -> None:

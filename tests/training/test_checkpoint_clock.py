@@ -47,5 +47,5 @@ def test_a_run_that_dies_within_an_epoch_goes_on_from_there(data: Path, tmp_path
     assert (cut.first_row(2) or {})["step"] == kept + 1
     assert measured(cut.trace()) == measured(whole.trace())
     assert measured(cut.evaluations()) == measured(whole.evaluations())
-    for part in ("model", "optimizer"):
+    for part in ("model.safetensors", "optimizer.safetensors"):
         assert left_behind(cut)[part] == left_behind(whole)[part]

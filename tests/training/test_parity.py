@@ -42,15 +42,17 @@ ONE_RANK: dict[str, dict[str, Any]] = {
     "vit": {**VIT, "grad_clip_norm": 1.0},
     "vit, checkpointing": {**VIT, "grad_checkpointing": True},
     "vit, siglip": {**VIT, "siglip": True, "accum_freq": 2},
+    "vit, normalised queries and keys": {**VIT, "qk_norm": True, "precision": "amp_bf16"},
+    "another temperature": {"logit_scale_init": 5.0},
     "locked text": {"lock_text": True, "lock_text_freeze_layer_norm": True},
 }  # fmt: skip
 
 
 IN_THE_SUITE = (
     *("cosine", "cooldown, accumulated", "timm optimizer"),
-    *("amp_bf16, accumulated, clipped", "vit, siglip"),
+    *("amp_bf16, accumulated, clipped", "vit, siglip", "vit, normalised queries and keys"),
 )
-"""Each field of a kind once, as far as five go; the others on demand."""
+"""Each field of a kind once, as far as six go; the others on demand."""
 
 
 @pytest.mark.parametrize("changes", cases(ONE_RANK, IN_THE_SUITE))

@@ -21,6 +21,7 @@ OWN: dict[str, Any] = {"beta1": None, "beta2": None}
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "model": {"resnet": {}, "vit": {"model": "tiny-test-vit"}},
     "text": {"built in": {}, "custom": {"force_custom_text": True, "force_quick_gelu": True}},
+    "attention": {"plain": {}, "normalised": {"qk_norm": True}},
     "dropout": {"none": {}, "patches": {"force_patch_dropout": 0.5}},
     "frozen": {
         "nothing": {},
@@ -61,6 +62,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "units": {"grad_clip_units": 0.01},
         "z": {"grad_clip_z": 2.5},
     },
+    "judged": {"weights": {}, "their average": {"ema_decay": 0.9}},
     "loss": {
         "softmax": {},
         "with gradient": {"gather_with_grad": True},
@@ -179,6 +181,8 @@ def test_the_cases_hold_every_pair_that_can_be() -> None:
     assert {tuple(sorted(factor for factor, _ in pair)) for pair in refused} == {
         ("decay", "optimizer"),
         ("augmentation", "resizing"),
+        ("activations", "attention"),
+        ("judged", "precision"),
     }
 
 
@@ -205,9 +209,15 @@ SHARP: tuple[Row, ...] = (
 )
 """Pairs that once came back as another run."""
 
+AVERAGED: tuple[Row, ...] = (
+    {"judged": "their average", "ranks": "2", "precision": "amp"},
+    {"judged": "their average", "model": "vit", "attention": "normalised"},
+)
+"""A state beside the model and the optimizer, and parameters beside the named model's."""
 
-@pytest.mark.parametrize("row", SHARP, ids=lambda row: ", ".join(row.values()))
-def test_settings_that_once_did_not_survive(tmp_path: Path, data: Path, row: Row) -> None:
+
+@pytest.mark.parametrize("row", SHARP + AVERAGED, ids=lambda row: ", ".join(row.values()))
+def test_settings_with_a_state_of_their_own_survive(tmp_path: Path, data: Path, row: Row) -> None:
     """Every loss and every file bit-equal after a kill."""
     die_and_come_back(tmp_path, data, row)
 

@@ -1,21 +1,29 @@
-"""Clipping by unit, updates clipped by their size, and the temperature's start and bound."""
+"""What keeps training stable: clipping by unit, updates clipped by their size, normalised queries
+and keys, an average of the weights, and the temperature's start and bound."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trials import config
+from interruptions import measured
+from small_trials import add_models, config, log_of, run, write_trial
 
 from ablate.recipes import openclip
 from ablate.recipes.openclip.learner import Clip
-from ablate.recipes.openclip.model import create_model
+from ablate.recipes.openclip.model import create_model, sketch_model
 from ablate.recipes.openclip.step import make_optimizer
+from ablate.report.evaluate import Asked, evaluate
+from ablate.training.inspection.inspect import inspect_paths
 from ablate.training.optim import load_named_state, named_state
 from ablate.training.stable import UNIT_EPS, StableAdamW, ZClip, clip_units
+from ablate.trial.upstream import Beside
 
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.2}
 
@@ -197,6 +205,8 @@ def test_the_temperature_begins_and_ends_where_it_is_told() -> None:
         ({"grad_clip_units": 0.01, "grad_clip_z": 2.5}, "clip the same gradient"),
         ({"opt_kwargs": {"caution": True}}, "are for opt: timm"),
         ({"logit_scale_init": 50.0, "logit_scale_max": 40.0}, "is above logit_scale_max"),
+        ({"qk_norm": True, "grad_checkpointing": True}, "remove grad_checkpointing or qk_norm"),
+        ({"ema_decay": 0.99, "precision": "pure_bf16"}, "take amp_bf16 or amp"),
     ],
 )
 def test_settings_that_do_nothing_together_are_refused(fields: dict, says: str) -> None:
@@ -208,9 +218,103 @@ def test_settings_that_do_nothing_together_are_refused(fields: dict, says: str) 
 @pytest.mark.parametrize(
     "field",
     [{"grad_clip_units": 0.01}, {"grad_clip_z": 2.5}, {"clip_updates": True},
-     {"logit_scale_init": 10.0}, {"logit_scale_max": 50.0}],
+     {"ema_decay": 0.999}, {"logit_scale_max": 50.0}],
 )  # fmt: skip
 def test_the_peers_line_cannot_say_them(field: dict) -> None:
     """The line for those who leave us is refused with the field that it has no flag for."""
     with pytest.raises(ValueError, match=f"{next(iter(field))} .* has no equal"):
         openclip.command(config(**field), workers=1)
+
+
+def test_what_stands_in_a_model_file_alone_leaves_with_one() -> None:
+    """QK-norm and the first temperature: no line without a file says them; the exported one takes
+    a description that open_clip makes the trial's model of. With siglip the peer has its own."""
+    named = {"model": "RN50", "qk_norm": True, "logit_scale_init": 20.0, "force_image_size": 64}
+    chosen = config(**named, train_num_samples=96)
+    with pytest.raises(ValueError, match="no flag for qk_norm and logit_scale_init, but reads"):
+        openclip.command(chosen, workers=1)
+    line = openclip.upstream(chosen, workers=1, root=Path("."))
+    described = json.loads(line.files["architecture/open_clip_config.json"])["model_cfg"]
+    assert described["text_cfg"]["qk_norm"] is True and described["vision_cfg"]["image_size"] == 64
+    assert described["init_logit_scale"] == pytest.approx(math.log(20.0))
+    assert line.arguments[:2] == ("--model", Beside("local-dir:", "architecture"))
+    plain = config(model="RN50", train_num_samples=96)
+    assert openclip.upstream(plain, workers=1, root=Path(".")).files == {}
+    with pytest.raises(ValueError, match="starts --siglip at 10"):
+        sigmoid = config(siglip=True, logit_scale_init=20.0, train_num_samples=96)
+        openclip.upstream(sigmoid, workers=1, root=Path("."))
+
+
+def test_queries_and_keys_are_normalised_where_there_is_a_transformer() -> None:
+    """Both towers of a ViT, the text tower alone of a ResNet, which check says; where neither is
+    open_clip's own the setting is refused."""
+    add_models()
+    for model, count in (("tiny-test-vit", 3), ("tiny-rn-a", 2)):
+        made, *_ = create_model(config(model=model, qk_norm=True), torch.device("cpu"))
+        names = [name for name, _ in made.named_parameters()]
+        assert sum(name.endswith("attn.ln_q.weight") for name in names) == count
+        sketched = sketch_model(config(model=model, qk_norm=True)).named_parameters()
+        assert names == [name for name, _ in sketched]
+    said = openclip.check(config(model="tiny-rn-a", qk_norm=True), workers=1, gpus=0)
+    assert any("the image tower of tiny-rn-a is no transformer" in line for line in said)
+    said = openclip.check(config(model="ViT-B-32", qk_norm=True), workers=1, gpus=0)
+    assert not any("qk_norm" in line for line in said)
+    said = openclip.check(config(model="roberta-ViT-B-32", qk_norm=True), workers=1, gpus=0)
+    assert any("the text tower of roberta-ViT-B-32" in line for line in said)
+    with pytest.raises(ValueError, match="neither of its towers"):
+        openclip.check(config(model="nllb-clip-base-siglip", qk_norm=True), workers=1, gpus=0)
+
+
+def test_the_average_follows_its_formula_and_is_what_is_measured(
+    tmp_path: Path, data: Path
+) -> None:
+    """After every step it is decay x itself + (1 - decay) x the weights, BatchNorm's statistics
+    included; evaluations, the checkpoint's model.safetensors, `evaluate`, `inspect` and the record
+    of learning take it, and the loss is that of a run without."""
+    add_models()
+    plain = write_trial(tmp_path / "plain", data, model="tiny-test-rn")
+    averaged = write_trial(tmp_path / "averaged", data, model="tiny-test-rn", ema_decay=0.75)
+    for trial in (plain, averaged):
+        assert run(trial.folder) == [0], log_of(trial)
+    losses = [[row["loss"] for row in trial.trace()] for trial in (plain, averaged)]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+    assert measured(plain.evaluations()) != measured(averaged.evaluations())
+
+    newest = [sorted(trial.folder.glob("checkpoints/step-*"))[-1] for trial in (plain, averaged)]
+    load = safetensors.torch.load_file
+    weights, raw = load(newest[0] / "model.safetensors"), load(newest[1] / "raw.safetensors")
+    assert all(torch.equal(weights[name], raw[name]) for name in weights)
+    mean = load(newest[1] / "model.safetensors")
+    assert not torch.equal(mean["visual.bn1.running_var"], weights["visual.bn1.running_var"])
+
+    again = evaluate(str(averaged.folder), Asked())
+    assert again["imagenet_top1"] == averaged.evaluations()[-1]["imagenet_top1"]
+    seen = inspect_paths(averaged.folder, None).to_dict()
+    learnt = averaged.learned() or {}
+    assert learnt["modules"] == seen["modules"] and learnt["gains"] == seen["gains"]
+
+
+def test_an_average_moves_as_far_as_its_step_lets_it() -> None:
+    """Twelve moves of the weights by hand: the decay is 1 - t^(-2/3), and never above the one that
+    is asked for; whole numbers are copied."""
+    made = config(model="tiny-rn-a", ema_decay=0.75)
+    model, *_ = create_model(made, torch.device("cpu"))
+    learner = Clip(
+        made, model, lambda step: 0.1, rank=0, world_size=1, device=torch.device("cpu"),
+        to_input=None,
+    )  # fmt: skip
+    name, counter = "visual.bn1.running_var", "visual.bn1.num_batches_tracked"
+    expected = None
+    for step in range(12):
+        learner.rates(step)
+        with torch.no_grad():
+            model.state_dict()[name].fill_(float(step * step))
+            model.state_dict()[counter].fill_(step)
+        learner.settle()
+        decay = min(0.75, 1 - (step + 1) ** (-2 / 3))
+        value = float(step * step)
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert learner.averaged is not None
+        state = learner.averaged.state_dict()
+        assert float(state[name][0]) == pytest.approx(expected, rel=1e-5)
+        assert int(state[counter]) == step

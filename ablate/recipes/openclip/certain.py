@@ -56,13 +56,13 @@ def check_settings(
             f"force_patch_dropout does nothing with {config.model}, a ResNet without patches; "
             "remove it"
         )
+    warnings = _check_qk_norm(config, model)
     timm = config.aug_cfg.use_timm
     if config.image_interpolation == "random" and not timm:
         raise ValueError(
             "image_interpolation: random does nothing without aug_cfg.use_timm; set that, or "
             "remove it"
         )
-    warnings = []
     if config.image_interpolation is not None and not timm:
         warnings.append(
             f"image_interpolation {config.image_interpolation} changes how evaluation images are "
@@ -74,6 +74,27 @@ def check_settings(
             "compared at another resolution, too"
         )
     return warnings
+
+
+def _check_qk_norm(config: Config, model: dict[str, Any]) -> list[str]:
+    if not config.qk_norm:
+        return []
+    image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    outside = {
+        "image": isinstance(image.get("layers"), list) or "timm_model_name" in image,
+        "text": "hf_model_name" in text,
+    }
+    named = [name for name, foreign in outside.items() if foreign]
+    if len(named) == 2:
+        raise ValueError(
+            f"qk_norm does nothing with {config.model}: neither of its towers is a transformer of "
+            "open_clip's own; remove it"
+        )
+    return [
+        f"qk_norm: the {name} tower of {config.model} is no transformer of open_clip's own and "
+        "stays as it is; the other one has it"
+        for name in named
+    ]
 
 
 def check_data(config: Config, *, workers: int) -> list[str]:

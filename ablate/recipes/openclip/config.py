@@ -128,6 +128,10 @@ class _Model(_Frozen):
     """QuickGELU activations, as OpenAI's weights need."""
     force_custom_text: bool = False
     """Build the text tower as a module of its own."""
+    qk_norm: Annotated[bool, Role.SPEED, Ours()] = False
+    """LayerNorm over each head's queries and keys, in the attention of open_clip's own transformers
+    (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442, for stability). No
+    flag of the peer: `qk_norm` in a model file, which an export ships."""
     force_patch_dropout: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, Role.SPEED] = None
     """Share of patches dropped in training; ViT only, the model's own when empty."""
     image_mean: tuple[float, float, float] | None = None
@@ -219,11 +223,16 @@ class _Optimised(_Model):
     clip_updates: Annotated[bool, Role.SPEED, Ours(False)] = False
     """StableAdamW: shorten a tensor's step where Adam's second moment lags behind its gradient
     (Wortsman et al. 2023); no flag of the peer."""
-    logit_scale_init: Annotated[Annotated[float, Field(ge=1.0)] | None, Role.SPEED, Ours(None)] = (
+    ema_decay: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, Role.SPEED, Ours(None)] = (
         None
     )
+    """Judge an exponential moving average of the weights with this decay (Polyak and Juditsky 1992;
+    Morales-Brotons et al. 2024, arXiv 2411.18704): timm's ModelEmaV3, whose decay after step t is
+    at most 1 - t^(-2/3). BatchNorm's statistics are averaged too. No flag of the peer."""
+    logit_scale_init: Annotated[Annotated[float, Field(ge=1.0)] | None, Role.SPEED, Ours()] = None
     """Temperature at the start, which cosines are multiplied by; 1/0.07 when empty, 10 with siglip.
-    No flag of the peer: `init_logit_scale`, its logarithm, in a model file of one's own."""
+    No flag of the peer: `init_logit_scale`, its logarithm, in a model file, which an export ships;
+    with siglip the peer has 10 in its code."""
     logit_scale_max: Annotated[float, Field(gt=1.0, le=100.0), Role.SPEED, Ours(100.0)] = 100.0
     """Largest temperature; the peer has 100 in its code (Radford et al. 2021)."""
     local_loss: bool = False
@@ -338,12 +347,13 @@ class Config(_Optimised):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         _check_optimizer(self)
-        _check_graphs(self)
+        _check_execution(self)
         _check_reading(self)
         _check_schedule(self)
         _check_loss(self)
         refuse_unclear(self.evaluations, default_path=self.imagenet_val, default="imagenet_val")
         _check_locks(self)
+        _check_average(self)
         return self
 
 
@@ -416,7 +426,12 @@ def _check_optimizer(config: Config) -> None:
             raise ValueError("opt: timm/... groups parameters itself; remove param_groups")
 
 
-def _check_graphs(config: Config) -> None:
+def _check_execution(config: Config) -> None:
+    if config.qk_norm and config.grad_checkpointing:
+        raise ValueError(
+            "open_clip 3.3.0 cannot recompute the activations of attention with qk_norm; "
+            "remove grad_checkpointing or qk_norm"
+        )
     if config.cuda_graphs and not config.torchcompile:
         raise ValueError(
             "cuda_graphs does nothing without torchcompile; set torchcompile: true, or remove it"
@@ -465,6 +480,15 @@ def _check_loss(config: Config) -> None:
                 raise ValueError(f"{name} does nothing with siglip; remove it")
     elif config.loss_dist_impl is not None:
         raise ValueError("loss_dist_impl is for siglip; set siglip: true, or remove it")
+
+
+def _check_average(config: Config) -> None:
+    if config.ema_decay is not None and config.precision not in ("fp32", "amp", "amp_bf16"):
+        raise ValueError(
+            f"precision: {config.precision} keeps weights in 16 bits, in which an average that "
+            "moves by a thousandth of a difference stands still; take amp_bf16 or amp, or remove "
+            "ema_decay"
+        )
 
 
 def _check_locks(config: Config) -> None:

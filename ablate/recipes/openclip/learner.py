@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
+from timm.utils.model_ema import ModelEmaV3
 
 from ablate.recipes.openclip.config import Config
 from ablate.recipes.openclip.step import make_optimizer
@@ -33,9 +34,15 @@ class Clip(Learner):
         self._criterion = make_criterion(config, rank=rank, world_size=world_size)
         self._autocast = make_autocast(config.precision, device)
         self._most = math.log(config.logit_scale_max)
+        self._step = 0
+        self._average = None
+        if config.ema_decay is not None:
+            self._average = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+            self.averaged = self._average.module
         self.zclip = ZClip(config.grad_clip_z, device) if config.grad_clip_z is not None else None
 
     def rates(self, step: int) -> float:
+        self._step = step
         return set_rates(self.optimizer, self._schedule(step))
 
     def loss(
@@ -65,12 +72,15 @@ class Clip(Learner):
         return measure(value, outputs)
 
     def settle(self) -> dict[str, torch.Tensor]:
-        """exp(logit_scale) stays within 1 and logit_scale_max; its value, for the record."""
+        """exp(logit_scale) stays within 1 and logit_scale_max, and its value is recorded; then the
+        average takes up the weights."""
         scale = self.model.logit_scale
         assert isinstance(scale, torch.Tensor)
         with torch.no_grad():
             scale.clamp_(0, self._most)
-            return {"logit_scale": scale.float().exp()}
+        if self._average is not None:
+            self._average.update(self.model, step=self._step + 1)
+        return {"logit_scale": scale.detach().float().exp()}
 
     def state(self) -> dict[str, torch.Tensor]:
         return {} if self.zclip is None else {"zclip": self.zclip.past}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,11 +28,11 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
 
     register_models()
     _seed_everything(config.seed)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _called(config.model, qk_norm=config.qk_norm) as name:
         # It also comes for colour jitter that is applied; Augmentation refuses what is not.
         warnings.filterwarnings("ignore", "Unused augmentation cfg items")
         model, train_transform, eval_transform = open_clip.create_model_and_transforms(
-            config.model,
+            name,
             precision=config.precision,
             device=device,
             image_mean=config.image_mean,
@@ -54,7 +56,43 @@ def create_model(config: Config, device: torch.device) -> tuple[Any, Any, Any, d
 def sketch_model(config: Config) -> torch.nn.Module:
     """The model's parameters, frozen ones too, without memory for their values."""
     options = {"precision": config.precision, **_architecture(config)}
-    return _sketch(config.model, tuple(options.items()), tuple(_locks(config).items()))
+    locks = tuple(_locks(config).items())
+    return _sketch(config.model, config.qk_norm, tuple(options.items()), locks)
+
+
+def describe_model(name: str, *, qk_norm: bool) -> dict[str, Any]:
+    """open_clip's description of a model by name, with QK-norm in both transformers if asked.
+
+    Raises:
+        ValueError: open_clip knows no such model.
+    """
+    import open_clip
+
+    register_models()
+    found: dict[str, Any] | None = open_clip.get_model_config(name)
+    if found is None:
+        raise ValueError(f"open_clip knows no model {name!r}")
+    if qk_norm:
+        for tower in ("vision_cfg", "text_cfg"):
+            found[tower]["qk_norm"] = True
+    return found
+
+
+@contextmanager
+def _called(name: str, *, qk_norm: bool) -> Iterator[str]:
+    """The model as open_clip is asked for it: by name, or by a description that says more.
+
+    What the description says cannot be an argument: one for a whole tower undoes force_image_size
+    and the like.
+    """
+    if not qk_norm:
+        yield name
+        return
+    with TemporaryDirectory() as folder:
+        content = {"model_cfg": describe_model(name, qk_norm=True)}
+        file = Path(folder) / "open_clip_config.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        yield f"local-dir:{folder}"
 
 
 @contextmanager
@@ -70,14 +108,17 @@ def no_warnings() -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _sketch(
-    name: str, options: tuple[tuple[str, Any], ...], locks: tuple[tuple[str, Any], ...]
+    name: str,
+    qk_norm: bool,
+    options: tuple[tuple[str, Any], ...],
+    locks: tuple[tuple[str, Any], ...],
 ) -> torch.nn.Module:
     import open_clip
     import torch
 
     register_models()
-    with no_warnings(), torch.device("meta"):
-        model: Any = open_clip.create_model(name, device="meta", **dict(options))
+    with no_warnings(), torch.device("meta"), _called(name, qk_norm=qk_norm) as asked:
+        model: Any = open_clip.create_model(asked, device="meta", **dict(options))
         _lock(model, dict(locks))
     sketched: torch.nn.Module = model
     return sketched

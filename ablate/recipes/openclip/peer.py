@@ -15,7 +15,7 @@ from ablate.errors import DataError
 from ablate.recipes.openclip import evaluation_fields as specs
 from ablate.recipes.openclip.config import FAST, PEER, Augmentation, Config, Ours
 from ablate.recipes.openclip.data import open_train_index
-from ablate.recipes.openclip.model import register_models
+from ablate.recipes.openclip.model import describe_model
 from ablate.recipes.openclip.plan import zero_shot_runs
 from ablate.recipes.openclip.weights import compute_probe
 from ablate.training.data.shard_names import expand_shards
@@ -61,6 +61,11 @@ def upstream(
             peer cannot deal these shards to so many workers.
     """
     _refuse_unlike(config)
+    if config.siglip and config.logit_scale_init is not None:
+        raise ValueError(
+            f"logit_scale_init {config.logit_scale_init} has no equal in {PEER}, which starts "
+            "--siglip at 10 whatever a model file says; the exported run would differ"
+        )
     config, about_data = _deal_data(config, workers=workers, root=root, steps=steps)
     config, measured, about_classes = _keep_own_classes_out(config, root=root)
     pairs, of_pairs = _measure_pairs(config)
@@ -68,7 +73,7 @@ def upstream(
     if faults:
         listed = ", ".join(f"{count} x {kind}" for kind, count in faults.items())
         notes += (f"Of these shards the trial left samples out that {PEER} may take: {listed}.",)
-    known = _knows(config.model)
+    known = _knows(config.model) and not _beyond_flags(config)
     model = ("--model", config.model if known else Beside("local-dir:", "architecture"))
     files = {} if known else {"architecture/open_clip_config.json": _describe_model(config)}
     if workers > 1:
@@ -204,6 +209,11 @@ def command(config: Config, *, workers: int) -> list[str]:
         ValueError: a field of our own makes this run something that the peer cannot do.
     """
     _refuse_unlike(config)
+    if beyond := _beyond_flags(config):
+        raise ValueError(
+            f"{PEER} has no flag for {' and '.join(beyond)}, but reads it in a model file: an "
+            "export ships one, with the line that takes it"
+        )
     # Without "--" torchrun takes the peer's --logs for an abbreviation of its own --logs-specs.
     launcher = ["torchrun", "--nproc_per_node", str(workers), "-m", "--", "open_clip_train.main"]
     return [*launcher, *_flags(config)]
@@ -231,6 +241,12 @@ def _refuse_unlike(config: Config) -> None:
                 f"{name} {getattr(config, name)!r} has no equal in {PEER}; "
                 f"the exported run would differ. Set {name}: {same[0]}"
             )
+
+
+def _beyond_flags(config: Config) -> list[str]:
+    """Fields in use that the peer reads in a model file alone."""
+    start = ["logit_scale_init"] if config.logit_scale_init is not None else []
+    return [*(["qk_norm"] if config.qk_norm else []), *start]
 
 
 def _flags(config: Config) -> list[str]:
@@ -300,10 +316,7 @@ def _describe_model(config: Config) -> str:
     """
     import open_clip
 
-    register_models()
-    model_config = open_clip.get_model_config(config.model)
-    if model_config is None:
-        raise ValueError(f"open_clip knows no model {config.model!r}")
+    model_config = describe_model(config.model, qk_norm=config.qk_norm)
     if model_config["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(f"{config.model} has a tokenizer of its own, which is not exported")
     if config.force_image_size is not None:
@@ -316,6 +329,8 @@ def _describe_model(config: Config) -> str:
         model_config["custom_text"] = True
     if config.siglip:
         model_config["init_logit_bias"] = -10
+    if config.logit_scale_init is not None:
+        model_config["init_logit_scale"] = math.log(config.logit_scale_init)
     preprocess = {
         "mean": config.image_mean or open_clip.OPENAI_DATASET_MEAN,
         "std": config.image_std or open_clip.OPENAI_DATASET_STD,

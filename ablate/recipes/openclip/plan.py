@@ -230,6 +230,8 @@ def _sketch(config: Config) -> tuple[dict[str, Any], int]:
         raise ValueError(
             f"opt: {config.opt} cannot take a step with {handed_on(config)}: {error}"
         ) from error
+    if config.ema_decay is not None:
+        size += sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return describe(groups), size
 
 

@@ -1,8 +1,9 @@
 """Largest attention logits, layer by layer: where they grow, softmax saturates and training breaks.
 
 Measured now and then on a few samples, by hooks that recompute queries and keys from a layer's
-input. Known layers are torch's MultiheadAttention and CLIP's attention pool (any module with
-``q_proj``, ``k_proj``, ``num_heads`` and ``positional_embedding``); others are left out.
+input. Known layers are torch's MultiheadAttention, the same with normalised queries and keys (any
+module with ``in_proj_weight``, ``ln_q``, ``ln_k`` and ``num_heads``) and CLIP's attention pool (any
+with ``q_proj``, ``k_proj``, ``num_heads`` and ``positional_embedding``); others are left out.
 Shapes: B samples, L tokens, D features, H heads.
 """
 
@@ -29,6 +30,10 @@ def attention_logits(model: nn.Module, run: Callable[[], Any]) -> dict[str, torc
                 handles.append(
                     module.register_forward_pre_hook(_multihead(name, found), with_kwargs=True)
                 )
+            elif all(hasattr(module, part) for part in _NORMALISED):
+                handles.append(
+                    module.register_forward_pre_hook(_normalised(name, found), with_kwargs=True)
+                )
             elif all(hasattr(module, part) for part in _POOL):
                 handles.append(module.register_forward_pre_hook(_pool(name, found)))
         with torch.no_grad():
@@ -39,6 +44,7 @@ def attention_logits(model: nn.Module, run: Callable[[], Any]) -> dict[str, torc
     return found
 
 
+_NORMALISED = ("in_proj_weight", "in_proj_bias", "ln_q", "ln_k", "num_heads")
 _POOL = ("q_proj", "k_proj", "num_heads", "positional_embedding")
 
 
@@ -71,6 +77,18 @@ def _multihead(name: str, found: dict[str, torch.Tensor]) -> Any:
         mask = named.get("attn_mask")
         found[f"attention_logits/{name}"] = _largest(
             _heads(q, module.num_heads), _heads(k, module.num_heads), mask
+        )
+
+    return hook
+
+
+def _normalised(name: str, found: dict[str, torch.Tensor]) -> Any:
+    def hook(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        q, k, _ = F.linear(args[0], module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
+        found[f"attention_logits/{name}"] = _largest(
+            module.ln_q(_heads(q, module.num_heads)),
+            module.ln_k(_heads(k, module.num_heads)),
+            named.get("attn_mask"),
         )
 
     return hook

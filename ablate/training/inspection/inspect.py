@@ -46,6 +46,7 @@ from ablate.training.inspection.movement import (
 )
 from ablate.training.inspection.specimen import Specimen
 from ablate.training.optim import named_state
+from ablate.training.task import Learner
 from ablate.training.weight_files import read_weights
 from ablate.trial.recipe import ability, able, absolute, load
 
@@ -118,7 +119,7 @@ def open_weights(path: Path, *, first: bool) -> Weights:
         trial = path.resolve().parent.parent
         return Weights(
             title=f"{trial.name}, step {found.step}",
-            tensors=found.model,
+            tensors=found.judged,
             moments=found.optimizer,
             zero_gradients=found.state.get("zero_gradients", {}),
             known_seed=(trial / "trial.json").is_file(),
@@ -535,25 +536,22 @@ def _judge(
 
 
 def trial_record(
-    specimen: Callable[[], Specimen],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    step: int,
+    specimen: Callable[[], Specimen], learner: Learner, *, step: int
 ) -> dict[str, Any]:
-    """The summary of a trial that ended with this model, against its initial weights, which
-    `specimen` makes anew.
+    """The summary of a trial that ended with what `learner` has, against its initial weights,
+    which `specimen` makes anew.
 
     The last step's gradients are still there. The cost is bounded: at most 1024 images and 2048
     texts, twice; of a model with BatchNorm, the images four times, and a quarter of them twice.
     """
-    moments, _ = named_state(model, optimizer)
+    model = learner.model
+    moments, _ = named_state(model, learner.optimizer)
     without = {
         name: int(p.grad is None or not bool(p.grad.any())) for name, p in model.named_parameters()
     }
     last = Weights(
         title=f"step {step}",
-        tensors=checkpoint.copy_to_host(model.state_dict()),
+        tensors=checkpoint.copy_to_host(learner.judged.state_dict()),
         moments=moments,
         zero_gradients=without,
         known_seed=True,
