@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -53,9 +53,10 @@ class Choice:
     """None for NOTHING."""
     evidence: Evidence | None
     combination: Cell | None
-    """Changes that look better alone, all together; None where there are not two of them."""
+    """Of the :func:`combinations` the best that has run on all seeds, else the first to be run;
+    None where there is none."""
     combined: Evidence | None
-    """What the combination did; None as long as it has not run on all seeds."""
+    """What the combination did; None as long as none has run on all seeds."""
     single: Cell | None
     """The best other cell by its posterior mean, if it is believed to be better."""
     compared: tuple[Cell, ...]
@@ -67,11 +68,12 @@ def choose(
     reference: Cell,
     objective: Objective,
     *,
-    seeds: Collection[int],
+    seeds: Sequence[int],
     barred: Collection[Cell] = (),
     added: Collection[Cell] = (),
 ) -> Choice:
-    """The cell to hand out, of those that completed on all `seeds`.
+    """The cell to hand out, of those that completed on all `seeds`, which stand in the study's
+    order.
 
     `barred`: cells that are never handed out, controls above all. `added`: cells that were run to
     confirm a combination, which take no part in the beliefs that chose it.
@@ -81,7 +83,7 @@ def choose(
     if not own:
         return Choice(NOTHING, None, None, None, None, None, ())
     beliefs = _beliefs(table, reference, objective, barred=barred, added=added)
-    combination = combine(table, reference, objective, barred=barred, added=added)
+    tried = combinations(table, reference, objective, seeds=seeds, barred=barred, added=added)
     single = _best_single(own, beliefs)
 
     def evidence(cell: Cell) -> Evidence:
@@ -94,16 +96,62 @@ def choose(
         # Nothing to be better than: the mean alone decides.
         first = max(own, key=lambda cell: objective.gain(_mean(table, cell, seeds)))
         single = first if first != reference else None
-    combined = evidence(combination) if combination in sound and combination else None
-    bar = [evidence(cell).mean for cell in (reference, single) if cell in own and cell is not None]
-    beaten = combined is not None and all(objective.gain(combined.mean - m) > 0 for m in bar)
-    if combination is not None and beaten:
-        kind, cell = COMBINATION, combination
+    ran = [cell for cell in tried if cell in sound]
+    best = max(ran, key=lambda cell: objective.gain(_mean(table, cell, seeds)), default=None)
+    combination = best or next(iter(tried), None)
+    combined = evidence(best) if best is not None else None
+    rivals = [cell for cell in (reference, single) if cell in own and cell is not None]
+    if best is not None and _beats(table, best, rivals, objective, seeds=seeds):
+        kind, cell = COMBINATION, best
     elif single is not None:
         kind, cell = CELL, single
     else:
         kind, cell = BASELINE, reference
     return Choice(kind, cell, evidence(cell), combination, combined, single, tuple(sound))
+
+
+def combinations(
+    table: Table,
+    reference: Cell,
+    objective: Objective,
+    *,
+    seeds: Sequence[int],
+    barred: Collection[Cell] = (),
+    added: Collection[Cell] = (),
+) -> tuple[Cell, ...]:
+    """The cells that are to be run on all `seeds`: what :func:`combine` gives, and what was handed
+    out so when the study had only the first of its seeds.
+
+    Runs of a cell on further seeds do not change whether it is among them.
+    """
+    found = {combine(table, reference, objective, barred=barred, added=added): None}
+    ran = [seed for seed in seeds if seed in table.seeds]
+    for count in range(1, len(ran)):
+        part = table.of_seeds(ran[:count])
+        found[_handed_out(part, reference, objective, barred=barred, added=added)] = None
+    return tuple(cell for cell in found if cell is not None)
+
+
+def _handed_out(
+    table: Table,
+    reference: Cell,
+    objective: Objective,
+    *,
+    barred: Collection[Cell],
+    added: Collection[Cell],
+) -> Cell | None:
+    """The combination, if it had run on all seeds of the table and was the best."""
+    sound = [cell for cell in table.cells if _is_complete(table, cell, table.seeds)]
+    if not any(cell in added for cell in sound):
+        return None
+    found = combine(table, reference, objective, barred=barred, added=added)
+    if found is None or found not in sound:
+        return None
+    own = [cell for cell in sound if cell not in barred and cell not in added]
+    beliefs = _beliefs(table, reference, objective, barred=barred, added=added)
+    single = _best_single(own, beliefs)
+    rivals = [cell for cell in (reference, single) if cell in own and cell is not None]
+    return found if _beats(table, found, rivals, objective, seeds=table.seeds) else None
 
 
 def combine(
@@ -121,7 +169,7 @@ def combine(
     beliefs = _beliefs(table, reference, objective, barred=barred, added=added)
     if beliefs is None:
         return None
-    out = to_blame(table, reference) | _alone(barred, reference)
+    out = to_blame(_without(table, added), reference) | _alone(barred, reference)
     best: dict[int, tuple[float, str]] = {}
     for (place, level), belief in beliefs.changes.items():
         if belief.is_up and (place, level) not in out:
@@ -165,6 +213,30 @@ def _is_complete(table: Table, cell: Cell, seeds: Collection[int]) -> bool:
     if len(places) < len(seeds) or np.isnan(table.values[row, places]).any():
         return False
     return set(table.outcomes[row]) <= {"completed", ""}
+
+
+def _without(table: Table, cells: Collection[Cell]) -> Table:
+    keep = [row for row, cell in enumerate(table.cells) if cell not in cells]
+    homes = {table.cells[row] for row in keep}
+    return replace(
+        table,
+        cells=tuple(table.cells[row] for row in keep),
+        values=table.values[keep],
+        outcomes=table.outcomes[keep],
+        shared={cell: home for cell, home in table.shared.items() if home in homes},
+    )
+
+
+def _beats(
+    table: Table,
+    cell: Cell,
+    rivals: Sequence[Cell],
+    objective: Objective,
+    *,
+    seeds: Collection[int],
+) -> bool:
+    mine = _mean(table, cell, seeds)
+    return all(objective.gain(mine - _mean(table, rival, seeds)) > 0 for rival in rivals)
 
 
 def _mean(table: Table, cell: Cell, seeds: Collection[int]) -> float:

@@ -111,7 +111,7 @@ def confirm(
     opened = open_run(run)
     study, record = opened.study, opened.record
     table = read_table(study, record, curves=False)
-    if table.combination is None and not design.confirm_search(study, table.results):
+    if not table.combinations and not design.confirm_search(study, table.results):
         waiting = sum(table.count(state) for state in UNENDED)
         if as_json:
             print_json(opened.status().to_json())

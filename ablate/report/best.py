@@ -291,8 +291,9 @@ def _why(
         text += _how_sure(table, choice, over, scale)
     if choice.kind != policy.COMBINATION and choice.combined is not None:
         assert choice.combination is not None
+        changes = _listed(table, choice.combination)
         text += (
-            f" Together the changes that look better alone ({_listed(table, choice.combination)}) "
+            f" Together the changes that looked better alone ({changes}) "
             f"gave {scale.value(choice.combined.mean)}, which is not better."
         )
     others = [other for other in rivals if other != "baseline"]
@@ -308,7 +309,7 @@ def _how_sure(table: StudyTable, choice: Choice, over: Contrast | None, scale: S
     text = ""
     if choice.kind == policy.COMBINATION:
         text = (
-            "It puts together the changes that look better alone, and its own runs beat the "
+            "It puts together changes that looked better alone, and its own runs beat the "
             "baseline and every single change that is believed to be better. "
         )
     elif believed is not None:
@@ -340,19 +341,22 @@ def _listed(table: StudyTable, cell: Cell) -> str:
 def _to_know_more(table: StudyTable, choice: Choice) -> tuple[str, int, Levels | None]:
     """(what it takes to know more, how many trials that is, the combination to be run)."""
     study = table.study
-    if table.combination is not None and choice.combined is None:
-        row = table.cell(dict(table.combination))
+    for levels in table.combinations:
+        row = table.cell(dict(levels))
         done = sum(trial.ended for trial in row.trials) if row is not None else 0
         left = len(table.baseline.trials) - done
-        name = study.change_name(dict(table.combination))
-        if left > 0:
+        if left <= 0:
+            continue
+        name, trials = study.change_name(dict(levels)), counted(left, "trial")
+        if done:
+            text = f"{name} has not run on all seeds: `ablate confirm` runs the rest, {trials}."
+        else:
             tuned = " after its own tuning" if study.candidates.levels else ""
-            return (
+            text = (
                 f"Whether the changes that look better alone add up is not known: `ablate confirm` "
-                f"runs {name} on the study's seeds{tuned}, {counted(left, 'trial')}.",
-                left,
-                table.combination,
+                f"runs {name} on the study's seeds{tuned}, {trials}."
             )
+        return text, left, levels
     cells = len(choice.compared)
     if cells < 2 or study.sequential is not None:
         return "", 0, None

@@ -146,10 +146,12 @@ class Agenda:
     def _recall(self) -> None:
         """Take up what earlier launches left: ended trials, and the cells a search has asked.
 
-        A design whose list needs no results takes them up one by one, as it lists their trials.
+        A design whose list needs no results takes them up one by one, as it lists their trials;
+        what is to be confirmed depends on cells that it does not list.
         """
         self._written = self.record.trial_ids()
-        if not (design.grows(self.study) or isinstance(self.study.design, Search)):
+        asks = design.grows(self.study) or isinstance(self.study.design, Search)
+        if not (asks or self.study.confirm):
             return
         for folder in self.record.records():  # in the order they were asked, for the sampler
             trial = self.study.recall(folder.trial())
@@ -306,10 +308,11 @@ def planned(study: Study, record: StudyRecord) -> list[Trial]:
     found = [t for folder in record.records() if (t := study.recall(folder.trial())) is not None]
     results = [result for trial in found if (result := _whole_result(record, trial)) is not None]
     trials = {trial.id: trial for trial in design.propose(study, results)}
-    confirming = None if study.confirm else design.confirmation(study, results)
+    confirming = [] if study.confirm else design.confirmations(study, results)
+    asked = {cell.levels for cell in confirming}
     for trial in found:  # `ablate confirm` runs what the study file does not ask for
         if isinstance(study.design, (Search, Observed)) or (
-            confirming is not None and study.untuned(trial.cell.levels) == confirming.levels
+            study.untuned(trial.cell.levels) in asked
         ):
             trials[trial.id] = trial
     return list(trials.values())

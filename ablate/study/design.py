@@ -32,7 +32,7 @@ from ablate.study import (
     Study,
     sweep,
 )
-from ablate.study.confirmation import combination, seeds_of
+from ablate.study.confirmation import combinations, seeds_of
 from ablate.study.controls import controls, experiment, rules_of, sameness, withheld
 from ablate.study.factorial import MixedLevel, TwoLevel, fractional, mixed_levels, plackett_burman
 from ablate.trial.identity import Cell, Levels, Outcome, Trial
@@ -49,7 +49,7 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     Complete seed blocks come first, so that a study that is cut short is still balanced; within a
     block the order is drawn from the study's name and the seed, so that a drift of the cluster
     does not fall on the same cells in every block. Cells that are provably one experiment are one
-    cell (:func:`merged`). With `confirm` the last to be run is the :func:`confirmation`.
+    cell (:func:`merged`). With `confirm` the last to be run are the :func:`confirmations`.
     """
     if isinstance(study.design, Observed):
         return []
@@ -57,44 +57,53 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     trials = {trial.id: trial for trial in own}
     if study.confirm:
         trials.update({trial.id: trial for trial in confirm_search(study, results)})
-    last = confirmation(study, results, own=own) if study.confirm else None
-    if last is not None:
-        blocks: list[tuple[int, Sequence[Cell]]] = []
-        best: Cell | None = last
-        if study.candidates.levels:
-            tuning = tune(study, last, results)
-            blocks += [(seed, tuning.candidates) for seed in study.candidates.seeds]
-            best = tuning.best
-        if best is not None:
-            blocks += [(seed, [best]) for seed in seeds_of(study, settled(study, results))]
+    if study.confirm:
+        last = confirmations(study, results, own=own)
+        blocks = [block for cell in last for block in _confirming(study, cell, results)]
         trials.update({trial.id: trial for trial in _in_order(study, blocks)})
     return list(trials.values())
 
 
-def confirmation(
+def _confirming(
+    study: Study, cell: Cell, results: Sequence[Result]
+) -> Iterable[tuple[int, Sequence[Cell]]]:
+    best: Cell | None = cell
+    if study.candidates.levels:
+        tuning = tune(study, cell, results)
+        yield from ((seed, tuning.candidates) for seed in study.candidates.seeds)
+        best = tuning.best
+    if best is not None:
+        yield from ((seed, [best]) for seed in seeds_of(study, settled(study, results)))
+
+
+def confirmations(
     study: Study, results: Sequence[Result], *, own: Sequence[Trial] | None = None
-) -> Cell | None:
-    """The changes that look better alone, as one cell that the design does not have.
+) -> list[Cell]:
+    """Changes that look better alone, put together in cells that the design does not have: what
+    is believed now, and what was handed out so when the study had fewer seeds.
 
     None before every trial of the design has ended, and where there is no such cell: the study is
-    run without one then. Runs of the cell itself do not change which it is. `own`: the design's
-    trials, if they are known already.
+    run without one then. Runs of these cells on further seeds do not change which they are. `own`:
+    the design's trials, if they are known already.
     """
     if isinstance(study.design, (Search, Observed)):
-        return None
+        return []
     own = _trials(study, cells(study, results), results) if own is None else own
     ended = {(result.levels, result.seed) for result in results}
     if any((trial.cell.levels, trial.seed) not in ended for trial in own):
-        return None
+        return []
     if pending(study, results):
-        return None
+        return []
     listed = [cell for cell, _ in _homes(study, _listed(study, results))]
     levels = {cell.levels for cell in listed}
-    found = combination(study, [r for r in settled(study, results) if r.levels in levels])
-    if found is None or found.levels in levels:
-        return None
-    _, home = _homes(study, [*listed, found])[-1]
-    return found if home is found else None
+    known = settled(study, results)
+    found = combinations(
+        study,
+        [result for result in known if result.levels in levels],
+        [result for result in known if result.levels not in levels],
+    )
+    new = [cell for cell in found if cell.levels not in levels]
+    return [cell for cell, home in _homes(study, [*listed, *new]) if cell is home and cell in new]
 
 
 def _trials(study: Study, wanted: Sequence[Cell], results: Sequence[Result]) -> list[Trial]:

@@ -213,9 +213,10 @@ class StudyTable:
     """Trials in the folder that are not of this study any more."""
     chance: float | None
     """The objective's value by guessing; None when the data are not here to count classes."""
-    combination: Levels | None = None
-    """The cell that confirms the study, run or not: all changes that look better alone. None where
-    there is none, or the design has it, or a trial is still to end."""
+    combinations: tuple[Levels, ...] = ()
+    """The cells that confirm the study, run or not: all changes that look better alone, and what
+    was handed out so with fewer seeds. Without those that the design has; none before every trial
+    has ended."""
     added: frozenset[Levels] = frozenset()
     """Cells that were run and are not of the design; no comparison is made with them."""
     asked: tuple[Levels, ...] = ()
@@ -275,12 +276,12 @@ def read_table(
     ended = [row.result() for row in rows.values() if row.ended]
     wanted: list[Trial] = []
     merged: list[design.Merged] = []
-    combination: Cell | None = None
+    confirming: list[Cell] = []
     open_ended = ""
     try:
         wanted = design.propose(study, ended)
         merged = design.merged(study, ended)
-        combination = design.confirmation(study, ended)
+        confirming = design.confirmations(study, ended)
     except PlanError as error:
         open_ended = f"the design cannot be listed: {error}"
     for trial in wanted:
@@ -289,8 +290,8 @@ def read_table(
     tuning: tuple[TuningRow, ...] = ()
     if study.candidates.levels:
         cells, tuning = _tuned_cells(study, cells, ended)
-    together = study.compared_levels(combination.levels) if combination is not None else None
-    own = {study.compared_levels(trial.cell.levels) for trial in wanted} - {together}
+    together = tuple(study.compared_levels(cell.levels) for cell in confirming)
+    own = {study.compared_levels(trial.cell.levels) for trial in wanted} - {*together}
     is_listed = bool(wanted) and not isinstance(study.design, Search)
     return StudyTable(
         study=study,
@@ -299,7 +300,7 @@ def read_table(
         results=tuple(_results(study, cells, merged)),
         foreign=tuple(_read_foreign(folder) for folder in foreign),
         chance=_chance(study),
-        combination=together,
+        combinations=together,
         added=frozenset(c.levels for c in cells if is_listed and c.levels not in own),
         asked=tuple(dict.fromkeys(trial.cell.levels for trial, _ in kept.values())),
         record=record,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ablate.analysis.recommend import choose, combine
+from ablate.analysis.recommend import choose, combinations, combine
 from ablate.analysis.results import Cell, Objective, Result, tabulate
 
 LEVELS = (2, 2, 2, 2, 1)
@@ -114,6 +114,61 @@ def test_what_is_handed_out_is_better_than_the_best_mean():
     lost, below = regrets(studies=60, seeds=3, interaction=0.01)
     assert lost["confirmed"] < lost["best mean"] - 0.3
     assert below["confirmed"] <= 0.02
+
+
+def after_a_seed_more(world: World, *, kept: bool) -> Selection:
+    """What is handed out when a confirmed study gets one seed more: with the combination that the
+    first seeds gave `kept` in question, or forgotten where it is not believed any more."""
+    runs = {cell: world.run(cell) for cell in (BASE, *SINGLES)}
+    base, first = named(BASE), range(world.seeds - 1)
+    added: list[Cell] = []
+    for seeds in (first, range(world.seeds)):
+        table = tabulate(row for rows in runs.values() for row in rows if row.seed in seeds)
+        if kept:
+            added += combinations(table, base, GOAL, seeds=seeds, added=added)
+        else:
+            added = [cell for cell in [combine(table, base, GOAL, added=added)] if cell]
+        runs = {cell: runs[cell] for cell in (BASE, *SINGLES)} | {
+            numbers(cell): runs.get(numbers(cell)) or world.run(numbers(cell)) for cell in added
+        }
+    table = tabulate(row for rows in runs.values() for row in rows)
+    return numbers(choose(table, base, GOAL, seeds=range(world.seeds), added=added).cell)
+
+
+def regret_after_a_seed_more(
+    *, studies: int, seeds: int, interaction: float
+) -> tuple[float, float, float, float]:
+    """Mean regret in points and share below the baseline with the combination kept, and with it
+    forgotten, in the same worlds."""
+    lost: list[tuple[float, float]] = []
+    below: list[tuple[bool, bool]] = []
+    for number in range(studies):
+        found = []
+        for kept in (True, False):
+            world = World(np.random.default_rng([number, seeds]), seeds, interaction)
+            found.append((world.best, world.truth(after_a_seed_more(world, kept=kept))))
+        lost.append((found[0][0] - found[0][1], found[1][0] - found[1][1]))
+        below.append((found[0][1] < -1e-12, found[1][1] < -1e-12))
+    kept, forgotten = 100 * np.mean(lost, axis=0)
+    kept_below, forgotten_below = np.mean(below, axis=0)
+    return float(kept), float(forgotten), float(kept_below), float(forgotten_below)
+
+
+@pytest.mark.calibration
+@pytest.mark.parametrize("interaction", [0.0, 0.004, 0.01])
+@pytest.mark.parametrize("seeds", [3, 4, 6])
+def test_a_seed_more_does_not_make_the_choice_worse(interaction, seeds, capsys):
+    """To keep what was handed out in question loses no more than to forget it, and what is handed
+    out is below the baseline in less than 1 % of studies."""
+    kept, forgotten, below, below_forgotten = regret_after_a_seed_more(
+        studies=1000, seeds=seeds, interaction=interaction
+    )
+    with capsys.disabled():
+        print(
+            f"\ninteraction {interaction} seeds {seeds}: kept {kept:.3f} ({below:.1%} below)  "
+            f"forgotten {forgotten:.3f} ({below_forgotten:.1%} below)"
+        )
+    assert kept <= forgotten + 0.002 and below < 0.01
 
 
 @pytest.mark.calibration

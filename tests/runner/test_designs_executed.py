@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from scripted_studies import prepare, run
 
+from ablate.analysis.recommend import combine
+from ablate.analysis.results import Cell, tabulate
 from ablate.records.folder import StudyRecord
 from ablate.report.best import recommend
 from ablate.report.export import export_best
 from ablate.report.report import write_report
+from ablate.report.scale import objective_of
 from ablate.runner import agenda
 from ablate.runner.plan.plan import plan
 from ablate.runner.status import StudyStatus
@@ -189,7 +192,7 @@ def test_what_looks_better_alone_is_run_together_before_it_is_handed_out(
     study, record, table, status = execute(tmp_path, "confirm: true\nseeds: [0, 1]\n", rules)
     assert status.num_ended == 4 * 2 + 2
     combination = table.cell({"warmup": "1", "beta2": "0.98"})
-    assert combination.levels in table.added and table.combination == combination.levels
+    assert combination.levels in table.added and table.combinations == (combination.levels,)
     found = verdicts(study, record)
     assert deltas(found) == {"warmup": 0.02, "beta2": 0.05, "wd": -0.01}
     assert all(c["estimand"] == "simple" for c in found["contrasts"])
@@ -204,6 +207,47 @@ def test_what_looks_better_alone_is_run_together_before_it_is_handed_out(
     assert json.loads(written.provenance.read_text())["levels"] == use["cell"]
     again, _, _ = run(study, tmp_path)
     assert again.num_ended == status.num_ended, "confirmed once"
+
+
+def test_a_combination_that_was_handed_out_is_not_forgotten_when_a_seed_is_added(
+    tmp_path: Path,
+) -> None:
+    """The new seed takes the belief in one of its changes; its own runs are still the best there
+    are. It is run on the new seed, in whatever order trials end, and handed out."""
+    tail = "confirm: true\nseeds: [0, 1, 2]\n"
+    rules = [
+        {"match": {"warmup": 1}, "adds": 0.02},
+        {"match": {"beta2": 0.98}, "adds": 0.05},
+    ]
+    study, record, table, status = execute(tmp_path, tail, rules)
+    assert status.num_ended == 4 * 3 + 3
+    assert recommended(study, record)["chosen_as"] == "combination"
+    fourth = [
+        {"match": {"warmup": 1}, "adds": -0.06},
+        {"match": {"beta2": 0.98}, "adds": 0.05},
+        {"match": {"warmup": 1, "beta2": 0.98}, "adds": 0.08},
+    ]
+    alone = prepare(tmp_path, fourth, HEAD + "seeds: [0, 1, 2, 3]\n")
+    run(alone, tmp_path)
+    use = recommended(alone, record)
+    assert use["chosen_as"] == "cell" and use["more_trials"] == 1
+    assert (
+        "has not run on all seeds: `ablate confirm` runs the rest, 1 trial" in use["to_know_more"]
+    )
+    more, _, table, status = execute(tmp_path, "confirm: true\nseeds: [0, 1, 2, 3]\n", fourth)
+    assert status.num_ended == 4 * 4 + 4
+    assert policy_combination(more, record) is None, "it is believed no more"
+    use = recommended(more, record)
+    assert use["chosen_as"] == "combination" and use["evidence"]["gain"] == pytest.approx(0.07)
+    assert use["evidence"]["seeds"] == [0, 1, 2, 3]
+
+
+def policy_combination(study: Study, record: StudyRecord) -> Cell | None:
+    """What is believed to be better alone, together."""
+    table = read_table(study, record, curves=False)
+    own = [result for result in table.results if result.levels not in table.added]
+    usual = tuple(study.baseline_levels().values())
+    return combine(tabulate(own), usual, objective_of(table))
 
 
 def test_a_combination_is_confirmed_at_its_own_best_settings(tmp_path: Path) -> None:
