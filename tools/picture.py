@@ -35,7 +35,9 @@ def take(page: Path, target: Path) -> None:
             capture_output=True,
             timeout=200,
         )  # fmt: skip
-        Image.open(raw).convert("RGB").quantize(128).save(target, optimize=True)
+        Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE).save(
+            target, optimize=True
+        )
 
 
 if __name__ == "__main__":

@@ -61,14 +61,16 @@ def showing(console: Console, what: str) -> Iterator[Work]:
 def lines(console: Console, what: str) -> Callable[[int, int], None]:
     """What prints how far something is, where it is called for longer than two seconds."""
     due = math.inf
+    told = (0, 0)
 
     def tell(done: int, total: int) -> None:
-        nonlocal due
+        nonlocal due, told
         now = time.monotonic()
         due = min(due, now + _SILENT_S)
-        if now >= due:
+        if now >= due and told != (done, total):
             console.print(f"{what}: {done} of {total}", markup=False, soft_wrap=True)
             due = now + _LINE_S
+            told = (done, total)
 
     return tell
 

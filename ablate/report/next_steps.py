@@ -126,7 +126,9 @@ def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
         text += " each with a probability of 80 %."
         last = max(study.seeds)
         seeds = [*study.seeds, *range(last + 1, last + 1 + few)]
-        steps.append(Step(text + " Finished trials are kept.", f"seeds: {seeds}"))
+        counted_up = seeds == list(range(len(seeds)))
+        code = f"seeds: {len(seeds) if counted_up else seeds}"
+        steps.append(Step(text + " Finished trials are kept.", code))
         # Sequential seeds count from 0, and only such seeds are already there.
         reusable = study.seeds == tuple(range(len(study.seeds)))
         if reusable and len(open_) < sum(len(q.analysis.contrasts) for q in asked):

@@ -18,11 +18,13 @@ def judged(
 ) -> Mapping[str, Any]:
     """An outcome.json with the value that the study's objective asks for today.
 
-    What was written when the trial ended is its last evaluation; the rest is in its records. A
-    trial that did not measure what is asked has failed, by this objective.
+    What was written when the trial ended is its last evaluation of what was asked then; the rest is
+    in its records. A trial that did not measure what is asked has failed, by this objective.
     """
-    if outcome["outcome"] != Outcome.COMPLETED or objective.get("at", "last") == "last":
+    if outcome["outcome"] != Outcome.COMPLETED:
         return outcome
+    if objective.get("at", "last") == "last":
+        return _by_last(objective["metric"], outcome)
     values = told_values(objective, folder.evaluations())
     if objective["at"] in values:
         return {**outcome, "value": values[objective["at"]]}
@@ -32,6 +34,17 @@ def judged(
         else f"an evaluation of both {objective['metric']} and {objective['heldout']}"
     )
     why = f"it did not measure {asked}; evaluate more often, or set objective.at: last"
+    return {**outcome, "outcome": str(Outcome.FAILED), "value": None, "reason": why}
+
+
+def _by_last(metric: str, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+    final = outcome.get("final") or {}
+    value = final.get(metric)
+    if not final or outcome["value"] == value:
+        return outcome
+    if value is not None and math.isfinite(value):
+        return {**outcome, "value": float(value)}
+    why = f"it ended without {metric}; it measured: {', '.join(sorted(final))}"
     return {**outcome, "outcome": str(Outcome.FAILED), "value": None, "reason": why}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import EFFECTS, QUICK, study_of, write_study
 
+from ablate.records.files import write_json
 from ablate.records.folder import StudyRecord
 from ablate.study.table import read_table, thin
 
@@ -34,6 +35,29 @@ def test_the_value_is_the_last_step_and_the_best_only_shown(quick):
         assert row.value == scores[-1]
         assert row.best == max(scores)
         assert row.best_epoch == evaluations[scores.index(max(scores))]["epoch"]
+
+
+def test_another_metric_asked_later_is_read_from_what_the_trials_measured(tmp_path):
+    """Never the old metric's number under the new name; a run that did not measure it has failed
+    by this objective, and says what it measured."""
+    study = study_of(tmp_path)
+    record = write_study(tmp_path, study)
+    other = study_of(tmp_path, QUICK.replace("imagenet_top1", "imagenet_top5"))
+    for folder in record.records():
+        outcome = folder.outcome()
+        if outcome["outcome"] == "completed" and folder.trial()["seed"] != 3:
+            outcome["final"]["imagenet_top5"] = 2 * outcome["value"]
+            write_json(folder.folder / "outcome.json", outcome)
+    before, after = read_table(study, record), read_table(other, record)
+    known = {row.id: row for row in before.rows}
+    for row in after.rows:
+        was = known[row.id]
+        if was.state == "completed" and row.seed == 3:
+            assert row.state == "failed" and row.value is None
+            assert row.reason == "it ended without imagenet_top5; it measured: imagenet_top1"
+        elif was.state == "completed":
+            assert row.value == 2 * was.value
+    assert after.count("failed") == sum(r.seed == 3 and r.state == "completed" for r in before.rows)
 
 
 def test_a_factor_added_later_stands_at_its_baseline(quick):

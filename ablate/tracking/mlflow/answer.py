@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ablate.analysis.analysis import Contrast
 from ablate.records.folder import StudyRecord
 from ablate.report.best import Recommendation, recommend
-from ablate.report.questions import ContrastRow, Question, contrast_rows, questions
+from ablate.report.questions import ContrastRow, Question, contrast_rows, questions, verdict_words
 from ablate.report.scale import NONE, Scale, scale_of
 from ablate.study import Search, Study
 from ablate.study.table import StudyTable, read_table
@@ -50,7 +51,18 @@ def read_answer(study: Study, record: StudyRecord) -> Answer:
     scale = scale_of(study, (question.analysis for question in asked))
     use = recommend(table)
     rows = [(question, row) for question in asked for row in contrast_rows(table, question, scale)]
-    return Answer(_sentence(table, rows, scale, use), use, dict(_effects(table, asked, scale)))
+    effects = dict(_effects(table, asked, scale))
+    if use.cell is not None and use.over_baseline is not None and use.cell.levels not in effects:
+        effects[use.cell.levels] = _chosen(use.over_baseline, scale)
+    return Answer(_sentence(table, rows, scale, use), use, effects)
+
+
+def _chosen(found: Contrast, scale: Scale) -> Effect:
+    """Of a combination that is handed out; its interval allows for its having been chosen."""
+    difference = scale.delta(found.delta)
+    if (interval := scale.interval(found.ci_adjusted)) != NONE:
+        difference = f"{difference} ({interval})"
+    return Effect(verdict_words(found), difference)
 
 
 def _sentence(
