@@ -38,7 +38,7 @@ def write(root: Path, cells: int, score: Callable[[float, int], float | None]) -
          "version": "0.1.0"}
     )  # fmt: skip
     for index in range(cells):
-        lr = 1e-3 if index == 0 else float(f"{10 ** (-4 + 2 * index / cells):.6g}")
+        lr = 1e-3 if index == 0 else float(f"{10 ** (-4 + 2 * (index + 0.5) / cells):.6g}")
         levels = {"lr": "0.001" if index == 0 else repr(lr)}
         if index % 2:
             levels["beta2"] = "0.98"
