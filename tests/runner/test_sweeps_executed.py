@@ -25,6 +25,7 @@ from ablate.runner.status import StudyStatus
 from ablate.search.book import CellBook
 from ablate.study import Search, Study, design, load_study, parse_study, sweep
 from ablate.study.table import StudyTable, read_table
+from ablate.tracking.mlflow.answer import read_answer
 from tests.simulated_cluster import Course, SimulatedCluster
 
 TEXT = """\
@@ -119,6 +120,10 @@ def test_a_sweep_confirms_its_best_on_fresh_seeds(tmp_path: Path) -> None:
         )
     page = read_page(table)
     assert dict(page.facts)["Seeds"] == "0; to confirm 2000, 2001, 2002"
+    told = read_answer(study, StudyRecord(tmp_path / "runs" / study.name)).effects
+    assert told[used.cell.levels].verdict == "better"
+    assert "not among the best" in {effect.verdict for effect in told.values()}
+    assert told[table.baseline.levels].verdict == "the baseline"
     scores = [float(cell.score.rstrip(" %")) for cell in page.runs.cells]
     assert scores == sorted(scores, reverse=True)
     _, again, _ = launch(tmp_path, cells=12, confirm=True)

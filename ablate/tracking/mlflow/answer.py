@@ -12,6 +12,7 @@ from ablate.report.best import Recommendation, recommend
 from ablate.report.questions import ContrastRow, Question, contrast_rows, questions, verdict_words
 from ablate.report.scale import NONE, Scale, scale_of
 from ablate.study import Search, Study
+from ablate.study.sweep import answer_of
 from ablate.study.table import StudyTable, read_table
 from ablate.trial.identity import Levels
 from ablate.words import counted
@@ -109,8 +110,11 @@ def _clearest(told: tuple[ContrastRow, str]) -> float:
 def _effects(
     table: StudyTable, asked: tuple[Question, ...], scale: Scale
 ) -> Iterator[tuple[Levels, Effect]]:
-    """Of cells in which one factor is changed, where the comparison is of that cell's own runs."""
+    """Of cells in which one factor is changed, where the comparison is of that cell's own runs;
+    of a search's best cells what its model believes of them."""
     usual = table.study.compared_baseline()
+    if isinstance(table.study.design, Search):
+        yield from _beliefs(table, scale)
     stands = _stand_ins(table)
     for question in asked:
         if question.reference != "the baseline":
@@ -126,6 +130,19 @@ def _effects(
             yield stands.get(compared, compared), Effect(row.verdict, difference)
     base = tuple(usual.items())
     yield stands.get(base, base), Effect("the baseline", "")
+
+
+def _beliefs(table: StudyTable, scale: Scale) -> Iterator[tuple[Levels, Effect]]:
+    found = answer_of(table.study, table.results)
+    best = {use.cell: use.gain for use in found.ranking} if found is not None else {}
+    for cell in table.cells:
+        gain = best.get(tuple(level for _, level in cell.levels))
+        if gain is None:
+            yield cell.levels, Effect("not among the best", "")
+            continue
+        interval = scale.interval((gain.low, gain.high))
+        word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "open"
+        yield cell.levels, Effect(word, f"{scale.delta(gain.mean)} ({interval})")
 
 
 def _stand_ins(table: StudyTable) -> dict[Levels, Levels]:
