@@ -61,7 +61,7 @@ def draft(
         f"  metric: {beginning.metric}",
         f"  margin: {beginning.margin}          # the smallest difference that would matter to you",
         f"gang: {inline({'workers': workers, 'gpus_per_worker': 1 if gpus else 0})}"
-        "   # the processes of one trial; batch_size is of each",
+        "   # the processes that train one trial together",
         "",
         f"# Is it valid?            ablate check {file}",
         f"# What would it cost?     ablate plan {file} --probe",

@@ -5,6 +5,7 @@ The Config's fields are the keys of upstream's configuration in lower case, with
 upstream is said in docs/recipes/timesformer.md. Needs the extra ``video``.
 """
 
+from ablate.recipes.timesformer.beginning import beginning
 from ablate.recipes.timesformer.config import Config
 from ablate.recipes.timesformer.elsewhere import check_model, command, export_model
 from ablate.recipes.timesformer.plan import chance, metrics, outline, share_out, shorten
@@ -31,6 +32,7 @@ PRELOAD = (
 __all__ = [
     "PRELOAD",
     "Config",
+    "beginning",
     "build",
     "chance",
     "check_model",

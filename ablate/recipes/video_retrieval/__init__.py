@@ -6,6 +6,7 @@ configuration of its CLIP training, with its values; see docs/recipes/video_retr
 in files need the extra ``video``.
 """
 
+from ablate.recipes.video_retrieval.beginning import beginning
 from ablate.recipes.video_retrieval.config import Config
 from ablate.recipes.video_retrieval.model import check_model, export_model
 from ablate.recipes.video_retrieval.plan import chance, metrics, outline, shorten
@@ -31,6 +32,7 @@ PRELOAD = (
 __all__ = [
     "PRELOAD",
     "Config",
+    "beginning",
     "build",
     "chance",
     "check_model",
