@@ -26,6 +26,7 @@ Rows of optimizer steps (``Monitor.observe``), cheap ones on every step:
 ``update_ratio/<group>``   |update| / |weights| of a group (every 50 steps)
 ``update_norm``            norm of the whole update over the learning rate (last five steps before
                            a checkpoint or an interruption, and the first after)
+``update_turn``            cosine of an update and the one before it (about an interruption)
 ``interrupted``            1 on the first step after an interruption; ``resume_lr_ratio`` there
 ``eps_share``              share of tensors with sqrt(mean u) < 10 eps (every 50 steps)
 ``attention_logits/<layer>``  largest |q k / sqrt(d)| of 8 samples (every 200 steps)

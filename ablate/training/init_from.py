@@ -19,7 +19,7 @@ from ablate.trial.recipe import Role
 if TYPE_CHECKING:
     import torch
 
-    from ablate.training.weights import LoadReport, Resize
+    from ablate.training.weights import Convert, LoadReport, Resize
 
 
 class InitFrom(BaseModel):
@@ -60,7 +60,11 @@ class InitFrom(BaseModel):
 
 
 def load_initial(
-    source: InitFrom, model: torch.nn.Module, *, resize: Resize | None = None
+    source: InitFrom,
+    model: torch.nn.Module,
+    *,
+    resize: Resize | None = None,
+    convert: Convert | None = None,
 ) -> LoadReport:
     """Load the weights of `source` into a model; into one without memory, to see whether they fit.
 
@@ -86,6 +90,7 @@ def load_initial(
             min_loaded=source.min_loaded,
             on_gap=source.on_gap,
             resize=resize,
+            convert=convert,
         )
 
 

@@ -93,6 +93,11 @@ class Borders:
             return True
         if step and step % self.checkpoint_steps == 0:
             return True
+        return self.is_about_break(step)
+
+    def is_about_break(self, step: int) -> bool:
+        """Whether step `step` (from 0) is the first after an interruption or one of the last
+        before: there an update's direction is held against that of the update before."""
         return self.broken is not None and self.broken - REFERENCE_STEPS <= step <= self.broken
 
 

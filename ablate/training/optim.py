@@ -233,6 +233,7 @@ class UpdateMeter:
         ]
         self._settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._before: list[torch.Tensor] | None = None
+        self._last: list[torch.Tensor] | None = None
 
     def start(self) -> None:
         """Called before a step whose update is to be measured."""
@@ -259,6 +260,25 @@ class UpdateMeter:
         moved = torch._foreach_norm(torch._foreach_sub(self._before, now))
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(moved).float())
         return norm
+
+    def turn(self) -> torch.Tensor | None:
+        """Cosine between the update of the step that :meth:`start` preceded and the one that this
+        was last called after; None the first time. Keeps an update: for few steps in a row."""
+        assert self._before is not None
+        now = [p.detach() for p in self._groups.parameters]
+        last, self._last = self._last, list(torch._foreach_sub(self._before, now))
+        if last is None:
+            return None
+        products = [(a.float() * b).sum() for a, b in zip(self._last, last, strict=True)]
+        norms = [
+            torch.linalg.vector_norm(torch.stack(torch._foreach_norm(each)).float())
+            for each in (self._last, last)
+        ]
+        return torch.stack(products).sum() / (norms[0] * norms[1]).clamp_min(1e-30)
+
+    def forget(self) -> None:
+        """Let go of the update that :meth:`turn` kept."""
+        self._last = None
 
     def finish(self) -> dict[str, torch.Tensor]:
         """After the step that :meth:`start` preceded."""

@@ -86,6 +86,7 @@ class Step:
         values["grad_norm"] = norm
         if near:
             values["update_norm"] = self.updates.norm() / lr
+            values.update(self.turned(step))
         values.update(self.moved(step, sampled=sampled))
         values.update(broken)
         values.update(learner.settle())
@@ -94,6 +95,15 @@ class Step:
             broadcast_buffers(learner.model, self.gang)
             values.update(look_inside(micro[0]))
         return lr, values
+
+    def turned(self, step: int) -> dict[str, torch.Tensor]:
+        """About an interruption: how far an update goes where the one before went."""
+        if not self.borders.is_about_break(step):
+            return {}
+        turn = self.updates.turn()
+        if step == self.borders.broken:
+            self.updates.forget()
+        return {} if turn is None else {"update_turn": turn}
 
     def moved(self, step: int, *, sampled: bool) -> dict[str, torch.Tensor]:
         """What is measured of gradients and updates after the optimizer's step."""

@@ -28,6 +28,8 @@ from ablate.training.weight_files import find_unsound, read_weights
 
 Resize = Callable[[MutableMapping[str, torch.Tensor], nn.Module], None]
 """Fits positional embeddings of a state dict to the model, in place."""
+Convert = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""The state dict of another library's model as one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,12 @@ def load_weights(
     min_loaded: float = 0.99,
     on_gap: Literal["error", "silent"] = "error",
     resize: Resize | None = None,
+    convert: Convert | None = None,
 ) -> LoadReport:
     """Load the weights of `path` into `model`; globs name the model's tensors.
 
-    `key` names the state dict in a file of several. With ``on_gap="silent"`` whatever does not fit
+    `key` names the state dict in a file of several; `convert` turns it, after `key_map`, into what
+    the model has, where another library arranged it. With ``on_gap="silent"`` whatever does not fit
     is left out, as by ``load_state_dict(strict=False)``: a negative control.
 
     Raises:
@@ -98,6 +102,8 @@ def load_weights(
     if sha256 is not None and sha256 != digest:
         raise LoadError(f"{path} has sha256 {digest}, and init_from asks for {sha256}")
     mapped, renamed = _map_keys(stored, key_map, path)
+    if convert is not None:
+        mapped = convert(mapped)
     own = model.state_dict()
     left = {name for name in own if _matches(name, reset)}
     offered = {name: value for name, value in mapped.items() if name not in left}

@@ -64,6 +64,7 @@ _TABLE = (
     Metric("update_ratio", "", "norm of the update over norm of the weights, of a group"),
     Metric("update_norm", "", "norm of the whole update over the learning rate, near checkpoints"),
     Metric("interrupted", "", "1 on the first step after an interruption that was asked for"),
+    Metric("update_turn", "", "cosine of an update and the one before it, about an interruption"),
     Metric("resume_lr_ratio", "", "learning rate over that of a schedule that goes on, there"),
     Metric("eps_share", "fraction", "tensors whose second moment is dominated by epsilon"),
     Metric("zero_grad_steps", "step", "steps in a row without any gradient, of a parameter"),

@@ -99,6 +99,7 @@ def whole_rows(rng: np.random.Generator, steps: int, **kind: Any) -> list[dict[s
         rms__conv1=np.maximum(jitter(1.0, 0.2), 0.05),
         update_ratio__visual=jitter(1e-3, 0.1),
         update_norm=jitter(30.0, 0.1),
+        update_turn=jitter(0.9, 0.05),
         eps_share=np.full(steps, 0.05),
         attention_logits__text0=np.maximum(jitter(10.0, 0.1), 0.0),
         image_feature_rank=jitter(300.0, 0.02),

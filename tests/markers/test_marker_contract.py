@@ -126,6 +126,7 @@ def broken_off(**values: float) -> Callable[..., None]:
     def do(trace: Rows, evaluations: Rows, at: int) -> None:
         trace[at] |= {"interrupted": 1.0, "resume_lr_ratio": values.get("lr", 1.0)}
         trace[at]["update_norm"] *= values.get("update", 1.0)
+        trace[at]["update_turn"] *= values.get("turn", 1.0)
 
     return do
 
@@ -192,6 +193,7 @@ PLANTS = {
     ),
     "no moments": Plant("resume_jump", "update", broken_off(update=2.9), 0),
     "no momentum": Plant("resume_jump", "update", broken_off(update=0.4), 0),
+    "moments of another": Plant("resume_jump", "direction", broken_off(turn=0.05), 0),
     "schedule anew": Plant("resume_jump", "schedule", broken_off(lr=10.0), 0),
     "bad samples": Plant("data_faults", "rate", worse_data, 1),
 }

@@ -92,7 +92,7 @@ def numbers(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) -> lis
     return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
 
 
-TOLD = ("interrupted", "resume_lr_ratio", "update_norm")
+TOLD = ("interrupted", "resume_lr_ratio", "update_norm", "update_turn")
 """What is measured about a break; a run without one does not have it there."""
 
 
@@ -113,17 +113,25 @@ def test_all_kept_is_the_run_without_it(tmp_path: Path, method: str) -> None:
     assert "RESUME_JUMP" not in quiet | flags and "SCHEDULE_RESTARTED" not in quiet | flags
 
 
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
 @pytest.mark.parametrize(
     ("lost", "flag"),
     [
         ({"optimizer": "lost"}, "RESUME_JUMP"),
+        ({"optimizer": "foreign"}, "RESUME_JUMP"),
         ({"schedule": "restarted"}, "SCHEDULE_RESTARTED"),
     ],
 )
-def test_what_is_lost_is_named(tmp_path: Path, lost: dict[str, str], flag: str) -> None:
-    """Up to the break the run is the other; then the marker names what did not come back."""
-    plain, _ = go(tmp_path / "plain")
-    rows, flags = go(tmp_path / "broken", **lost)
+def test_what_is_lost_is_named(
+    tmp_path: Path, lost: dict[str, str], flag: str, method: str
+) -> None:
+    """Up to the break the run is the other; then the marker names what did not come back: no
+    state, one of another run of the same kind, whose updates are as large, a schedule."""
+    plain, _ = go(tmp_path / "plain", method)
+    if lost == {"optimizer": "foreign"}:
+        go(tmp_path / "other", method, seed=1)
+        lost = {**lost, "optimizer_from": str(tmp_path / "other")}
+    rows, flags = go(tmp_path / "broken", method, **lost)
     _leaves_after(38, rows, plain)
     assert flag in flags, [row.get("update_norm") for row in rows[32:42]]
 

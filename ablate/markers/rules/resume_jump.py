@@ -13,7 +13,7 @@ from ablate.markers.marker import Marker
 
 @dataclass
 class ResumeJump(Marker):
-    """The first update after a border is far from those before it, or the learning rate jumped.
+    """The first update after a border is not as those before it, or the learning rate jumped.
 
     A border is a change of attempt, or a row with ``interrupted``. ``update_norm`` is the norm of
     the update of all weights over the learning rate; before a border the last few steps have it.
@@ -23,13 +23,22 @@ class ResumeJump(Marker):
     comes back whole has the update of the run that was never left: a share between ``low`` and
     ``high`` (0.86 to 1.06 where it was measured). ``resume_lr_ratio`` is the learning rate over
     that of a schedule that goes on: exactly 1 there.
+
+    Moments of another run or of another parameter have the right size. What they lack is the
+    direction: ``update_turn`` is the cosine between an update and the one before, about 0.9 where
+    a mean of gradients decays by 0.9, and about 0 where that mean is not this run's. It is known
+    about a break within a trial alone, for the update before a change of attempt is not kept.
     """
 
     name: ClassVar[str] = "resume_jump"
-    reads: ClassVar[tuple[str, ...]] = ("update_norm", "resume_lr_ratio")
+    reads: ClassVar[tuple[str, ...]] = ("update_norm", "update_turn", "resume_lr_ratio")
 
     high: float = 2.0
     low: float = 0.62
+    turned: float = 0.3
+    """Share of the smallest cosine before a break below which an update has turned."""
+    steady: float = 0.3
+    """Cosine that those before must have for that: without momentum updates have no direction."""
     least: int = 3
     """Updates before the border that must be known."""
     memory: int = 5
@@ -37,6 +46,8 @@ class ResumeJump(Marker):
     before: list[float] = field(default_factory=list, init=False)
     """The last updates, with the steps they were measured at in `steps`."""
     steps: list[int] = field(default_factory=list, init=False)
+    turns: list[float] = field(default_factory=list, init=False)
+    """Cosines before a break."""
     attempt: float | None = field(default=None, init=False)
 
     def start(self, context: Context) -> None:
@@ -53,6 +64,9 @@ class ResumeJump(Marker):
         if norm is not None:
             self.before = [*self.before, norm][-self.memory :]
             self.steps = [*self.steps, row.step][-self.memory :]
+        turn = row.finite("update_turn")
+        if turn is not None:
+            self.turns = [*self.turns, turn][-self.memory :]
         return found
 
     def _judge(self, row: Row) -> Iterable[Event]:
@@ -70,6 +84,9 @@ class ResumeJump(Marker):
                 message=f"the learning rate is {ratio:.3g} times what the schedule had come to",
                 ratio=ratio,
             )
+        yield from list(self._judge_size(row)) or self._judge_direction(row)
+
+    def _judge_size(self, row: Row) -> Iterable[Event]:
         norm = row.finite("update_norm")
         known = [
             value
@@ -94,5 +111,28 @@ class ResumeJump(Marker):
             message=f"the first update after step {row.step - 1} is {norm / usual:.2g} times those "
             "before it: the optimizer's state did not come back as it was",
             ratio=norm / usual,
+            usual=usual,
+        )
+
+    def _judge_direction(self, row: Row) -> Iterable[Event]:
+        turn = row.finite("update_turn")
+        if turn is None or len(self.turns) < self.least or min(self.turns) < self.steady:
+            return
+        if turn >= self.turned * min(self.turns):
+            return
+        usual = median(self.turns)
+        yield event(
+            self.name,
+            kind="direction",
+            quantity="update_turn",
+            first_step=row.step,
+            last_step=row.step,
+            detected_at=row.step,
+            severity="warning",
+            flag="RESUME_JUMP",
+            message=f"the first update after step {row.step - 1} goes another way than the one "
+            f"before it (cosine {turn:.2f}, before that {usual:.2f}): the optimizer's moments are "
+            "of another run, or of another parameter",
+            cosine=turn,
             usual=usual,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,10 +39,14 @@ def run(session: Session) -> Ending:
     with fitting():
         task = build(config, gang=gang, pictures=session.folder / "pictures")
     steps = num_steps(config, workers=gang.world_size, num_samples=task.length.num_samples)
-    pixels = _first_crops(config, task, make_input(gang.device))
+    if config.stage == "pretrain":
+        pixels = _first_crops(config, task, make_input(gang.device))
+        uniform_loss = float(loss_of_nothing(task.learner.model, pixels))
+    else:
+        uniform_loss = math.log(task.facts["classes"])
     session.about(
-        uniform_loss=float(loss_of_nothing(task.learner.model, pixels)),
-        in_nats=False,
+        uniform_loss=uniform_loss,
+        in_nats=config.stage != "pretrain",
         warmup=round(steps * config.warmup_epochs / config.epochs),
         steps_total=steps,
     )
@@ -69,6 +74,10 @@ def build(config: Config, *, gang: Gang, pictures: Path | None = None) -> Task:
     """
     import torch
 
+    if config.stage != "pretrain":
+        from ablate.recipes.mae import supervised
+
+        return supervised.build(config, gang=gang)
     from ablate.recipes.mae.learner import MaskedAutoencoder
     from ablate.recipes.mae.model import create_model, make_input
     from ablate.training.task import Data, Execution, Length, Task, Watch
@@ -203,6 +212,10 @@ def specimen(config: Config, *, data: str | None, device: torch.device) -> Speci
     Raises:
         DataError: the images cannot be used.
     """
+    if config.stage != "pretrain":
+        from ablate.recipes.mae import supervised
+
+        return supervised.specimen(config, data=data, device=device)
     from ablate.recipes.mae.model import create_model, make_input
     from ablate.training.image_models import make_specimen
 
