@@ -14,13 +14,15 @@ import yaml
 from ablate.cluster.local import LocalCluster
 from ablate.records.folder import StudyRecord, TrialRecord
 from ablate.runner import controller, hold
+from ablate.runner.plan.plan import plan
 from ablate.study import load_study, parse_study
 from ablate.training.data.emoji_groups import prepare_emoji_groups
 from ablate.trial.recipe import load
 from tests.scripted_studies import Recorder
 
 STUDIES = Path(__file__).parents[2] / "studies"
-EVERYTHING = ("mae_weight_decay", "swav_collapse", "mae_vit_b_imagenet", "swav_rn50_bs256")
+HERE = ("mae_weight_decay", "swav_collapse", "timesformer_resume", "retrieval_loading")
+CLUSTER = ("mae_vit_b_imagenet", "swav_rn50_bs256", "timesformer_k400", "retrieval_msrvtt")
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +113,16 @@ def test_the_best_loss_may_be_a_collapse(root: Path) -> None:
     assert "PROTOTYPE_COLLAPSE" in results[1]["flags"]
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
-def test_studies_plan_anywhere(name: str, tmp_path: Path) -> None:
-    """Each study is valid, and its cells have an outline without its data."""
-    study = load_study(STUDIES / f"{name}.yaml")
+@pytest.mark.parametrize("name", [*HERE, *CLUSTER])
+def test_studies_say_what_they_expect_and_plan_anywhere(name: str, tmp_path: Path) -> None:
+    """Each is valid, its header has question, cost and expected sign, its hypothesis names levels,
+    and the baseline has an outline without its data."""
+    path = STUDIES / f"{name}.yaml"
+    study = load_study(path)
+    header = path.read_text().partition("recipe:")[0]
+    assert "?" in header and "# Expected " in header and ("# Cost " in header or name in CLUSTER)
+    assert "# Published " in header or name in HERE
+    assert study.hypothesis and {each.expected for each in study.hypothesis} <= EXPECTED
     recipe = load(study.recipe)
     config = recipe.Config(**study.config(study.cell({}), seed=0))
     gang = study.gang.shape()
@@ -123,3 +131,25 @@ def test_studies_plan_anywhere(name: str, tmp_path: Path) -> None:
     )
     assert study.objective.metric in found.measures
     assert found.steps or found.no_steps
+
+
+EXPECTED = {"better", "worse", "equivalent"}
+
+
+@pytest.mark.parametrize("name", CLUSTER)
+def test_studies_of_a_cluster_are_forecast_here(name: str, tmp_path: Path) -> None:
+    """With the throughput of a gang, a plan on a machine without data and GPUs says what all of it
+    costs: every sample of every trial over that throughput, times the workers, at least."""
+    text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
+    if name == "timesformer_k400":
+        text["baseline"]["epoch_clips"] = 240_000
+    study = parse_study(yaml.safe_dump(text), path=f"{name}.yaml", root=tmp_path)
+    found = plan(study, StudyRecord(tmp_path / "runs" / name), samples_per_s=1000.0, deep=False)
+    assert len(found.trials) >= 12 and found.cost is not None
+    recipe = load(study.recipe)
+    config = recipe.Config(**study.config(study.cell({}), seed=0))
+    gang = study.gang.shape()
+    one = recipe.outline(config, workers=gang.workers, gpus=1, root=tmp_path)
+    assert one.steps is not None and one.samples is not None
+    least = len(found.trials) * one.steps * one.samples / 1000 * gang.workers / 3600
+    assert least <= found.cost.worker_hours_p50 < 1.5 * least

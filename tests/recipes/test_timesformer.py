@@ -39,13 +39,18 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
     root = tmp_path_factory.mktemp("clips")
     whole = prepare_emoji_video(root / "emoji-video").folder
+    link_few(whole, root)
+    return root
+
+
+def link_few(whole: Path, root: Path) -> None:
+    """`few` under `root`: a few clips of the set `whole`."""
     for split, number in (("train", 12), ("val", 4)):
         for motion in ("left", "right", "up", "down"):
             target = root / "few" / split / motion
             target.mkdir(parents=True)
             for path in sorted((whole / split / motion).iterdir())[:number]:
                 os.link(path, target / path.name)
-    return root
 
 
 class TestTimesformer(RecipeContract):

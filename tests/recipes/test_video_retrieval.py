@@ -33,10 +33,15 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
     root = prepare_emoji_video(tmp_path_factory.mktemp("clips") / "emoji-video").folder
+    list_few(root)
+    return root
+
+
+def list_few(root: Path) -> None:
+    """few_train.json and few_val.json beside the whole lists."""
     for split in ("train", "val"):
         rows = json.loads((root / f"{split}.json").read_text())[:64]
         (root / f"few_{split}.json").write_text(json.dumps(rows))
-    return root
 
 
 class TestVideoRetrieval(RecipeContract):

@@ -41,7 +41,10 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
     try:
         source = open_train(config, root=root)
     except (DataError, OSError) as error:
-        why = str(error)
+        if config.epoch_clips is None:
+            why = str(error)
+        else:
+            steps = steps_per_epoch(config, config.epoch_clips) * config.max_epoch
     else:
         from ablate.training.data.clips import needs_av
 

@@ -48,7 +48,10 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
     try:
         steps = steps_per_epoch(config, root=root, workers=workers) * config.epochs
     except (DataError, OSError) as error:
-        why = str(error)
+        if config.epoch_clips is None:
+            why = str(error)
+        else:
+            steps = _steps(config, config.epoch_clips, workers=workers) * config.epochs
     if config.val_data is None:
         warnings.append("val_data is missing: nothing is measured but the loss")
     start = describe_start(absolute(config, root=root))
@@ -90,7 +93,11 @@ def steps_per_epoch(config: Config, *, root: Path, workers: int) -> int:
     source = open_captioned(str(root / config.train_data))
     if needs_av(source):
         refuse_without(("av",), recipe="video_retrieval", extra="video")
-    return math.ceil((config.epoch_clips or len(source)) / (config.batch_size * workers))
+    return _steps(config, config.epoch_clips or len(source), workers=workers)
+
+
+def _steps(config: Config, clips: int, *, workers: int) -> int:
+    return math.ceil(clips / (config.batch_size * workers))
 
 
 def open_captioned(place: str) -> ClipSource:
