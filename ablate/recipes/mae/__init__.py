@@ -1,7 +1,8 @@
-"""Masked autoencoders, pre-trained as ``main_pretrain.py`` of facebookresearch/mae trains them.
+"""Masked autoencoders, pre-trained, fine-tuned and probed as facebookresearch/mae does it.
 
-The Config's fields are that script's flags with its defaults; model, mask and loss are
-transformers' ViTMAE. Needs ``pip install 'ablate-runner[ssl]'``.
+The Config's fields are the flags of its three scripts with their defaults, `stage` says which;
+model, mask and loss of a pre-training are transformers' ViTMAE, the encoder with a head is timm's.
+Needs ``pip install 'ablate-runner[ssl]'``.
 
 Three facts that an ablation must know:
 
