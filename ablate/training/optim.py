@@ -274,7 +274,8 @@ class UpdateMeter:
             torch.linalg.vector_norm(torch.stack(torch._foreach_norm(each)).float())
             for each in (self._last, last)
         ]
-        return torch.stack(products).sum() / (norms[0] * norms[1]).clamp_min(1e-30)
+        cosine: torch.Tensor = torch.stack(products).sum() / (norms[0] * norms[1]).clamp_min(1e-30)
+        return cosine
 
     def forget(self) -> None:
         """Let go of the update that :meth:`turn` kept."""
