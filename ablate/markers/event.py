@@ -260,15 +260,26 @@ class Row:
 
 
 def number(value: Any) -> float | None:
-    """A float from what a record holds; text is read as JSON-safe "NaN" and "Infinity" are."""
+    """A float from what a record holds; text is read as JSON-safe "NaN" and "Infinity" are, and as
+    C's library on Windows prints them."""
     if type(value) is float:
         return value
     if value is None:
         return None
     try:
         return float(value)
+    except OverflowError:  # a whole number beyond every float
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
-        return None
+        text = str(value).strip().lower()
+        found = _WINDOWS.get(text.lstrip("+-").rstrip("0"))
+        return -found if found and text.startswith("-") else found
+
+
+_WINDOWS = {
+    "1.#inf": math.inf,
+    **dict.fromkeys(("nan(ind)", "nan(snan)", "1.#qnan", "1.#ind", "1.#snan"), math.nan),
+}
 
 
 def layout_of(names: Iterable[str]) -> Layout:

@@ -17,6 +17,24 @@ from ablate.errors import AblateError, StudyError, suggest
 from ablate.records.yaml_text import Place, Spot, dotted, name_template
 
 _MOST_BYTES = 2**30
+_PACKED = "packed ({}); unpack it, and give the file that it holds"
+_BOOK = "no text but {}; save the table in it as CSV"
+_KINDS = {
+    b"\x1f\x8b": _PACKED.format("gzip"),
+    b"BZh": _PACKED.format("bzip2"),
+    b"\xfd7zXZ": _PACKED.format("xz"),
+    b"(\xb5/\xfd": _PACKED.format("zstd"),
+    b"PK\x03\x04": "packed (zip) or a workbook; unpack it, or save the table in it as CSV",
+    b"\xd0\xcf\x11\xe0": _BOOK.format("a workbook of Excel's"),
+    b"PAR1": _BOOK.format("a parquet file"),
+    b"ARROW1": _BOOK.format("a Feather file"),
+    b"\x93NUMPY": _BOOK.format("an array of NumPy's"),
+    b"\x89HDF": _BOOK.format("an HDF5 file"),
+    b"\x80\x04": _BOOK.format("a pickle"),
+    b"\x80\x05": _BOOK.format("a pickle"),
+    b"SQLite format 3": _BOOK.format("an SQLite database"),
+}
+"""First bytes of what is brought in place of text, and what to do with it."""
 _NOTHING = ("none", "nil", "na", "n/a", "undefined")
 _QUOTES = "\u2018\u2019\u201c\u201d\u201e\u00ab"
 _WANTED = {"dict_type": "write a mapping, NAME: ..."}
@@ -140,7 +158,12 @@ def read_text(path: Path, *, error: type[AblateError], errors: str = "strict") -
                 f"{path} has {size / 2**30:.1f} GiB, more than the {_MOST_BYTES / 2**30:g} GiB "
                 "that are read; give the needed columns, or every tenth line"
             )
-        return path.read_text(encoding="utf-8-sig", errors=errors)
+        with path.open("rb") as file:
+            begin = file.read(max(map(len, _KINDS)))
+        if kind := next((kind for mark, kind in _KINDS.items() if begin.startswith(mark)), None):
+            raise error(f"{path} is {kind}")
+        wide = begin.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's, and a redirect of PowerShell
+        return path.read_text(encoding="utf-16" if wide else "utf-8-sig", errors=errors)
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror}); check the path") from None
     except UnicodeDecodeError:

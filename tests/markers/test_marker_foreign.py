@@ -82,7 +82,7 @@ def test_a_csv_is_judged_like_our_own_rows(tmp_path: Path) -> None:
 
 def test_what_a_csv_lacks_is_said(tmp_path: Path) -> None:
     """Missing columns, an unknown batch size and silent markers are named."""
-    path = write_csv(tmp_path / "loss.csv", [{"step": s, "loss": 2.0} for s in range(1, 50)])
+    path = write_csv(tmp_path / "loss.csv", [{"step": s, "loss": 2 + 1 / s} for s in range(1, 50)])
     found = judge_foreign(path, trainers=TRAINERS)
     assert "missing: grad_norm, logit_scale, lr, imagenet_top1" in found["notes"]
     assert any("global batch size is not known" in note for note in found["notes"])
@@ -104,7 +104,7 @@ def test_nan_in_a_csv_is_a_finding(tmp_path: Path, nan: str) -> None:
 
 def test_a_logarithmic_temperature_is_recognised(tmp_path: Path) -> None:
     """Values that never exceed ln 100 are the parameter; exp of it is judged, and it is said."""
-    rows = [{"step": s, "loss": 2.0, "logit_scale": 4.6052} for s in range(1, 1200)]
+    rows = [{"step": s, "loss": 2 + 1 / s, "logit_scale": 4.6052} for s in range(1, 1200)]
     found = judge_foreign(write_csv(tmp_path / "log.csv", rows), warmup=10)
     assert "SATURATED" in found["flags"]
     assert any("taken as the logarithm" in note for note in found["notes"])

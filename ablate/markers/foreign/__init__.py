@@ -24,6 +24,7 @@ from typing import Any
 from ablate.markers.event import Context
 from ablate.markers.foreign.columns import EXPECTED, rows_of
 from ablate.markers.foreign.events import read_events
+from ablate.markers.foreign.evidence import refuse_no_course
 from ablate.markers.foreign.finish import finish
 from ablate.markers.foreign.run import Evaluated, Foreign, ForeignError, Trainer
 from ablate.markers.foreign.table import read_parquet, read_table
@@ -54,6 +55,7 @@ def judge_foreign(
     ``trainers`` are those whose own files are recognised.
     """
     run = read_foreign(path, columns=columns, trainers=trainers)
+    refuse_no_course(str(path), run.rows)
     context, notes = run.context, list(run.notes)
     if global_batch is not None:
         context = replace(context, global_batch=global_batch)
@@ -92,16 +94,25 @@ def read_foreign(
         return _from_events(files, chosen, evaluated)
     if "tfevents" in place.name:
         return _from_events([place], chosen, evaluated)
-    if place.suffix == ".parquet":
+    if place.suffix == ".parquet" or _begins(place, b"PAR1"):
         source = read_parquet(place)
         source.evaluated = evaluated
         return finish(rows_of(source, chosen), source.notes, source.context, evaluated)
     text = read_text(place, error=ForeignError, errors="replace")
     if run := next((run for each in trainers if (run := each.read(place, text))), None):
         return run
+    lines = text.splitlines(keepends=True)
+    whole = [line for line in lines if "\0" not in line]
+    torn = len(lines) - len(whole) if whole else 0
+    if torn:
+        text = "".join(whole)
     found = read_json(place, text) or read_log(place, text)
     source = found or read_table(place, text)
     source.evaluated = evaluated
+    if torn:
+        source.notes.append(
+            f"{torn} lines hold zero bytes, as a crash or a full disk leaves them: not read"
+        )
     try:
         rows = rows_of(source, chosen)
     except ForeignError as error:
@@ -109,6 +120,13 @@ def read_foreign(
             raise ForeignError(f"{error}. Read are: {_kinds(evaluated)}") from None
         raise
     return finish(rows, source.notes, source.context, evaluated)
+
+
+def _begins(place: Path, mark: bytes) -> bool:
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def _table_below(folder: Path, evaluated: Evaluated) -> Path:

@@ -47,7 +47,7 @@ _MANY_REPEATS = 20  # a row in so many may repeat its step, as where a run was r
 def quantity_of(name: str, evaluated: Evaluated = NONE_KNOWN) -> tuple[str | None, bool]:
     """(our name of a column or tag, whether it was measured on held-out data)."""
     name = name.strip().rsplit(" - ", 1)[-1]  # "<run> - <column>" of a W&B panel
-    lower = name.lower()
+    lower = re.sub(r" #\d+$", "", name.lower())  # a name that stands several times in a line
     if ours := evaluated.find(lower):
         return ours, False
     prefix, slash, _ = name.partition("/")
@@ -160,7 +160,8 @@ def _no_loss(source: Source, names: Mapping[str, int]) -> str:
     near = [name for name in names if "loss" in name.lower()]
     what = f"its columns are {', '.join(names)}" if any(names) else "it is empty"
     near = near or difflib.get_close_matches("loss", names, n=1)
-    hint = near[0] if near else list(names)[-1] if names else "NAME"
+    values = [name for name in names if name.rpartition("/")[2].lower() in ("value", "metricvalue")]
+    hint = next(iter(near or values), "NAME")
     broken = [
         name
         for name in near

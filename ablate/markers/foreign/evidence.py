@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -13,14 +13,34 @@ from ablate.markers.foreign.run import ForeignError, Record, Source
 
 HELD_OUT = frozenset({"val", "valid", "validation", "eval", "evaluation", "test", "dev"})
 """Words for data that are not trained on."""
-_PARTS = frozenset({"mode", "split", "phase", "stage", "set", "subset", "partition", "dataset"})
+_PARTS = frozenset("mode split phase stage set subset partition dataset type".split())
 """Columns that say in a word which data a line was measured on."""
+_EMPTY = frozenset({"", "none", "null", "<na>", "n/a", "na", "-", "--"})
+"""What programs write where there is no value. Whether that was nan is asked by `refuse_holes`."""
 _HOLE = 5
 """Records without a loss, beyond what lies between two losses anyway, that are a hole."""
 
 
 def is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY)
+
+
+def refuse_no_course(place: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ForeignError where finite losses are no course of a training: a summary of one row, or
+    one number throughout, without a gradient norm that would say more."""
+    losses = [row["loss"] for row in rows if "loss" in row]
+    if not losses or not all(map(math.isfinite, losses)) or any("grad_norm" in r for r in rows):
+        return
+    if len(losses) == 1:
+        raise ForeignError(
+            f"{place}: one row with a loss is the summary of a run and not its course; give "
+            "a row for each step or epoch"
+        )
+    if len(set(losses)) == 1:
+        raise ForeignError(
+            f"{place}: loss is {losses[0]:g} in each of its {len(losses)} rows: it was not "
+            "trained, or this is no loss; say which column is: --column loss=NAME"
+        )
 
 
 def of_training(source: Source) -> list[Record]:

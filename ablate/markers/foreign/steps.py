@@ -11,12 +11,15 @@ from typing import Any
 from ablate.markers.event import number
 from ablate.markers.foreign.run import ForeignError, Record, Source
 
-_NAMES = (
-    "step", "_step", "global_step", "global steps", "trainer/global_step", "iteration",
-    "iterations", "iter", "num_updates", "update", "updates",
+_STEPS = (
+    "step", "steps", "iteration", "iterations", "iter", "iters", "num updates", "update", "updates",
 )  # fmt: skip
-"""Names of the optimizer step, the likeliest first."""
+"""Names of the optimizer step, the likeliest first, without the words of `_BESIDE`."""
+_BESIDE = frozenset("train training trainer global optimizer completed current".split())
+_TRACKER = "_step"
+"""W&B's count of the lines it was told, which is the optimizer's step where no other column is."""
 _EPOCHS = ("epoch", "train epoch", "trainer/epoch")
+_MOST = 2**53  # beyond it a float skips whole numbers
 _FEW_RESUMES = 4
 """A run that was resumed goes back in fewer than one of so many of its rows."""
 
@@ -24,8 +27,23 @@ Point = tuple[int, float]
 
 
 def step_of(names: Mapping[str, int]) -> str | None:
-    """Which column holds the step; `names`: how many values each column has."""
-    return _first(names, _NAMES)
+    """Which column holds the step; `names`: how many values each column has.
+
+    Of those with the most values the likeliest, so that a column of rare steps is none.
+    """
+    ranks = {name: _rank(name) for name, filled in names.items() if filled}
+    found = [name for name, rank in ranks.items() if rank < len(_STEPS)]
+    most = max((names[name] for name in found), default=0)
+    usual = [name for name in found if names[name] == most]
+    return min(
+        usual, key=lambda name: (name.strip().lower() == _TRACKER, ranks[name]), default=None
+    )
+
+
+def _rank(name: str) -> int:
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    core = " ".join(word for word in words if word not in _BESIDE)
+    return _STEPS.index(core) if core in _STEPS else len(_STEPS)
 
 
 def number_records(source: Source, records: Sequence[Record], step: str | None) -> list[int]:
@@ -89,6 +107,8 @@ def whole_step(at: str, value: Any) -> int:
     found = number(text)
     if found is None or not math.isfinite(found):
         raise ForeignError(f"{at}: step is {text!r}, not a number; number the steps from 1")
+    if abs(found) >= _MOST:
+        raise ForeignError(f"{at}: step is {text}, more than any run has: is it a time?")
     if found != int(found):
         raise ForeignError(
             f"{at}: step is {text}, no whole number: is it an epoch? Give the optimizer's steps, "

@@ -13,7 +13,9 @@ from ablate.markers.foreign.steps import Point, in_order, whole_step
 from ablate.records.source import read_csv
 
 _MLFLOW = {"key", "value", "step"}
-_TENSORBOARD = {"Wall time", "Step", "Value"}
+_COMET = {"metricName": "key", "metricValue": "value"}
+TENSORBOARD = ("Wall time", "Step", "Value")
+"""The columns of TensorBoard's own export of a scalar."""
 
 
 def read_table(place: Path, text: str) -> Source:
@@ -22,14 +24,15 @@ def read_table(place: Path, text: str) -> Source:
     Raises:
         ForeignError: no rows, a column that stands twice, several runs in one table.
     """
+    text, delimiters = _headed(text)
     header = text.split("\n", 1)[0]
     plain = header.rstrip("\r").replace("\t", " ")
-    if not plain.isprintable() or "\ufffd" in plain:
+    if not plain.isprintable() or plain.count("\ufffd") * 3 > len(plain):
         raise ForeignError(f"{place}: no loss was found, and no verdict; it is no text")
-    if "loss" in header.lower().split() and not re.search("[,;\t]", header):
+    if "loss" in header.lower().split() and not re.search("[,;|\t]", header):
         text = re.sub(r"[ ]+", ",", re.sub(r"(?m)^ +| +$", "", text))  # columns between blanks
         header = text.split("\n", 1)[0]
-    delimiter = max((",", ";", "\t"), key=header.count)
+    delimiter = max(delimiters, key=header.count)
     reader = read_csv(text, place, delimiter=delimiter, error=ForeignError)
     names = [cell.strip() for cell in next(reader, (1, []))[1]]
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -42,15 +45,47 @@ def read_table(place: Path, text: str) -> Source:
     records = []
     for line, cells in reader:
         if delimiter == ";":  # where the semicolon divides, the comma is the decimal point
-            cells = [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", cell.strip()) for cell in cells]
+            cells = [
+                re.sub(r"^(-?\d+),(\d+(?:[eE][-+]?\d+)?)$", r"\1.\2", c.strip()) for c in cells
+            ]
+        if any(map(str.strip, cells[len(names) :])):
+            raise ForeignError(
+                f"{place}:{line}: {len(cells)} cells where the header names {len(names)} columns; "
+                "write numbers with a point (0.25), or divide columns by semicolons"
+            )
         records.append(Record(f"{place}:{line}", dict(zip(names, cells, strict=False))))
     if names and not records:
         raise ForeignError(f"{place} has a header but no rows; give a line for each step")
-    if set(names) >= _MLFLOW:
-        records = _one_run(place, records)
-    elif set(names) == _TENSORBOARD:
-        records = _named(place, records)
-    return Source(str(place), records)
+    return Source(str(place), in_columns(place, records))
+
+
+def in_columns(place: Path, records: list[Record]) -> list[Record]:
+    """The records with a column a quantity, where trackers export a line a value."""
+    names = set(records[0].values) if records else set()
+    if names >= {*_COMET, "step"}:
+        records = [
+            Record(r.at, {_COMET.get(name, name): value for name, value in r.values.items()})
+            for r in records
+        ]
+        names = names - set(_COMET) | _MLFLOW
+    if names >= _MLFLOW:
+        return _one_run(place, records)
+    return _named(place, records) if names == set(TENSORBOARD) else records
+
+
+def _headed(text: str) -> tuple[str, str]:
+    """The text from its header on, and what may divide its columns: comments before the header
+    are left out (NumPy's is one itself), and so is Excel's ``sep=;``."""
+    text = text.lstrip("\n")
+    first = text.split("\n", 1)[0]
+    if said := re.fullmatch(r"sep=(.)\s*", first):
+        return text[len(first) + 1 :], said[1]
+    comment = None
+    while text.startswith("#"):
+        comment, _, text = text.partition("\n")
+    if comment and re.match(r"\s*[-+.\d]", text):
+        text = f"{comment.lstrip('# ')}\n{text}"
+    return text, ",;|\t"
 
 
 def read_parquet(place: Path) -> Source:

@@ -11,17 +11,27 @@ from typing import Any
 
 from ablate.markers.event import Context
 from ablate.markers.foreign.columns import quantity_of
+from ablate.markers.foreign.evidence import HELD_OUT
 from ablate.markers.foreign.run import ForeignError, Record, Source
 from ablate.markers.foreign.steps import step_of
+from ablate.markers.foreign.table import TENSORBOARD, in_columns
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)\b"
-_NAME = r"(?<!\w)[A-Za-z_]\w{0,60}(?: [A-Za-z_]\w{0,60})?"  # bounded: a line may be of any length
-_PAIR = re.compile(rf"({_NAME})\s*[:=]\s*({_NUMBER})", re.IGNORECASE)
-_LOSS = re.compile(rf"(?<=[:,|] )loss ({_NUMBER})", re.IGNORECASE)
-"""nanoGPT's ``iter 10: loss 4.2``."""
-_OF = re.compile(r"\b(?:iteration|iter|step)\s+(\d+)\s*[/:]", re.IGNORECASE)
-_IN_EPOCH = re.compile(r"\b(?:epoch|train): ?\[?(\d+)\]?\s+\[\s*(\d+)\s*/\s*\d+", re.IGNORECASE)
-"""(epoch, step of it) as MAE's, DINO's and timm's programs print them."""
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)\b(?!\s*%)"
+_WORD = r"[A-Za-z_][\w./-]{0,60}"  # bounded: a line may be of any length
+_PAIR = re.compile(rf"(?<![\w./-])({_WORD}(?: {_WORD})?)\s*[:=]\s*({_NUMBER})", re.IGNORECASE)
+_LOSS = re.compile(rf"(?<=[:,|\t])\s?loss ({_NUMBER})", re.IGNORECASE)
+"""nanoGPT's ``iter 10: loss 4.2``, and PyTorch's own example after a tab."""
+_OF = re.compile(
+    r"\b(?:(?:iteration|iter|step)(?:\(train\))?\s*\[?|training\s*\[)\s*(\d+)\s*[/:]", re.IGNORECASE
+)
+_IN_EPOCH = re.compile(
+    r"\b(?:epoch|train)(?:\(train\))?:?\s*\[?(\d+)\]?\s*\[\s*(\d+)\s*[/\]]", re.IGNORECASE
+)
+"""(epoch, step of it) as MAE's, DINO's, timm's and MMEngine's programs print them."""
+_HELD_OUT = re.compile(
+    rf"(?<![\w./-])(?:{'|'.join(HELD_OUT)}|validating|evaluating|testing)(?![\w./-])", re.IGNORECASE
+)
+_TRAINED = re.compile(r"(?<![\w./-])train(?:ing|er)?(?![\w./-])", re.IGNORECASE)
 _BATCH = re.compile(r"global batch size:?\s*(\d+)", re.IGNORECASE)
 _ENOUGH = (("loss", False), ("grad_norm", False))
 """Either makes a line one of training: Megatron-LM prints no loss where it is not a number."""
@@ -36,15 +46,20 @@ def read_log(place: Path, text: str) -> Source | None:
     lines = [_COLOUR.sub("", line).translate(_QUOTES) for line in text.splitlines()]
     found = [(line, _pairs(line)) for line in lines]
     stepped = any(step_of(dict.fromkeys(values, 1)) and _tells(values) for _, values in found)
-    records, unread = [], []
+    records, unread, held_out = [], [], []
     for at, (line, values) in enumerate(found, start=1):
         if _tells(values) and (step_of(dict.fromkeys(values, 1)) or not stepped):
-            records.append(Record(f"{place}:{at}", values))
+            (held_out if _is_held_out(line) else records).append(Record(f"{place}:{at}", values))
         elif line.strip():
             unread.append(line.strip())
+    records = records or held_out  # a word that stands in each line is part of a name
     if not any(quantity_of(name)[0] == "loss" for record in records for name in record.values):
         return None
     notes = []
+    if held_out and records is not held_out:
+        notes.append(
+            f"{len(held_out)} lines were measured on held-out data, and are no part of the verdict"
+        )
     if unread:
         shown = unread[0][:100]
         notes.append(f"{len(unread)} lines have no step with a loss and were not read: {shown!r}")
@@ -56,7 +71,12 @@ def read_log(place: Path, text: str) -> Source | None:
 
 
 def _pairs(line: str) -> dict[str, Any]:
-    values: dict[str, Any] = {name.lower(): value for name, value in _PAIR.findall(line)}
+    values: dict[str, Any] = {}
+    for name, value in _PAIR.findall(line):
+        name = name.lower()
+        if values.get(name, value) != value:  # never one over the other
+            name += f" #{sum(other.partition(' #')[0] == name for other in values) + 1}"
+        values[name] = value
     if loss := _LOSS.search(line):
         values.setdefault("loss", loss[1])
     if of := _OF.search(line):
@@ -64,6 +84,13 @@ def _pairs(line: str) -> dict[str, Any]:
     if (within := _IN_EPOCH.search(line)) and not step_of(dict.fromkeys(values, 1)):
         values["epoch"], values["step"] = within.groups()
     return values
+
+
+def _is_held_out(line: str) -> bool:
+    """Whether the words before the first number pair say that a line is no line of training."""
+    pair = _PAIR.search(line)
+    before = line[: pair.start()] if pair else line
+    return bool(_HELD_OUT.search(before)) and not _TRAINED.search(before)
 
 
 def _tells(values: Mapping[str, Any]) -> bool:
@@ -78,15 +105,39 @@ def read_json(place: Path, text: str) -> Source | None:
     Raises:
         ForeignError: a line in the middle that is no JSON.
     """
-    if text.lstrip()[:1] not in ("{", "["):
+    begin = text.lstrip()[:2]
+    if begin[:1] not in ("{", "["):
         return None
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
-        return _read_lines(place, text) if text.lstrip().startswith("{") else None
+    except json.JSONDecodeError as error:
+        lines = _read_lines(place, text) if begin.startswith("{") else None
+        ended = text.rstrip().endswith(("}", "]")) and error.pos < len(text.rstrip()) - 1
+        if lines is None and begin in ('{"', "[{") and not ended:
+            raise ForeignError(f"{place}:{error.lineno}: the JSON is cut here") from None
+        return lines
+    except (ValueError, RecursionError) as error:
+        raise ForeignError(f"{place}: JSON that holds no run ({error})") from None
     if isinstance(whole, Mapping):
-        whole = whole.get("log_history") or _by_place(whole)
-    return Source(str(place), list(_records(place, enumerate(whole, start=1))))
+        whole = _listed(whole)
+    found = list(_records(place, enumerate(whole, start=1)))
+    if not found:
+        raise ForeignError(
+            f"{place}: no loss was found, and without one there is no verdict; it is JSON without "
+            'records; give a list of them, or one a line: {"step": 1, "loss": 2.3}'
+        )
+    return Source(str(place), in_columns(place, found))
+
+
+def _listed(whole: Mapping[str, Any]) -> list[Any]:
+    """The records of an object: the one list of them in it, such as Hugging Face's log_history
+    and the metrics of MLflow, or its lists side by side, such as Keras' history."""
+    lists = [
+        value
+        for value in whole.values()
+        if isinstance(value, list) and value and isinstance(value[0], Mapping)
+    ]
+    return lists[0] if len(lists) == 1 else _by_place(whole)
 
 
 def _by_place(whole: Mapping[str, Any]) -> list[Any]:
@@ -103,7 +154,7 @@ def _read_lines(place: Path, text: str) -> Source | None:
     for at, line in lines:
         try:
             found.append((at, json.loads(line)))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if at == lines[0][0]:
                 return None
             if at != lines[-1][0]:
@@ -118,6 +169,8 @@ def _records(place: Path, found: Iterable[tuple[int, Any]]) -> Iterable[Record]:
     for at, item in found:
         if isinstance(item, Mapping):
             yield Record(f"{place}:{at}", dict(_flat(item)))
+        elif isinstance(item, list) and len(item) == 3:  # TensorBoard's own: time, step, value
+            yield Record(f"{place}:{at}", dict(zip(TENSORBOARD, item, strict=True)))
 
 
 def _flat(item: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
