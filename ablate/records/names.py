@@ -21,6 +21,16 @@ _UNSEEN = {"Cc": "control", "Cf": "invisible", "Zl": "line break", "Zp": "line b
 _NO_TEXT = {"Cs": "half a", "Cn": "unassigned", "Co": "private"}
 
 
+_LATIN = {
+    **dict(zip("аеорсухіјѕһԁԛԝӏ", "aeopcyxijshdqwl", strict=True)),
+    **dict(zip("АВЕКМНОРСТУХІЈЅҮԚԜ", "ABEKMHOPCTYXIJSYQW", strict=True)),
+    **dict(zip("οϲϳΑΒΕΖΗΙΚΜΝΟΡΤΥΧϹϺ", "ocjABEZHIKMNOPTYXCM", strict=True)),
+    **dict(zip("օսհɑɡ", "ouhag", strict=True)),
+}
+"""Letters of other alphabets (Cyrillic, Greek, Armenian, phonetic) that print as one of ours: those
+of Unicode's confusables (UTS 39) that a font draws alike."""
+
+
 def find_fault(name: str, *, derived: bool = False) -> str:
     """What is wrong with a factor's or a level's name and what to write; empty if nothing is.
 
@@ -34,6 +44,8 @@ def find_fault(name: str, *, derived: bool = False) -> str:
         return f"the name {name!r} holds {odd}; write it without"
     if name != name.strip():
         return f"the name {name!r} begins or ends with a blank; write {name.strip()!r}"
+    if alike := find_alike(name):
+        return f"the name {name!r} holds {alike}; write {look_of(name)!r}"
     if derived:
         return ""
     composed = unicodedata.normalize("NFC", name)
@@ -56,6 +68,35 @@ def find_odd(text: str) -> str | None:
             called = unicodedata.name(character, f"{kind} character").lower()
             return f"a character that is not seen: {called} (U+{ord(character):04X})"
     return None
+
+
+def find_alike(text: str) -> str | None:
+    """The first letter that looks like one of ours in a word that has ours, too, in words.
+
+    A word of one alphabet is what it is, in whichever it is written.
+    """
+    for word in re.findall(r"[^\W\d_]+", text):
+        ours = any(character.isascii() for character in word)
+        for character in word:
+            looks = look_of(character)
+            if looks != character and (ours or character not in _LATIN):
+                called = unicodedata.name(character).lower()
+                return (
+                    f"{character!r} ({called}, U+{ord(character):04X}), which looks like {looks!r}"
+                )
+    return None
+
+
+def look_of(text: str) -> str:
+    """The text in our letters as far as it looks like them: equal for two that look alike."""
+    return "".join(_LATIN.get(character) or _narrowed(character) for character in text)
+
+
+def _narrowed(character: str) -> str:
+    """Full-width letters and digits, and those in mathematical styles, are drawn as ours."""
+    plain = unicodedata.normalize("NFKC", character)
+    styled = "\U0001d400" <= character <= "\U0001d7ff" or "\uff00" <= character <= "\uff5a"
+    return plain if styled and plain.isascii() and plain.isalnum() else character
 
 
 def find_study_fault(name: str) -> str:

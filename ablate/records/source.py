@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ablate.errors import AblateError, StudyError, suggest
+from ablate.records.names import find_alike
 from ablate.records.yaml_text import Place, Spot, dotted, name_template
 
 _MOST_BYTES = 2**30
@@ -64,7 +65,9 @@ class Problems:
                 name, elsewhere = str(loc[-1]), getattr(model, "ELSEWHERE", {})
                 advice = elsewhere.get(name) if len(loc) == 1 else None
                 known = _fields_at(model, loc[:-1])
+                alike = find_alike(name)
                 message = f"unknown key {name!r}; {advice or suggest(name, known)}"
+                message += f"; it holds {alike}" if alike else ""
             elif item["type"] == "missing":
                 message = f"is missing; add {dotted(where)}: ..."
             elif item["type"] == "value_error":
@@ -120,6 +123,8 @@ def _advise(kind: str, given: Any, shown: str) -> str:
         return "; write null where none is meant"
     if re.fullmatch(r"[-+]?\d+(?:\.\d*)?\s*%", text):
         return f"; write {float(text.rstrip('% ')) / 100:g}"
+    if alike := find_alike(text):
+        return f"; it holds {alike}"
     if text[:1] in _QUOTES:
         return "; write straight quotes, or none"
     return ""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ablate.errors import StudyError
-from ablate.records.names import find_odd
+from ablate.records.names import find_odd, look_of
 
 _MAX_NODES = 100_000  # an alias bomb expands far beyond any study a person would write
 _MAX_DEPTH = 20
@@ -197,10 +197,11 @@ def _name_key(key: yaml.Node, place: Place, path: str) -> str:
 
 
 def _comparable(key: yaml.ScalarNode, path: str) -> Any:
-    """Equal for keys that a reader would take for one: 1 and 1.0, and accents however composed."""
+    """Equal for keys that a reader would take for one: 1 and 1.0, accents however composed, and
+    letters of other alphabets that look alike."""
     value = _scalar(key, path)
     if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
+        return look_of(unicodedata.normalize("NFC", value))
     return (type(value) is bool, value)
 
 

@@ -49,6 +49,12 @@ def refusal(factors: str, head: str = HEAD) -> str:
         ('  f: {a: {}, "b\\u00a0c": {warmup: 9}}\n', "no-break space (U+00A0)"),
         ('  f: {a: {}, "b\\u2028": {warmup: 9}}\n', "line separator (U+2028)"),
         ('  f: {a: {}, "e\\u0301": {warmup: 9}}\n', "write 'é'"),
+        ("  f: {a: {}, l\u0430st: {warmup: 9}}\n", "(cyrillic small letter a, U+0430)"),
+        ("  f: {a: {}, l\u0430st: {warmup: 9}}\n", "which looks like 'a'; write 'last'"),
+        ("  \u039fpt: {a: {}, b: {warmup: 9}}\n", "(greek capital letter omicron, U+039F)"),
+        ("  f: {a: {}, \uff4c\uff52: {warmup: 9}}\n", "which looks like 'l'; write 'lr'"),
+        ("  f: {\u0430: {}, a: {warmup: 9}}\n", "the key stands here a second time (above it is"),
+        ("  w\u0430rmup: [4, 9]\n", "write 'warmup'"),
         (f"  f: {{a: {{}}, {'b' * 101}: {{warmup: 9}}}}\n", "101 characters; write at most 100"),
         ('  wd: [0.1, "0.2\\t"]\n', "give it a name of its own: {NAME: {wd: ...}, ...}"),
     ],
@@ -59,6 +65,26 @@ def test_a_name_that_misleads_is_refused_with_its_line(factors: str, words: str)
     said = refusal(factors)
     assert words in said and said.startswith("s.yaml:")
     assert all(character.isprintable() or character == "\n" for character in said)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["нет", "сор", "λ_max", "μP", "β₂ ↑", "naïve", "学习", "10⁴", "ℝ³", "Δloss", "x=½", "größer"],
+)
+def test_a_name_in_whichever_alphabet_is_one(name: str) -> None:
+    """A word that does not mix alphabets, or mixes letters that look like none of ours, stays."""
+    assert find_fault(name) == ""
+
+
+def test_a_letter_of_another_alphabet_is_named_where_a_word_is_not_known() -> None:
+    """`mоdel` and `аmp` look right: what is wrong with them is said."""
+    text = (
+        HEAD.replace("model: RN50", "model: RN50, precisi\u043en: fp32")
+        + "factors: {wd: [0.1, 0.2]}\n"
+    )
+    with pytest.raises(StudyError, match=r"it holds '\u043e' \(cyrillic small letter o, U\+043E\)"):
+        parse_study(text, path="s.yaml", root="/r")
+    assert "U+0430" in refusal("  precision: [fp32, \u0430mp]\n")
 
 
 def test_the_baseline_may_be_called_so() -> None:

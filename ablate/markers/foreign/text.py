@@ -46,7 +46,9 @@ def read_log(place: Path, text: str) -> Source | None:
     lines = [_COLOUR.sub("", line).translate(_QUOTES) for line in text.splitlines()]
     found = [(line, _pairs(line)) for line in lines]
     stepped = any(step_of(dict.fromkeys(values, 1)) and _tells(values) for _, values in found)
-    records, unread, held_out = [], [], []
+    records: list[Record] = []
+    held_out: list[Record] = []
+    unread = []
     for at, (line, values) in enumerate(found, start=1):
         if _tells(values) and (step_of(dict.fromkeys(values, 1)) or not stepped):
             (held_out if _is_held_out(line) else records).append(Record(f"{place}:{at}", values))
