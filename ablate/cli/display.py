@@ -36,6 +36,9 @@ _OUTCOME_STYLES = {
     "begun": "blue",
 }
 
+_WIDE = 106
+"""Columns of a terminal from which the table of what runs has all of its own."""
+
 
 class Watch(Protocol):
     """Shows a study's status again and again."""
@@ -120,15 +123,19 @@ def render_status(status: StudyStatus, *, width: int = 100) -> RenderableType:
     """A row per running trial and the study's totals."""
     parts: list[RenderableType] = []
     if status.running:
+        is_wide = width >= _WIDE
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
-        table.add_column("trial", overflow="ellipsis", no_wrap=True, max_width=max(width - 76, 14))
-        table.add_column("seed", justify="right")
+        # What the other columns take: a number that is cut off says another number.
+        most = width - (88 if is_wide else 67)
+        table.add_column("trial", overflow="ellipsis", no_wrap=True, max_width=max(most, 8))
+        table.add_column("seed", justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         short = status.metric.rpartition("_")[2]
-        for name in ("epoch", "loss", short, "events", "samples/s", "left"):
+        for name in ("epoch", "loss", short, "left", *(("events", "samples/s") if is_wide else ())):
             table.add_column(name, justify="right", no_wrap=True)
         for trial in status.running:
-            table.add_row(*_row(trial, status.unit))
+            cells = _row(trial, status.unit)
+            table.add_row(*(cells if is_wide else cells[:-2]))
         parts.append(table)
     bar = ProgressBar(total=max(status.num_trials, 1), completed=status.num_ended, width=28)
     totals = Table.grid(padding=(0, 1))
@@ -161,9 +168,9 @@ def _row(trial: Running, unit: str) -> tuple[RenderableType, ...]:
         f"{trial.epoch:.1f}",
         "" if trial.loss is None else f"{trial.loss:.3f}",
         _score(trial.objective, unit),
+        duration(trial.eta_s) if trial.eta_s is not None else "",
         Text(str(trial.num_events), style="yellow" if trial.num_events else "dim"),
         "" if trial.samples_per_s is None else f"{trial.samples_per_s:,.0f}",
-        duration(trial.eta_s) if trial.eta_s is not None else "",
     )
 
 
@@ -194,7 +201,8 @@ def _totals(status: StudyStatus) -> str:
     if status.price is not None:
         parts.append(f"{money(status.price)} spent by budget's price")
     if status.eta_s is not None and (status.running or status.waiting):
-        parts.append(f"about {duration(status.eta_s)} left")
+        these = " for the trials asked so far" if status.search else ""
+        parts.append(f"about {duration(status.eta_s)} left{these}")
     return ", ".join(parts)
 
 

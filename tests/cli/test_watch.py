@@ -17,11 +17,12 @@ from synthetic import QUICK, study_of, write_study
 
 from ablate import api
 from ablate.cli.chart import Line, draw
+from ablate.cli.display import render_status
 from ablate.cli.live import RENEW_S, LiveServer
 from ablate.errors import AblateError
 from ablate.records.attempt import AttemptWriter
 from ablate.records.folder import StudyRecord
-from ablate.runner.status import StudyStatus
+from ablate.runner.status import Running, StudyStatus
 from ablate.study.table import UNENDED, read_table
 
 
@@ -50,6 +51,30 @@ def test_a_flat_curve_and_a_single_point_are_drawn() -> None:
     for points in ([(1.0, 3.0)], [(1.0, 3.0), (2.0, 3.0)]):
         text = "".join(shown([Line("x", tuple(points))])[1:-1])
         assert any(0x2800 < ord(letter) <= 0x28FF for letter in text)
+
+
+@pytest.mark.parametrize("width", [80, 105, 106, 130])
+def test_no_number_of_what_runs_is_cut_off(width: int) -> None:
+    """On a narrow terminal the name of a cell gives way, then whole columns; a number never does.
+    The time left is that of what a search has asked so far, which is said."""
+    name = "lr=0.003151, warmup=100, beta2=0.9, precision=amp_bf16, augmentation=strong"
+    row = Running(
+        "3f12cdb4e5cc", name, 2001, 1, "training", 137, 276, 12.5, 12345.0, 12.345, 0.1234, 12, 3541
+    )
+    status = StudyStatus(
+        "sweep", "imagenet_top1", "running", 30, {}, 29, (row,), 1.0, 3541.0, "fraction",
+        search=("27 of 30 cells left",),
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(render_status(status, width=width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    head, line = (next(t for t in lines if word in t) for word in ("trial", "lr="))
+    assert head.split()[:2] == ["trial", "seed"] and "\N{HORIZONTAL ELLIPSIS}" not in head
+    numbers = line.partition("\N{HORIZONTAL ELLIPSIS}")[2]
+    assert numbers.split()[0] == "2001"
+    for number in ("12.5", "12.345", "12.34%", "59 min 01 s", *["12,345"] * (width >= 106)):
+        assert number in numbers
+    assert "about 59 min 01 s left for the trials asked so far" in " ".join(" ".join(lines).split())
 
 
 def ablate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
