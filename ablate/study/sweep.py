@@ -153,17 +153,21 @@ def progress(study: Study, results: Sequence[Result], *, asked: int) -> tuple[st
     design = study.design
     if not isinstance(design, Search):
         return ()
+    goal = study.objective
+    declared = study.describe(goal.metric)
+    is_share = declared is not None and declared.unit == "fraction"
+    factor, percent, points = (100.0, "%", " points") if is_share else (1.0, "", "")
     lines = []
     left = max(design.cells - asked, 0)
     found = answer_of(study, results)
     if found is not None and found.use is not None:
         levels = dict(zip((axis.name for axis in found.axes), found.use.cell, strict=True))
-        score = f"{study.objective.metric} {found.use.score.mean:.4g}"
+        score = f"{goal.metric} {factor * found.use.score.mean:.3g}{percent}"
         lines.append(f"best so far: {study.change_name(levels)}, {score}")
     if found is not None and found.left is not None:
         lines.append(
-            f"going on is expected to gain {found.left.mean:.2g} more "
-            f"(margin {study.objective.margin:g}); {left} of {design.cells} cells left"
+            f"going on is expected to gain {factor * found.left.mean:.2g}{points} more "
+            f"(margin {factor * goal.margin:g}); {left} of {design.cells} cells left"
         )
     else:
         lines.append(f"{left} of {design.cells} cells left")

@@ -154,7 +154,9 @@ def test_a_sweep_ends_when_too_little_is_to_be_gained(tmp_path: Path) -> None:
     _, table, status = launch(tmp_path, cells=30, more=", until: {gain_below: 0.2}")
     assert len(table.cells) < 15
     assert any("until" in line for line in status.search)
-    assert any("best so far" in line for line in status.search)
+    best, going_on = status.search[:2]
+    assert re.fullmatch(r"best so far: .+, imagenet_top1 \d\d\.\d%", best)
+    assert re.match(r"going on is expected to gain [\d.]+ points more \(margin 1\); ", going_on)
 
 
 def test_a_sweep_repeats_what_only_noise_hides(tmp_path: Path) -> None:
