@@ -45,6 +45,8 @@ def measure(world: World) -> dict[str, float]:
     rows = world.sweep()
     table = tabulate(rows)
     first = judge(rows)
+    if world.kind == "null":
+        return {"claims": float(_claims(first))}
     last = confirm(world, rows, first, cells=4, seeds=3)
     assert first.use is not None and last.use is not None and first.left is not None
     observed = best_observed(table)
@@ -57,19 +59,18 @@ def measure(world: World) -> dict[str, float]:
         "gain covered": _inside(world, first),
         "claims": float(_claims(first)),
     }
-    for effect in first.effects:
-        found[f"band of {'lr' if effect.axis.name == 'lr' else 'others'}"] = covered(world, effect)
     listed = [effect for effect in first.effects if effect.axis.name != "lr"]
-    if world.kind != "null":
-        truth = {e.axis.name: np.ptp(true_curve(world, e)) for e in listed}
-        largest = max(truth, key=lambda name: truth[name])
-        found["largest first"] = float(listed[0].axis.name == largest)
-        found["largest first, all else known"] = float(world.likely_largest(table) == largest)
-        for effect in listed:
-            if effect.verdict == MOVED:
-                found["moved is so"] = float(truth[effect.axis.name] > 0.0025)
-            if effect.verdict == NOTHING:
-                found["nothing is so"] = float(truth[effect.axis.name] < 0.005)
+    (rate,) = (effect for effect in first.effects if effect.axis.name == "lr")
+    found["band of lr"] = covered(world, rate)
+    found["band of others"] = float(np.mean([covered(world, effect) for effect in listed]))
+    truth = {e.axis.name: np.ptp(true_curve(world, e)) for e in listed}
+    largest = max(truth, key=lambda name: truth[name])
+    found["largest first"] = float(listed[0].axis.name == largest)
+    found["largest first, all else known"] = float(world.likely_largest(table) == largest)
+    moved = [truth[e.axis.name] > 0.0025 for e in listed if e.verdict == MOVED]
+    nothing = [truth[e.axis.name] < 0.005 for e in listed if e.verdict == NOTHING]
+    found |= {"moved is so": float(np.mean(moved))} if moved else {}
+    found |= {"nothing is so": float(np.mean(nothing))} if nothing else {}
     steep = [cliff for cliff in first.cliffs if cliff.axis == 0]
     if steep:
         low, high = (AXES[0].value(p) for p in steep[0].interval)
