@@ -29,9 +29,9 @@ from ablate.report.sweep_words import (
 from ablate.search import referee
 from ablate.study import Search, Study
 from ablate.study.design import confirm_search, winner
-from ablate.study.sweep import answer_of
+from ablate.study.sweep import answer_of, num_repeats
 from ablate.study.table import StudyTable
-from ablate.words import counted, name_seeds
+from ablate.words import are, counted, name_seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +190,14 @@ def _next(study: Study, table: StudyTable, found: Answer, scale: Scale) -> tuple
                 step = Step(f"{text}.")
             steps.append(step)
         elif best.is_new:
-            steps.append(
-                Step(
-                    f"Go on: the most promising setting, {name}, is expected to gain {worth}. "
-                    "Finished trials are kept.",
-                    f"design: {{name: search, cells: {design.cells + 10}}}\n"
-                    f"ablate launch {study.file}",
-                )
-            )
+            waiting = design.cells - _num_asked(table)
+            text = f"Go on: the most promising setting, {name}, is expected to gain {worth}"
+            code = f"ablate launch {study.file}"
+            if waiting > 0:
+                text += f"; {waiting} of {counted(design.cells, 'cell')} {are(waiting)} left"
+            else:
+                code = f"design: {{name: search, cells: {design.cells + 10}}}\n{code}"
+            steps.append(Step(f"{text}. Finished trials are kept.", code))
         else:
             more = [*study.seeds, max(study.seeds) + 1]
             steps.append(
@@ -209,6 +209,12 @@ def _next(study: Study, table: StudyTable, found: Answer, scale: Scale) -> tuple
             )
     steps += _edges(found)
     return tuple(steps)
+
+
+def _num_asked(table: StudyTable) -> int:
+    """Cells that the search has spent, further runs of one among them."""
+    own = [row for row in table.rows if row.seed not in table.study.fresh_seeds]
+    return len({row.levels for row in own}) + num_repeats(table.study, (row.seed for row in own))
 
 
 def _confirm(study: Study, table: StudyTable) -> list[Step]:

@@ -10,6 +10,7 @@ import random
 import pytest
 from synthetic import EFFECTS, QUICK, study_of, write_study
 
+from ablate.report.page import read_page
 from ablate.report.pareto import pareto_front, weigh
 from ablate.report.report import write_report
 from ablate.study import design
@@ -155,6 +156,18 @@ def test_a_search_over_combinations_that_contradict_each_other_is_followed_up(tm
     record = write_study(tmp_path, study, asked=asked, effects=effects, diverged={})
     winner = design.winner(study, read_table(study, record).results)
     assert winner == {"loss": "siglip", "gather": "no"}
+
+
+def test_a_search_that_is_not_over_is_gone_on_with_as_it_is(tmp_path):
+    """While cells are left, going on asks for no more of them; the report says how many are."""
+    study = study_of(tmp_path, SEARCH, name="midway")
+    names = [(f.name, level.name) for f in study.factors for level in f.levels]
+    asked = [study.baseline_levels() | dict([pair]) for pair in names][:6]
+    table = read_table(study, write_study(tmp_path, study, asked=asked))
+    steps = [step for step in read_page(table).next if step.text.startswith("Go on")]
+    assert len(steps) == 1 and "cells:" not in steps[0].code
+    left = 26 - len({row.levels for row in table.rows})
+    assert f"{left} of 26 cells are left" in steps[0].text
 
 
 @pytest.mark.parametrize(
