@@ -280,6 +280,11 @@ def diverges_alike(c: Contrast) -> bool:
     return n1 > 0 and n0 > 0 and k1 * n0 == k0 * n1
 
 
+def was_seen(c: Contrast) -> bool:
+    """Whether any run tells of it: on both sides of one seed, or by its divergence."""
+    return c.n > 0 or (c.divergence is not None and c.divergence.any)
+
+
 def _diverged_alike(c: Contrast, objective: Objective, say: Scale) -> str:
     assert c.divergence is not None
     (k1, n1), (k0, n0) = c.divergence.level, c.divergence.reference

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ablate.analysis import verdict
 from ablate.analysis.divergence import fisher
-from ablate.analysis.sentences import diverges_alike
+from ablate.analysis.sentences import diverges_alike, was_seen
 from ablate.analysis.verdict import MOST_SEEDS
 from ablate.report.best import Recommendation
 from ablate.report.questions import Question
@@ -63,7 +63,9 @@ def next_steps(
                 "out: "
                 + ", ".join(f"{row.id} ({row.state})" for row in gone[:8])
                 + (" and more" if len(gone) > 8 else "")
-                + f". {_failures(table)} The reasons are under Cost."
+                + f". {_failures(table)} The reasons are under Cost; once they are mended, these "
+                "are tried again by:",
+                f"{launch} --again failed",
             )
         )
     steps += _wider(table)
@@ -77,6 +79,8 @@ def _failures(table: StudyTable) -> str:
     usual = table.study.compared_baseline()
     ended = [(dict(cell.levels), row.scored) for cell in table.cells for row in cell.trials
              if row.ended and row.state != Outcome.PRUNED]  # fmt: skip
+    if not any(scored for _, scored in ended):
+        return "No run has a score, so nothing can be said of any setting."
     found = []
     for factor, level in dict.fromkeys(pair for levels, _ in ended for pair in levels.items()):
         if usual.get(factor) == level:
@@ -114,6 +118,7 @@ def _more_seeds(study: Study, asked: Sequence[Question]) -> list[Step]:
     open_ = [
         c for q in asked for c in q.analysis.contrasts
         if c.verdict == verdict.INCONCLUSIVE and not c.identical  # another seed shows the same
+        and was_seen(c)
     ]  # fmt: skip
     wanted = sorted(number for c in open_ if 0 < (number := c.needs_seeds or 0) <= MOST_SEEDS)
     steps = []

@@ -11,7 +11,7 @@ from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.differences import Difference, differences, steps, whole
 from ablate.analysis.results import Result, tabulate
 from ablate.analysis.sentences import Scale as SentenceScale
-from ablate.analysis.sentences import diverges_alike
+from ablate.analysis.sentences import diverges_alike, was_seen
 from ablate.analysis.tuning import Tuned
 from ablate.analysis.verdict import MOST_SEEDS
 from ablate.errors import AnalysisError
@@ -326,7 +326,7 @@ def verdict_words(contrast: Contrast) -> str:
 def _needs(contrast: Contrast) -> str:
     if contrast.verdict != verdict.INCONCLUSIVE or diverges_alike(contrast):
         return ""
-    if contrast.identical:
+    if contrast.identical or not was_seen(contrast):
         return ""
     if contrast.needs_seeds is None or contrast.needs_seeds > MOST_SEEDS:
         return f"> {MOST_SEEDS}"

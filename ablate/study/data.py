@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ablate.study.study import Study
 from ablate.training.data.shard_names import expand_shards
-from ablate.trial.recipe import absolute, load, paths_in
+from ablate.trial.recipe import absolute, find_ability, load, paths_in
 from ablate.words import counted
 
 
@@ -39,9 +39,10 @@ def find_missing(study: Study) -> list[str]:
 
 def _patterns(study: Study) -> Iterator[tuple[str, str]]:
     recipe = load(study.recipe)
-    root = Path(study.root)
+    root, reads = Path(study.root), find_ability(study.recipe, "reads")
     changes = [{}, *(dict(level.fields) for factor in study.factors for level in factor.levels)]
     for fields in changes:
         with suppress(ValueError):  # a level that only goes with another one
-            config = recipe.Config(**{**study.baseline, **fields})
-            yield from paths_in(absolute(config, root=root))
+            config = absolute(recipe.Config(**{**study.baseline, **fields}), root=root)
+            yield from paths_in(config)
+            yield from reads(config) if reads else ()

@@ -170,6 +170,7 @@ ABILITIES: Mapping[str, str] = {
     "causes": "suspects that only this kind of model has; for `diagnose`",
     "beginning": "(*, workers, gpus) -> what to propose to a beginner; for `init`",
     "data_sets": "() -> {name: prepare(folder, *, labels, classes, tell)}; for `data NAME`",
+    "reads": "(config) -> (field, path) of files that it needs beside those its path fields name",
     "known_faults": "(config, facts) -> faults of earlier versions in a record; for `verify`",
 }
 """Functions that a recipe may have."""

@@ -232,6 +232,28 @@ def test_check_plan_and_launch_agree_on_data_that_are_not_here(ablate, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_command_whose_script_is_not_here_is_told_before_a_trial(ablate, tmp_path) -> None:
+    """check and plan name the script, launch starts nothing; a module or a shell's line is no
+    file that could be missing."""
+    text = """
+    recipe: command
+    baseline: {command: "python -u sub/train.py {lr} {seed}", metrics: [loss], lr: 1.0}
+    factors: {lr: [1.0, 2.0]}
+    seeds: 2
+    objective: {metric: loss, margin: 0.1}
+    """
+    (tmp_path / "s.yaml").write_text(text)
+    missing = f"command: {tmp_path}/sub/train.py is not on this machine"
+    for verb in ("check", "plan"):
+        said = ablate(verb, "s.yaml")
+        assert said.code == 0 and "".join(missing.split()) in "".join(said.out.split())
+    said = ablate("launch", "s.yaml", "--yes", "--cluster", "local")
+    assert said.code == 2 and missing in said.err and not (tmp_path / "runs").exists()
+    for line in ("python -m mine.train", "bash -c 'train.sh'", "env python train.py"):
+        (tmp_path / "s.yaml").write_text(text.replace("python -u sub/train.py", line))
+        assert "not on this machine" not in ablate("check", "s.yaml").out
+
+
 def test_check_finds_a_model_that_there_is_not(ablate, tmp_path) -> None:
     """A misspelt model of one level is told by check, with the cell and the nearest name."""
     (tmp_path / "s.yaml").write_text(STUDY.replace("factors:", "factors:\n  model: [RN50, RN1O1]"))

@@ -340,6 +340,18 @@ def test_failures_that_fall_on_one_level_are_held_against_it(tmp_path):
         assert says in write_report(study, record).markdown.read_text()
 
 
+def test_a_study_whose_runs_all_failed_is_told_to_mend_them(tmp_path):
+    """No seed is asked for, no level is said to be free of blame: mend the cause, try again."""
+    study = study_of(tmp_path, ONE_FACTOR)
+    trials = [(one, two, seed) for one, two in (("baseline", ""), ("warmup", "5"))
+              for seed in study.seeds]  # fmt: skip
+    paths = write_report(study, write_study(tmp_path, study, failed=trials))
+    assert all(row.needs_seeds == "" for row in paths.summary.rows) and paths.summary.rows
+    [(text, code)] = paths.summary.next
+    assert "No run has a score, so nothing can be said of any setting." in text
+    assert code == f"ablate launch {study.file} --again failed"
+
+
 def test_more_seeds_are_not_advised_where_all_results_are_identical(tmp_path):
     """A level that changed no bit of the result is asked about ("is it applied?"); that another
     fifty seeds would decide it is not said, in the table nor in the advice."""

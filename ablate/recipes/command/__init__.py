@@ -23,6 +23,7 @@ MASTER_ADDR and MASTER_PORT as under torchrun; rank 0's lines are the trial's.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ablate.recipes.command.beginning import beginning
@@ -33,7 +34,19 @@ from ablate.trial.recipe import Outline
 
 PRELOAD = ("ablate.trial.worker", "ablate.recipes.command", "ablate.markers")
 
-__all__ = ["PRELOAD", "Config", "Measured", "beginning", "command", "metrics", "outline", "run"]
+_PYTHONS = ("python", "python3")
+
+__all__ = [
+    "PRELOAD",
+    "Config",
+    "Measured",
+    "beginning",
+    "command",
+    "metrics",
+    "outline",
+    "reads",
+    "run",
+]
 
 
 def metrics(config: Config) -> tuple[Metric, ...]:
@@ -47,15 +60,9 @@ def metrics(config: Config) -> tuple[Metric, ...]:
 def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool = False) -> Outline:
     """What is known of a command before it runs: its measurements, and its steps if it says so."""
     warnings = []
-    words = config.line(checkpoints="{checkpoints}", folder="{folder}")
-    folder = root / config.cwd
-    program = words[0]
-    if program not in ("python", "python3") and shutil.which(program, path=None) is None:
+    program = config.line(checkpoints="{checkpoints}", folder="{folder}")[0]
+    if "/" not in program and program not in _PYTHONS and shutil.which(program) is None:
         warnings.append(f"{program} is not on this machine")
-    scripts = [word for word in words[1:2] if word.endswith((".py", ".sh"))]
-    warnings += [
-        f"{folder / s} is not on this machine" for s in scripts if not (folder / s).exists()
-    ]
     if "seed" not in PLACEHOLDER.findall(config.command + " ".join(config.env.values())):
         warnings.append(
             "the command has no {seed}: unless the script reads ABLATE_SEED, its seeds are repeats "
@@ -67,6 +74,17 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
         no_steps="" if config.num_steps else "the baseline has no steps",
         warnings=tuple(warnings),
     )
+
+
+def reads(config: Config) -> Iterator[tuple[str, str]]:
+    """The program, where it is named by a path, and the script that an interpreter is given."""
+    program, *words = config.line(checkpoints="{checkpoints}", folder="{folder}")
+    if "/" in program:
+        yield "command", str(Path(config.cwd) / program)
+    script = next((word for word in words if not word.startswith("-")), "")
+    if program in (*_PYTHONS, "bash", "sh") and "-m" not in words and "-c" not in words:
+        if script.endswith((".py", ".sh")):
+            yield "command", str(Path(config.cwd) / script)
 
 
 def command(config: Config, *, workers: int) -> list[str]:
