@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,21 @@ def test_the_reference_names_everything_there_is(tmp_path: Path) -> None:
     assert all(f"## {rule.name}\n" in pages["markers.md"] for rule in RULES)
     assert all(f"| {code} |" in pages["commands.md"] for code in (0, 1, 2, 3, 130))
     assert "`--warmup`" in pages["recipe_openclip.md"] and "Run.effects" in pages["python.md"]
+
+
+def test_every_page_links_to_pages_of_the_site_alone(tmp_path: Path) -> None:
+    """What mkdocs refuses, seen without it: a link of docs/ that leaves docs/, or leads nowhere."""
+    docs = REPOSITORY / "docs"
+    made = {docs / "reference" / path.name for path in write(tmp_path)}
+    pages = list(docs.rglob("*.md"))
+    broken = [
+        f"{page.relative_to(docs)}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:\s]+)[^):]*\)", page.read_text(encoding="utf-8"))
+        if (target := (page.parent / link).resolve()) not in made
+        and not (target.is_file() and docs in target.parents)
+    ]
+    assert len(pages) > 15 and broken == []
 
 
 @pytest.mark.exhaustive

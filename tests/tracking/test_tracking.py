@@ -208,6 +208,9 @@ def content(uri: str, study: str) -> dict[str, Any]:
         for key, points in history.items():
             places = {point[0] or point for point in points}  # a final number may be told again
             assert len(places) == len(points), f"{name}: {key} twice"
+        assert run.info.start_time <= (run.info.end_time or math.inf), (
+            f"{name} ends before it began"
+        )
         seen[name] = {
             "status": run.info.status,
             "params": run.data.params,
@@ -350,7 +353,7 @@ def test_study_cells_and_trials_stand_side_by_side(folder: Folder) -> None:
     marked = [name for name, run in seen.items() if run["tags"].get("use") == "yes"]
     assert len(marked) == 1 and marked[0].startswith("trial baseline")
     assert study["tags"]["progress"] == "5 of 6 trials"
-    assert study["files"] == ["study.yaml"]
+    assert study["files"] == ["command.txt", "study.yaml"]
     client = MlflowClient(folder.uri)
     found = client.get_experiment_by_name("two")
     assert found is not None
@@ -407,17 +410,24 @@ def test_the_study_run_shows_report_and_best(folder: Folder) -> None:
     for name in (
         "report.html", "report.md", "figures/pair.pdf", "best/train.sh", "best/model.bin"
     ):  # fmt: skip
-        (folder.record.folder / name).write_text("<h1>x</h1>")
+        (folder.record.folder / name).write_text("curl https://me:hunter2@host/x")
     tracker = folder.tracker()
     tracker.update(folder.trials, [])
     assert tracker.close(patience_s=120)
     study = content(folder.uri, "two")["study study: two"]
     assert study["status"] == "FINISHED"
-    assert study["files"] == ["best", "figures", "report.html", "report.md", "study.yaml"]
+    files = ["best", "command.txt", "figures", "report.html", "report.md", "study.yaml"]
+    assert study["files"] == files
     client = MlflowClient(folder.uri)
     run_id = runs_in(folder.uri, "two")["study study: two"].info.run_id
     assert [f.path for f in client.list_artifacts(run_id, "best")] == ["best/train.sh"]
     assert [f.path for f in client.list_artifacts(run_id, "figures")] == ["figures/pair.pdf"]
+    uri = runs_in(folder.uri, "two")["study study: two"].info.artifact_uri
+    command = Path(uri.removeprefix("file://")) / "command.txt"
+    assert command.read_text() == "curl https://***@host/x", "the page shows no .sh"
+    assert (
+        f"{run_id}/artifacts/command.txt" in client.get_run(run_id).data.tags["mlflow.note.content"]
+    )
 
 
 def test_secrets_stay_out_of_mlflow(folder: Folder) -> None:

@@ -52,11 +52,8 @@ def write_artifacts(
     (folder / "trial.json").write_text(dumps(masked("", record.trial()), indent=1) + "\n")
     (folder / "outcome.json").write_text(dumps(masked("", outcome), indent=1) + "\n")
     (folder / "config.yaml").write_text(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
-    with contextlib.suppress(ValueError):  # some settings, some recipes have no such line
-        line = ability(trial.recipe, "command")(
-            load(trial.recipe).Config(**config), workers=int(trial.gang.get("workers", 1))
-        )
-        (folder / "command.txt").write_text(shlex.join(line) + "\n")
+    if line := command_of(trial):
+        (folder / "command.txt").write_text(line)
     learned = record.learned()
     if learned is not None:
         (folder / "learning.json").write_text(dumps(learned, indent=1) + "\n")
@@ -72,6 +69,17 @@ def write_artifacts(
         tail = record.log_tail(attempts[-1], lines=200)
         if tail:
             (folder / "log.txt").write_text(masked_url(tail) + "\n")
+
+
+def command_of(trial: Trial) -> str:
+    """The trial's own line, secrets masked; empty where its setting or recipe has none."""
+    config = masked("", trial.config)
+    with contextlib.suppress(ValueError):
+        line = ability(trial.recipe, "command")(
+            load(trial.recipe).Config(**config), workers=int(trial.gang.get("workers", 1))
+        )
+        return shlex.join(line) + "\n"
+    return ""
 
 
 def _write_trace(path: Path, trace: Sequence[Mapping[str, Any]]) -> None:

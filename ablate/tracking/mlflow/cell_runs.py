@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import takewhile
 
 from ablate.tracking.mlflow import runs
@@ -11,7 +10,7 @@ from ablate.tracking.mlflow.door import Door
 from ablate.tracking.mlflow.inputs import inputs_of
 from ablate.tracking.mlflow.known import Known
 from ablate.tracking.mlflow.notes import cell_note
-from ablate.tracking.mlflow.rows import milliseconds
+from ablate.tracking.mlflow.rows import begun_first, milliseconds
 from ablate.tracking.mlflow.runs import CellRun
 from ablate.trial.identity import Levels, Outcome, Trial
 
@@ -72,7 +71,8 @@ def _create(door: Door, known: Known, levels: Levels) -> CellRun:
     study = known.study
     tags = runs.cell_tags(study, levels, name=known.by_cell[levels][0].cell.name)
     name = study.change_name(dict(levels))
-    run = door.create(name, tags, start=milliseconds(time.time()))
+    start = begun_first(known.record.record(trial.id) for trial in known.by_cell[levels])
+    run = door.create(name, tags, start=milliseconds(start))
     config = study.config(study.cell(dict(levels)), seed=study.seeds[0])
     datasets = list(inputs_of(study.recipe, config).values())
     door.client.log_inputs(run.info.run_id, datasets=datasets)

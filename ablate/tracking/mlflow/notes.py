@@ -76,7 +76,7 @@ def study_note(study: Study, answer: Answer | None, *, experiment: str, run_id: 
         "Trials": view_link(experiment, "trials"),
         "Unstable": view_link(experiment, "unstable"),
         "Report": run_link(experiment, run_id, "artifacts/report.html"),
-        "Command": run_link(experiment, run_id, "artifacts/best/train.sh"),
+        "Command": run_link(experiment, run_id, "artifacts/command.txt"),
     }
     factors = {
         factor.name: view_link(experiment, factor_key(factor.name))

@@ -99,12 +99,21 @@ def repeats(rows: Sequence[Mapping[str, Any]], run: TrialRun, *, step: int, atte
 
 
 def begun_at(folder: TrialRecord) -> float:
-    """When the trial's first attempt took its first step (unix s); now, if none has yet."""
+    """When the trial's first attempt took its first step (unix s); of one that ended before it,
+    when it was started; else now."""
     for number in folder.attempts()[:1]:
         row = folder.first_row(number)
         if row is not None:
             return float(row.get("time") or time.time())
+    outcome = folder.outcome()
+    if outcome is not None:
+        return float(outcome["time"]) - float(outcome.get("wall_s") or 0.0)
     return time.time()
+
+
+def begun_first(folders: Iterable[TrialRecord]) -> float:
+    """When the first of several trials began (unix s)."""
+    return min(map(begun_at, folders), default=time.time())
 
 
 def bytes_of_events(folder: TrialRecord, attempts: Sequence[int]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from mlflow.exceptions import MlflowException
 
 from ablate.records.masking import artifact_path, masked_url
 from ablate.tracking.mlflow import runs
-from ablate.tracking.mlflow.artifacts import STUDY_FILES
+from ablate.tracking.mlflow.artifacts import STUDY_FILES, command_of
 from ablate.tracking.mlflow.door import Door
 from ablate.tracking.mlflow.known import Known, StudyRun
 from ablate.tracking.mlflow.notes import study_note
-from ablate.tracking.mlflow.rows import milliseconds
+from ablate.tracking.mlflow.rows import begun_first, milliseconds
 from ablate.tracking.mlflow.views import tag_of, views_of
 
 
@@ -25,7 +24,8 @@ def ensure_study(door: Door, known: Known) -> StudyRun:
         return known.study_run
     study, client, experiment = known.study, door.client, door.experiment
     tags = runs.study_tags(study, known.record)
-    run = door.create(f"study: {study.name}", tags, start=milliseconds(time.time()))
+    start = begun_first(known.record.record(trial_id) for trial_id in known.trials)
+    run = door.create(f"study: {study.name}", tags, start=milliseconds(start))
     known.study_run = StudyRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))
     with contextlib.suppress(MlflowException):  # a form that MLflow does not promise to take
         for key, view in views_of(study).items():
@@ -59,8 +59,20 @@ def sync_study(door: Door, known: Known, *, closing: bool) -> None:
         path = artifact_path(folder, name)
         if path is not None:
             door.client.log_artifact(run.run_id, str(path), str(Path(name).parent).strip("."))
+    if command := _command(known):
+        door.client.log_text(run.run_id, command, "command.txt")
     whole = ended == len(known.trials)
     door.set_status(run, "FINISHED" if whole else "KILLED")
+
+
+def _command(known: Known) -> str:
+    """How the setting to use is trained: by what was exported, else by its trial's own line. The
+    page shows no file whose name ends in .sh."""
+    script = artifact_path(known.record.folder, "best/train.sh")
+    if script is not None:
+        return masked_url(script.read_text(encoding="utf-8", errors="replace"))
+    use = known.answer.use if known.answer is not None else None
+    return command_of(known.trials[use.trial.id]) if use is not None and use.trial else ""
 
 
 def _tag(door: Door, run: StudyRun, tags: Mapping[str, str]) -> bool:

@@ -237,7 +237,12 @@ _NAME = "attributes.`Run Name`"
 
 
 def _width(column: str) -> int:
-    widest = {"tags.`difference`": 190, "tags.`markers`": 220, "tags.`reason`": 400}
+    widest = {
+        "tags.`difference`": 190,
+        "tags.`markers`": 220,
+        "tags.`reason`": 400,
+        "tags.`outcome`": 200,
+    }
     return widest.get(column, 140 if column.startswith("tags.") else 110)
 
 
