@@ -116,6 +116,9 @@ class Capacity:
     """How many machines have room for a worker of it, with nothing else running."""
     silent: bool = False
     """Nobody answers who could place a gang: these are the figures of the last answer."""
+    ends: str = ""
+    """Why this cluster is used no more, for people: what runs was told to leave, and nothing is
+    placed again."""
 
 
 class Cluster(Protocol):

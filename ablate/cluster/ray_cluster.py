@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -39,6 +40,8 @@ _UNUSED_S = 120.0
 _DRAIN_MARGIN_S, _DRAIN_MARGIN_SHARE = 3.0, 0.25
 # and where it names no deadline, trials have this long for a checkpoint.
 _DRAIN_GRACE_S = 120.0
+# So long they have when Ray has ended on the node of its head, and not yet the head.
+_GONE_GRACE_S = 25.0
 
 
 class RayCluster(GangCluster):
@@ -73,6 +76,11 @@ class RayCluster(GangCluster):
         self._unused: dict[str, float] = {}
         """Since when nothing was placed on a node, on the monotonic clock."""
         self._nodes = Nodes()
+        self._home: dict[str, str] = {}
+        """Nodes without which this launch cannot go on, and what each is to it."""
+        self._end: tuple[float, str] | None = None
+        """When everything must have ended (on the monotonic clock) because one of them goes, and
+        what befell it."""
         self._seats = Seats(self._nodes, host=self._host, keep=self._keep, turn_s=turn_s)
         self._leaving: set[asyncio.Task[None]] = set()
         self._watching: list[asyncio.Task[None]] = []
@@ -91,7 +99,12 @@ class RayCluster(GangCluster):
             join(address)
             self._nodes.look_for_autoscaler()
             head = str(ray.get_runtime_context().gcs_address)
-            watch = watch_head(head, tell=self._hear, leave=self._leave_all)
+            self._nodes.look()
+            self._home = self._nodes.home(str(ray.get_runtime_context().get_node_id()))
+            for node in self._home:
+                self._host(node)  # a drained node without one of ours goes at once, the head too
+            leave = partial(self._leave_all, why="Ray's head does not answer")
+            watch = watch_head(head, tell=self._hear, leave=leave)
             self._watching = [self._loop.create_task(w) for w in (self._watch_drains(), watch)]
             return
         self._estate = start_private(num_cpus, num_gpus)
@@ -112,7 +125,8 @@ class RayCluster(GangCluster):
                 host.abandon()
             address, port = self._nodes.door(node)
             name = self._nodes.name(node)
-            host = RayHost(node, name, address, raylet_port=port, preload=self._preload)
+            ahead = self._preload if self._nodes.holds_seats(node) else ()
+            host = RayHost(node, name, address, raylet_port=port, preload=ahead)
             self._hosts[node] = host
             if self._estate is not None:
                 host.agent.inherit.remote(self._estate)
@@ -141,23 +155,48 @@ class RayCluster(GangCluster):
                 continue
             try:
                 told = await asyncio.to_thread(ray._private.state.state.get_draining_nodes)
+                nodes = await asyncio.to_thread(ray.nodes)
                 await asyncio.to_thread(self._nodes.look_for_autoscaler)
             except Exception:  # whatever Ray raises while its head is away
                 continue
             self._let_go()
             fresh = told.keys() - self._nodes.draining
             self._nodes.draining = frozenset(told)
+            self._look_home(told, {node["NodeID"] for node in nodes if node["Alive"]})
             if not fresh:
                 continue
             self._seats.reconsider()
-            for node in fresh:
-                until_s = told[node] / 1000 - time.time() if told[node] else _DRAIN_GRACE_S
-                margin_s = min(_DRAIN_MARGIN_S, _DRAIN_MARGIN_SHARE * until_s)
-                self._keep(self._leave(node, max(1.0, until_s - margin_s)))
+            for node in fresh - self._home.keys():
+                self._keep(self._leave(node, _grace_s(told[node])))
+
+    def _look_home(self, told: Mapping[str, int], alive: Collection[str]) -> None:
+        """Once a node goes that this launch cannot do without, end everything in good order.
+
+        Its own: Ray then ends what a launch has on all nodes. That of the head: all of Ray goes
+        with it.
+        """
+        for node, what in self._home.items():
+            if self._end is not None or (node in alive and node not in told):
+                continue
+            grace_s = _grace_s(told[node]) if node in told else _GONE_GRACE_S
+            befell = f"{self._nodes.name(node)} is {'taken away' if node in told else 'gone'}"
+            self._end = time.monotonic() + grace_s, befell
+            self._nodes.ends = (
+                f"{befell}, and {what}. Launch again, on a Ray that stays: trials go on from their "
+                "checkpoints."
+            )
+        if self._end is None:
+            return
+        by, befell = self._end
+        left_s = max(0.0, by - time.monotonic())
+        self._leave_all(left_s, why=befell)
+        for life in [life for life in self._lives.values() if not life.pids]:
+            life.stop(left_s)  # it waits for seats, or is being forked
 
     def _let_go(self) -> None:
         """Close the agents of nodes that have not been used for a while; they open on demand."""
-        now, used = time.monotonic(), self._seats.nodes_in_use()
+        now = time.monotonic()
+        used = self._seats.nodes_in_use() | self._home.keys()
         self._unused = {node: self._unused.get(node, now) for node in self._hosts.keys() - used}
         for node in [n for n, since in self._unused.items() if now - since > _UNUSED_S]:
             self._keep(self._hosts.pop(node).close())
@@ -176,11 +215,11 @@ class RayCluster(GangCluster):
     def _hear(self, silent: bool) -> None:
         self._seats.hear(silent=silent)
 
-    def _leave_all(self, grace_s: float) -> bool:
+    def _leave_all(self, grace_s: float, *, why: str) -> bool:
         """Ask every rank to stop; whether any is left."""
         running = [life for life in self._lives.values() if life.hosts]
         for life in running:
-            life.vacate(grace_s, "Ray's head does not answer")
+            life.vacate(grace_s, why)
         return bool(running)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -211,6 +250,12 @@ class RayCluster(GangCluster):
             ray.shutdown()
         if self._estate is not None:
             shutil.rmtree(self._estate.folder, ignore_errors=True)
+
+
+def _grace_s(until_ms: int) -> float:
+    """How long the trials of a node have that is told to leave until then (0: not said)."""
+    until_s = until_ms / 1000 - time.time() if until_ms else _DRAIN_GRACE_S
+    return max(1.0, until_s - min(_DRAIN_MARGIN_S, _DRAIN_MARGIN_SHARE * until_s))
 
 
 def _has_rank(hosts: Iterable[Host], node: str) -> bool:

@@ -34,6 +34,8 @@ _HEARD_S = 5.0
 _BEAT_S = 1.5
 # From the loss of a node to the end of its last rank, whatever it still hears.
 _FENCE_S = _LEASE_S + _HEARD_S + _LEASE_GRACE_S + 2.0
+# An agent without ranks closes within this, or Ray no longer says what became of it.
+_CLOSE_S = 10.0
 # Ray's processes end so long after their raylet, and the ranks with them.
 _FALL_S = 3.0
 
@@ -190,8 +192,8 @@ class RayHost:
             await asyncio.sleep(1.0)
 
     async def close(self) -> None:
-        with contextlib.suppress(HostLost):
-            await self._answer(self.agent.close.remote())
+        with contextlib.suppress(HostLost, TimeoutError):
+            await asyncio.wait_for(self._answer(self.agent.close.remote()), _CLOSE_S)
         self.abandon()
 
     def abandon(self) -> None:

@@ -17,6 +17,8 @@ from ablate.cluster.seats import count_gangs, count_seats, explain_shortage
 
 ACCELERATOR = "ray.io/accelerator-type"
 """Ray's label of the kind of a node's accelerators."""
+HEAD = "node:__internal_head__"
+"""Ray's own resource of the node that its head is on."""
 FORGET_S = 600.0
 """A node that went is expected back, or replaced, for so long."""
 AHEAD = 16
@@ -48,6 +50,8 @@ class Nodes:
         """Why a node is not used, for people, by node."""
         self.silent = False
         """Ray's head does not answer: what was last seen counts."""
+        self.ends = ""
+        """Why nothing more is placed at all, for people."""
         self.grows = False
         """Ray's autoscaler adds nodes for what is asked of them."""
 
@@ -107,6 +111,15 @@ class Nodes:
         facts = self._seen[node]
         return str(facts["NodeManagerAddress"]), int(facts["NodeManagerPort"])
 
+    def holds_seats(self, node: str) -> bool:
+        """Whether anything could be placed on a node."""
+        return bool(self._seen[node]["Resources"].get("CPU", 0.0) > 0)
+
+    def home(self, own: str) -> dict[str, str]:
+        """Nodes without which a launch on the node `own` cannot go on, and what each is to it."""
+        heads = [node for node, facts in self._seen.items() if HEAD in facts["Resources"]]
+        return {**dict.fromkeys(heads, "Ray's head is on it"), own: "this launch runs on it"}
+
     def refuse(self, node: str, why: str) -> None:
         """Use a node no more, even if it is the last."""
         self.aside |= {node}
@@ -156,6 +169,7 @@ class Nodes:
             notes=notes,
             machines=sum(count_seats(shape, facts["Resources"]) > 0 for facts in usable.values()),
             silent=self.silent,
+            ends=self.ends,
         )
 
 

@@ -113,7 +113,7 @@ class Seats:
 
     def _serve(self) -> None:
         """Seat the head of the queue from an idle group; else ask Ray for a new one."""
-        if self._nodes.silent:
+        if self._nodes.silent or self._nodes.ends:
             return
         while self._queue:
             shape = self._queue[0].shape

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ablate.cluster.contract import Attempt, Capacity, Cluster, GangEvent, Shape
+from ablate.errors import ClusterError
 from ablate.records.folder import StudyRecord, TrialRecord, interrupted, worker_seconds
 from ablate.records.stores import CHECKPOINTS
 from ablate.runner.budget import Running
@@ -53,9 +54,15 @@ class Attempts:
         ]
 
     def room(self) -> tuple[Shape, Capacity]:
-        """The gang to start: all workers, or as few as the study allows while machines are away."""
+        """The gang to start: all workers, or as few as the study allows while machines are away.
+
+        Raises:
+            ClusterError: the cluster ends, and all that ran has left.
+        """
         whole = self.study.gang.shape()
         capacity = self.cluster.capacity(whole)
+        if capacity.ends and not self.active:
+            raise ClusterError(capacity.ends)
         self._machines = capacity.machines
         if capacity.total > capacity.away:
             return whole, capacity

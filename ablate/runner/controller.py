@@ -96,6 +96,7 @@ def launch(
 
     Raises:
         PlacementError: no gang of this study fits the cluster.
+        ClusterError: the cluster ends before the study; what ran has written checkpoints.
         PlanError: a rung of the study's pruning lies within a warmup.
         RecordError: the folder is another study's.
     """
@@ -187,7 +188,7 @@ class _Loop:
         if self.over_budget or self.agenda.next(self.clock()) is None:
             return
         shape, capacity = self.attempts.room()
-        if capacity.silent:
+        if capacity.silent or capacity.ends:
             return  # what is begun now would only wait
         if capacity.total == 0:
             if self.attempts.placed or (self.attempts.active and not capacity.notes):

@@ -145,6 +145,21 @@ def test_a_node_that_went_is_expected_back_only_for_a_while() -> None:
     assert nodes.total(shape) == 1 and nodes.name("a") == "a"
 
 
+def test_a_launch_depends_on_its_own_node_and_on_that_of_the_head(cluster: RayCluster) -> None:
+    """They are told apart, where they are two; a node without CPUs holds no seat."""
+    nodes = Nodes()
+    (here,) = nodes.look()
+    assert nodes.home(here) == {here: "this launch runs on it"}, "of a private Ray both"
+    assert nodes.holds_seats(here)
+    nodes.note({**ray_facts(), "door": machine("door", 0.0)}, now=time.monotonic())
+    assert nodes.home("door") == {here: "Ray's head is on it", "door": "this launch runs on it"}
+    assert not nodes.holds_seats("door")
+
+
+def ray_facts() -> dict[str, Any]:
+    return {node["NodeID"]: node for node in ray.nodes()}
+
+
 def test_labels_keep_a_gang_to_nodes_that_have_them(cluster: RayCluster, tmp_path: Path) -> None:
     """Nodes without the label hold none of its gangs; where no node has it, that is said; without
     labels, accelerators of several kinds are worth a note. Ray is asked in the same words."""

@@ -120,7 +120,8 @@ class Hosts:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", *role]
         ray += [f"--node-ip-address={self.address(host)}", f"--num-cpus={self.cpus[host]}"]
         ray += ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
-        prepare = 'mount --bind "$0" /tmp/ray && hostname "$1" && shift && exec "$@"'
+        # The machine stays when its Ray ends.
+        prepare = 'mount --bind "$0" /tmp/ray && hostname "$1" && shift && "$@"; exec sleep 3600'
         isolate = "unshare --uts --mount --pid --fork --kill-child --mount-proc"
         log = open(self.folder / f"host{host}.log", "wb")
         self.logs.append(log)
@@ -186,6 +187,13 @@ class Hosts:
         process = self.started.pop(host)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def tell(self, host: int) -> None:
+        """SIGTERM to `ray start`, as a kubelet or a spot script sends it; until it has ended."""
+        children = psutil.Process(self.init(host)).children()
+        (start,) = [each for each in children if "ray.scripts.scripts" in each.cmdline()]
+        start.terminate()
+        start.wait(60)
 
     def cut(self, host: int) -> None:
         """The cable: the host's own card sees no carrier."""

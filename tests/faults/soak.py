@@ -27,6 +27,13 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEME
 
 from drills import DRILLS, STEPS, Run, Stage, mixed  # noqa: E402
 from small_trials import make_data  # noqa: E402
+from test_drain import (  # noqa: E402
+    drill_all_nodes,
+    drill_beside_checkpoint,
+    drill_head,
+    drill_one_node,
+    drill_own_node_gone,
+)
 from test_drills_clock import LIBRARY, drill_clock  # noqa: E402
 from test_drills_controller import drill_controller  # noqa: E402
 from test_drills_storage import drill_full_disk  # noqa: E402
@@ -88,6 +95,16 @@ def leaping_clock(stage: Stage, seed: int) -> list[float]:
     return drill_clock(stage, new_folder(stage), seed)
 
 
+def leaving(name: str, drill: Callable[..., float], **how: int) -> Drill:
+    """Nodes that are taken away: the seconds until they, or the launch, had ended."""
+
+    def run(stage: Stage, seed: int) -> list[float]:
+        return [drill(stage, new_folder(stage), seed, **how)]
+
+    run.__name__ = name
+    return run
+
+
 def new_folder(stage: Stage) -> Path:
     return Path(tempfile.mkdtemp(prefix="drill-", dir=stage.folder))
 
@@ -108,6 +125,12 @@ ALL: tuple[Drill, ...] = (
     tracking_away_60s,
     tracking_trouble,
     locked_databases,
+    leaving("told_30s", drill_one_node, notice_s=30),
+    leaving("told_5s", drill_one_node, notice_s=5),
+    leaving("told_all_nodes", drill_all_nodes),
+    leaving("told_beside_checkpoint", drill_beside_checkpoint),
+    leaving("told_head", drill_head),
+    leaving("own_node_gone", drill_own_node_gone),
     *((full_disk,) if os.geteuid() == 0 else ()),  # mounts one
     *((leaping_clock,) if LIBRARY else ()),
 )

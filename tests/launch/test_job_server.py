@@ -25,6 +25,20 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
 
+TAKES_ITS_TIME = """
+import pathlib, signal, sys, time
+up, saved = map(pathlib.Path, sys.argv[1:])
+def leave(*_):
+    time.sleep(6)
+    saved.touch()
+    sys.exit(130)
+signal.signal(signal.SIGTERM, leave)
+up.touch()
+while True:
+    signal.pause()
+"""
+"""A job whose checkpoint takes longer than the 3 s that Ray gives one that is stopped."""
+
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1200)]
 
 
@@ -76,8 +90,9 @@ def short_folder() -> Iterator[Path]:
 def test_probes_submitter_and_exit_codes(
     environment: Path, tmp_path: Path, short_folder: Path
 ) -> None:
-    """Both of KubeRay's probes answer, the job server asks for the token, and an entrypoint's own
-    exit code stands in the job, in the words that kuberay/launch.sh reads."""
+    """Both of KubeRay's probes answer, the job server asks for the token, an entrypoint's own
+    exit code stands in the job, in the words that kuberay/launch.sh reads, and one that is stopped
+    has time for a checkpoint."""
     port, dashboard, agent = free_ports(3)
     python = environment / "python"
     settings = dict(
@@ -85,9 +100,12 @@ def test_probes_submitter_and_exit_codes(
         for line in (REPOSITORY / "launch" / "ray.env").read_text().splitlines()
         if line and not line.startswith("#")
     )
+    manifest = (REPOSITORY / "launch" / "kuberay" / "rayjob.yaml").read_text()
+    (patience,) = re.findall(r'name: (RAY_JOB_STOP_WAIT_TIME_S), value: "(\d+)"', manifest)
     env = {
         **os.environ,
         **settings,
+        **dict([patience]),
         "RAY_AUTH_TOKEN": TOKEN,
         "PATH": f"{environment}:/usr/bin:/bin",
     }
@@ -122,6 +140,18 @@ def test_probes_submitter_and_exit_codes(
             assert pattern in (REPOSITORY / "launch" / "kuberay" / "launch.sh").read_text()
             found = re.search(r"entrypoint command failed with exit code ([0-9]*)", job["message"])
             assert found and found[1] == "2"
+            up, saved = tmp_path / "up", tmp_path / "saved"
+            entry = [str(python), "-c", TAKES_ITS_TIME, str(up), str(saved)]
+            submit[-1] = "two"
+            subprocess.run([*submit, "--no-wait", "--", *entry], env=env, check=True, timeout=300)
+            while not up.exists():
+                assert time.monotonic() < deadline + 600, "the second job did not start"
+                time.sleep(0.1)
+            stop = [*ray, "job", "stop", "--address", server, "two"]
+            subprocess.run(stop, env=env, check=True, timeout=300)
+            assert saved.exists()
+            job = json.loads(ask(f"{server}/api/jobs/two", token=TOKEN)[1])
+            assert job["status"] == "STOPPED"
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -90,6 +90,12 @@ def test_a_place_without_a_study_explains_itself(place: str) -> None:
     assert "[--dry-run] STUDY" in done.stderr and done.stdout == ""
 
 
+def test_an_array_of_one_study_is_refused() -> None:
+    """Its jobs would be several controllers of one folder."""
+    done = dry_run("slurm", "--dry-run", STUDY, SLURM_ARRAY_JOB_ID="7", SLURM_JOB_ID="8")
+    assert done.returncode == 2 and "submit without --array" in done.stderr and not done.stdout
+
+
 @pytest.mark.parametrize("place", ["slurm", "cloud"])
 def test_no_secret_is_shown(place: str) -> None:
     """A dry run names the token's place, never a token."""

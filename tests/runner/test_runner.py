@@ -19,7 +19,7 @@ from stepping_cluster import Stepping
 
 from ablate.cluster.contract import Attempt, Capacity, GangEvent, Shape
 from ablate.cluster.local import LocalCluster
-from ablate.errors import PlacementError, RecordError
+from ablate.errors import ClusterError, PlacementError, RecordError
 from ablate.records.folder import StudyRecord
 from ablate.runner import agenda, controller, hold
 from ablate.runner.attempts import carried
@@ -287,13 +287,32 @@ def test_nothing_is_begun_while_nobody_answers_who_could_place_it(tmp_path: Path
     assert sorted(attempts(record).values()) == [1, 1, 1, 1, 2, 2]
 
 
+def test_a_cluster_that_ends_is_told_and_the_next_launch_goes_on(tmp_path: Path) -> None:
+    """What ran has left and is written down before the launch says why it cannot go on."""
+    study = prepare(tmp_path, [])
+    record, mirror = StudyRecord(tmp_path / "runs" / study.name), Recorder()
+    ending, well = Leaving(ends="its head is taken away"), Stepping(2, list)
+    with hold.controlling(record):
+        with pytest.raises(ClusterError, match="its head is taken away"):
+            controller.launch(study, record, cluster=ending, book=mirror, mirror=mirror)
+        assert ending.running == {}
+        assert [end["kind"] for folder in record.records() for end in folder.ends()] == [
+            "stopped",
+            "stopped",
+        ]
+        status = controller.launch(study, record, cluster=well, book=mirror, mirror=mirror)
+    assert status.outcomes == {"completed": TRIALS}
+    assert sorted(attempts(record).values()) == [1, 1, 1, 1, 2, 2]
+
+
 class Leaving(Stepping):
-    """Two seats; asks for them at its second turn, and is silent for the next ten."""
+    """Two seats; asks for them at its second turn, and is silent for the next ten, or `ends`."""
 
     turns = begun_in_silence = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends: str = "") -> None:
         super().__init__(2, lambda: [{"match": {}, "steps": 5}])
+        self.ends = ends
 
     def start(self, attempt: Attempt) -> None:
         self.begun_in_silence += self.silent
@@ -307,11 +326,12 @@ class Leaving(Stepping):
         return super().wait(timeout_s)
 
     def capacity(self, shape: Shape) -> Capacity:
-        return replace(super().capacity(shape), silent=self.silent)
+        ends = self.ends if self.turns >= 2 else ""
+        return replace(super().capacity(shape), silent=self.silent, ends=ends)
 
     @property
     def silent(self) -> bool:
-        return 2 <= self.turns < 12
+        return not self.ends and 2 <= self.turns < 12
 
 
 def test_what_is_set_for_a_launch_reaches_its_ranks_and_secrets_do_not() -> None:
