@@ -125,13 +125,17 @@ def examine(
     seats = _seats(capacity, shape)
     if capacity.free == 0:
         return [seats]
-    probes, began = folder / f".preflight-{secrets.token_hex(4)}", time.time()
+    # Nodes have working folders of their own.
+    probes, began = folder.absolute() / f".preflight-{secrets.token_hex(4)}", time.time()
     gangs = min(capacity.free, _MOST_GANGS)
     try:
         for number in range(gangs):
             trial = probes / str(number)
             trial.mkdir(parents=True)
-            env = {_DATA: json.dumps([str(path) for path in data]), _STORE: checkpoints or ""}
+            env = {
+                _DATA: json.dumps([str(path.absolute()) for path in data]),
+                _STORE: checkpoints or "",
+            }
             cluster.start(
                 Attempt(
                     f"preflight-{number}", 1, trial, shape, "ablate.runner.preflight:probe", env

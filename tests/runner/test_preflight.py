@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from synthetic import QUICK, study_of
 
 from ablate.cluster.contract import Attempt, GangEvent, Shape
@@ -24,6 +25,18 @@ def test_a_cluster_that_is_well_passes(tmp_path: Path) -> None:
     assert {"shared memory", "limits", "interfaces", "clock"} <= set(levels)
     assert "2 of 2 gangs" in findings[0].message and "2 probe gangs" in findings[1].message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_the_same_wherever_a_node_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study folder and data that were named from here, on machines that work elsewhere."""
+    with LocalCluster(num_cpus=2) as cluster:
+        examine(cluster, shape=SHAPE, folder=tmp_path)  # the keeper works where it was started
+        (tmp_path / "data").mkdir()
+        monkeypatch.chdir(tmp_path)
+        found = examine(cluster, shape=SHAPE, folder=Path("runs"), data=[Path("data")])
+    assert [f for f in found if f.level == "error"] == []
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
