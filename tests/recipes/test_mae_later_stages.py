@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from picture_data import make_pictures
 from test_mae import CPU, TINY
 
@@ -16,6 +19,7 @@ from ablate.errors import LoadError
 from ablate.recipes.mae.classifier import create_classifier
 from ablate.recipes.mae.model import create_model, unmasked
 from ablate.recipes.mae.supervised_learner import make_disturbance, make_optimizer
+from ablate.records.folder import StudyRecord
 from ablate.testing import EvaluationContract, RecipeContract
 from ablate.training.ranks import Gang
 from ablate.trial.recipe import absolute, load
@@ -275,3 +279,53 @@ def test_an_exported_model_is_what_timm_loads(stage: str, tmp_path: Path) -> Non
     safetensors.torch.save_file(stored, tmp_path / "out" / "model.safetensors")
     with pytest.raises(LoadError, match="features differ"):
         load("mae").check_model(str(tmp_path / "out"))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("stage", ["finetune", "linprobe"])
+def test_a_study_of_a_later_stage_begins_with_a_trial_of_pretrain(
+    stage: str, tmp_path: Path
+) -> None:
+    """`ablate train` of a pre-training, then `ablate launch` of a study whose level takes its last
+    checkpoint: every tensor of the encoder comes from there, the trials are judged by their own
+    head, and each leaves what its features learnt; the other level begins at random."""
+    make_pictures(tmp_path / "data")
+    places = {"data_path": "data/train", "val_path": "data/val"}
+    before = {"recipe": "mae", "baseline": {**TINY, **places, "epochs": 2}, "seeds": [0]}
+    (tmp_path / "before.yaml").write_text(yaml.safe_dump(before))
+    study = {
+        "name": "later",
+        "recipe": "mae",
+        "baseline": {**LATER, **places, "stage": stage, "epochs": 2, "lr": 0.01},
+        "factors": {
+            "start": {
+                "pretrained": {
+                    "init_from": {"path": "runs/before/checkpoints/step-000006/model.safetensors"}
+                },
+                "scratch": {"init_from": None},
+            }
+        },
+        "seeds": [0],
+        "objective": {"metric": "image_top1", "margin": 0.05},
+    }
+    study["baseline"]["init_from"] = study["factors"]["start"]["pretrained"]["init_from"]
+    (tmp_path / "later.yaml").write_text(yaml.safe_dump(study))
+    for words in (
+        ["train", "before.yaml", "--out", "runs/before"],
+        ["launch", "later.yaml", "--cluster", "local", "--yes"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "ablate.cli", *words],
+            cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    trials = StudyRecord(tmp_path / "runs" / "later").records()
+    found = {trial.trial()["levels"]["start"]: trial for trial in trials}
+    facts = {level: (trial.result(1) or {})["facts"] for level, trial in found.items()}
+    loaded = facts["pretrained"]["init_from"]
+    assert loaded["loaded_tensors"] == (52 if stage == "finetune" else 54)
+    assert not loaded["missing"] and "init_from" not in facts["scratch"]
+    for trial in found.values():
+        final = (trial.result(1) or {})["final"]
+        assert 0.0 <= final["image_top1"] <= final["image_top5"] == 1.0  # of four classes
+        assert (trial.learned() or {})["verdict"]

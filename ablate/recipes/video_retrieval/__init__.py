@@ -10,7 +10,7 @@ from ablate.recipes.video_retrieval.beginning import beginning
 from ablate.recipes.video_retrieval.config import Config
 from ablate.recipes.video_retrieval.model import check_model, export_model
 from ablate.recipes.video_retrieval.plan import chance, metrics, outline, shorten
-from ablate.recipes.video_retrieval.task import build, run
+from ablate.recipes.video_retrieval.task import build, run, specimen
 
 PRELOAD = (
     "torch",
@@ -24,6 +24,7 @@ PRELOAD = (
     "ablate.training.data.clip_samples",
     "ablate.training.evaluations.clip_retrieval",
     "ablate.training.fit",
+    "ablate.training.inspection.inspect",
     "ablate.training.ranks",
     "ablate.trial.worker",
 )
@@ -41,4 +42,5 @@ __all__ = [
     "outline",
     "run",
     "shorten",
+    "specimen",
 ]

@@ -20,10 +20,13 @@ from ablate.recipes.video_retrieval.plan import open_captioned, steps_per_epoch
 from ablate.training.counts import make_due
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from ablate.training.data.frames import ClipInput
     from ablate.training.evaluations.evaluation import Evaluation
+    from ablate.training.inspection.specimen import Specimen
     from ablate.training.task import Learner, Task
     from ablate.trial.session import Ending, Session
 
@@ -44,7 +47,9 @@ def run(session: Session) -> Ending:
         warmup=round(config.warmup_epochs * steps),
         steps_total=steps * config.epochs,
     )
-    return fit(session, task, gang)
+    return fit(
+        session, task, gang, specimen=lambda: specimen(config, data=None, device=gang.device)
+    )
 
 
 def build(config: Config, *, rank: int, world_size: int, device: torch.device) -> Task:
@@ -87,7 +92,7 @@ def build(config: Config, *, rank: int, world_size: int, device: torch.device) -
             epochs=config.epochs,
         ),
         seed=config.seed,
-        evaluations=_evaluations(config, to_input, device),
+        evaluations=_evaluations(config, device),
         execution=Execution(
             grad_clip_norm=config.max_grad_norm if config.max_grad_norm > 0 else None
         ),
@@ -151,41 +156,102 @@ def make_learner(
     return Retriever()
 
 
-def _evaluations(
-    config: Config, to_input: ClipInput, device: torch.device
-) -> tuple[Evaluation, ...]:
-    if config.val_data is None:
-        return ()
-    from ablate.training.arithmetic import make_autocast
-    from ablate.training.data.frames import PartChoice, ViewCut
-    from ablate.training.evaluations.clip_retrieval import ClipRetrieval
-    from ablate.training.evaluations.clips import EvalClips
+def specimen(config: Config, *, data: str | None, device: torch.device) -> Specimen:
+    """The model with its initial weights in eval mode, and clips to look at it with: `data`, else
+    those of val_data. Each clip is a class of its own, which its caption has to find it by.
 
-    source = open_captioned(config.val_data)
-    clips = EvalClips(
-        source,
-        choice=PartChoice(config.num_frames_test, random=False),
-        cut=ViewCut(config.image_res, crops=1),
-        cache_gib=config.cache_gib,
+    Raises:
+        DataError: the clips cannot be used.
+    """
+    import numpy as np
+    import torch
+
+    from ablate.training.evaluations.clip_retrieval import CLIPS_PER_BATCH
+    from ablate.training.inspection.specimen import Specimen
+
+    model, _ = create_model(config, device)
+    judged = Judged(config.model_copy(update={"val_data": data}) if data else config, device)
+    clips = judged.clips
+
+    def features(net: Any, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        assert clips is not None
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(rows), CLIPS_PER_BATCH):
+                chosen = rows[first : first + CLIPS_PER_BATCH].tolist()
+                views = torch.stack([clips.views_of(row)[0] for row in chosen])
+                found.append(judged.encode_clips(net, views).cpu())
+        return torch.cat(found).clone()
+
+    def are_found(
+        net: Any, values: torch.Tensor, rows: npt.NDArray[np.int64], most: int | None
+    ) -> torch.Tensor:
+        with torch.inference_mode():
+            texts = judged.encode_texts(net, judged.tokens[torch.from_numpy(rows)]).cpu()
+        return (texts @ values.T).argmax(dim=1) == torch.arange(len(rows))
+
+    return Specimen(
+        model=model.eval(),
+        frozen=tuple(name for name, p in model.named_parameters() if not p.requires_grad),
+        labels=np.arange(0 if clips is None else len(clips)),
+        class_names=() if clips is None else clips.source.texts,
+        features=features,
+        own={} if clips is None else {"text_to_video": are_found},
     )
-    tokenizer, _ = make_tokenizer(config)
-    autocast = make_autocast(config.precision, device)
 
-    def videos(model: Any, views: torch.Tensor) -> torch.Tensor:
-        with autocast():
-            return encode_clips(model, to_input(views.to(device)))
 
-    def texts(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        with autocast():
-            found: torch.Tensor = model.encode_text(tokens.to(device), normalize=True)
+class Judged:
+    """The held-out clips and texts, and how a model reads them."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        import open_clip
+
+        from ablate.training.arithmetic import make_autocast
+        from ablate.training.data.frames import ClipInput, PartChoice, ViewCut
+        from ablate.training.evaluations.clips import EvalClips
+
+        self._to_input = ClipInput(
+            open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, device=device
+        )
+        self._autocast = make_autocast(config.precision, device)
+        self._device = device
+        self.clips: EvalClips | None = None
+        if config.val_data is None:
+            return
+        source = open_captioned(config.val_data)
+        self.clips = EvalClips(
+            source,
+            choice=PartChoice(config.num_frames_test, random=False),
+            cut=ViewCut(config.image_res, crops=1),
+            cache_gib=config.cache_gib,
+        )
+        tokenizer, _ = make_tokenizer(config)
+        self.tokens = tokenizer(list(source.texts))
+
+    def encode_clips(self, model: Any, views: torch.Tensor) -> torch.Tensor:
+        """Features of norm 1 of clips N x T x S x S x 3 bytes, on the device."""
+        with self._autocast():
+            return encode_clips(model, self._to_input(views.to(self._device)))
+
+    def encode_texts(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """Features of norm 1 of texts, on the device."""
+        with self._autocast():
+            found: torch.Tensor = model.encode_text(tokens.to(self._device), normalize=True)
         return found.float()
+
+
+def _evaluations(config: Config, device: torch.device) -> tuple[Evaluation, ...]:
+    judged = Judged(config, device)
+    if judged.clips is None:
+        return ()
+    from ablate.training.evaluations.clip_retrieval import ClipRetrieval
 
     return (
         ClipRetrieval(
-            clips,
-            tokens=tokenizer(list(source.texts)),
-            encode_clips=videos,
-            encode_texts=texts,
+            judged.clips,
+            tokens=judged.tokens,
+            encode_clips=judged.encode_clips,
+            encode_texts=judged.encode_texts,
             due=make_due(config.eval_every, config.epochs),
         ),
     )

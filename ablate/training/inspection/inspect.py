@@ -152,9 +152,10 @@ class Features:
     side's have seen no batch; rank and spread always of the weights as they are.
     """
 
-    knn: Score
+    knn: Score | None
+    """None: no class has two images, so none has a neighbour of its own."""
     linear: Score | None
-    """None: no class has two images."""
+    """None likewise."""
     own: Mapping[str, Score]
     """What the specimen's recipe can ask beside these, by the measure's name."""
     rank: float
@@ -205,7 +206,7 @@ class Inspection:
         if self.features is not None:
             content["features"] = {
                 side: {
-                    "knn": asdict(found.knn),
+                    "knn": asdict(found.knn) if found.knn else None,
                     "linear": asdict(found.linear) if found.linear else None,
                     **{name: asdict(score) for name, score in found.own.items()},
                     "rank": found.rank,
@@ -426,14 +427,15 @@ def _measure(
     if fit:
         fit_statistics(specimen, rows)
         values = specimen.features(specimen.model, rows)
-    answers = {"knn": scores.knn_correct(values, labels)}
+    answers: dict[str, torch.Tensor] = {}
     if int(torch.bincount(labels).max()) > 1:
+        answers["knn"] = scores.knn_correct(values, labels)
         answers["linear"] = scores.linear_correct(values, labels, iterations=PROBE_ITERATIONS)
     for name, ask in specimen.own.items():
         answers[name] = ask(specimen.model, values, rows, prompts)
     measured = {name: scores.bootstrap(correct) for name, correct in answers.items()}
     return Features(
-        knn=measured["knn"],
+        knn=measured.get("knn"),
         linear=measured.get("linear"),
         own={name: measured[name] for name in specimen.own},
         rank=rank,

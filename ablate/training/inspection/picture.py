@@ -51,10 +51,10 @@ def draw_inspection(found: Inspection, path: Path) -> bool:
                 *flat[mine].T, s=26, color=colour, linewidths=0.4, edgecolors="white",
                 label=_name(found, int(label)),
             )  # fmt: skip
-        own = "".join(f", {name.replace('_', '-')} {s.value:.1%}" for name, s in side.own.items())
+        asked = ({} if side.knn is None else {"neighbours": side.knn}) | dict(side.own)
+        told = "".join(f"{name.replace('_', '-')} {s.value:.1%}, " for name, s in asked.items())
         axis.set_title(
-            f"{'AB'[place]}: {title}\nneighbours {side.knn.value:.1%}{own}, "
-            f"rank {side.rank:.3g}",
+            f"{'AB'[place]}: {title}\n{told}rank {side.rank:.3g}",
             fontsize=10, loc="left", color=_INK,
         )  # fmt: skip
         axis.set_xlabel("first principal component")
