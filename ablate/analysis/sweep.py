@@ -35,6 +35,8 @@ _RISK = 0.2
 """Probability of divergence from which a setting is never proposed."""
 _CONFIRMED = 8
 """Settings listed to be confirmed; whoever runs them takes as many as are worth it."""
+_HAIR = 0.1
+"""Part of the margin below which a believed gain is no reason to leave the baseline."""
 _COARSE = 9
 """Places of a range in the picture of a pair."""
 
@@ -262,6 +264,10 @@ def _look(
         (i for i, cell in enumerate(seen) if cell in usable), key=lambda i: -gains[:, i].mean()
     )
     base = seen.index(reference) if reference in seen else None
+    if base in order:
+        lead = float((gains[:, order[0]] - gains[:, base]).mean())
+        if lead < _HAIR * (objective.margin or 0.0):
+            order.sort(key=lambda i: i != base)
     ranking = tuple(_use(i, seen, samples, gains, base, table) for i in order[: _BEST * 2])
     at = order[0]
     over = gains - gains[:, [at]]

@@ -73,6 +73,17 @@ def test_nothing_is_claimed_of_a_sweep_without_effects():
     assert found.left is not None and found.left.mean < GOAL.margin
 
 
+@pytest.mark.parametrize(("ahead", "used"), [(1.05, "0.001"), (2.0, "0.002")])
+def test_the_baseline_is_not_left_for_a_hairs_breadth(ahead, used):
+    """A cell whose believed gain is a small part of the margin is no reason to change anything;
+    one that gains the margin's half is."""
+    lrs = [1e-4, 3e-4, 1e-3, ahead * 1e-3, 4e-3, 8e-3]
+    rows = on_a_line(lrs, lambda lr: 0.2 - 0.04 * math.log10(lr / (ahead * 1e-3)) ** 2)
+    found = answer(tabulate(rows), LINE, ("0.001",), GOAL)
+    assert found.use is not None and found.use.cell == (used,)
+    assert (found.use.gain is None) == (used == "0.001")
+
+
 def test_less_is_better_mirrors_more_is_better():
     """With the score negated and the direction turned, the same cell is used for the same gain."""
     rows = World("plain", 2).sweep(cells=20)
