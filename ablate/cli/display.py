@@ -19,7 +19,7 @@ from ablate.runner.plan.outlines import which
 from ablate.words import counted, describe_interruptions, money
 
 if TYPE_CHECKING:  # a verb loads what it shows, and no other's: the statistics take seconds
-    from ablate.report.compare import Comparison, Effect
+    from ablate.report.compare import Comparison
     from ablate.report.ladder import Ladder
     from ablate.report.report import Summary
     from ablate.runner.plan.plan import Plan
@@ -356,7 +356,8 @@ def render_comparison(found: Comparison) -> RenderableType:
         effects.add_column(name, overflow="fold")
     for pair in found.effects:
         name = f"{pair.factor}={pair.level}"
-        effects.add_row(Text(name), *(_effect(e) for e in (pair.one, pair.two, pair.pooled)))
+        found_by = (pair.one, pair.two, pair.pooled)
+        effects.add_row(Text(name), *(Text(effect.said if effect else "-") for effect in found_by))
     parts.append(effects)
     parts.append(Text(f"{counted(found.shared_cells, 'cell')} in both.", style="dim"))
     return Group(*parts)
@@ -388,14 +389,6 @@ def render_ladder(found: Ladder) -> RenderableType:
             "" if ranks is None else f"{ranks[0]:.2f} to {ranks[1]:.2f}",
         )
     return table
-
-
-def _effect(effect: Effect | None) -> Text:
-    if effect is None:
-        return Text("-", style="dim")
-    delta = "" if effect.delta is None else f"{effect.delta:+.3g}"
-    interval = "" if effect.ci is None else f" [{effect.ci[0]:+.3g}, {effect.ci[1]:+.3g}]"
-    return Text(f"{effect.verdict} {delta}{interval}, {counted(effect.runs, 'run')}")
 
 
 def render_suspects(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> RenderableType:

@@ -55,7 +55,9 @@ def markers_replay(
         print_json(found)
         return
     names = called(run, found)
-    out.print(render_judgements({names[key]: judgement for key, judgement in found.items()}))
+    told = {names[key]: judgement for key, judgement in found.items()}
+    first = sorted(told, key=lambda name: (not name.startswith("baseline "), name))
+    out.print(render_judgements({name: told[name] for name in first}))
 
 
 @markers_app.command("import")

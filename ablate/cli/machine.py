@@ -129,7 +129,7 @@ app.add_typer(data_app, name="data")
 def data_emoji(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("data/emoji"),
 ) -> None:
-    """The small real data set: emoji of four vendors to train on, two unseen styles to judge."""
+    """Emoji of four vendors to train on, and two unseen styles."""
     from ablate.training.data.emoji import prepare_emoji
 
     found = prepare_emoji(folder)
@@ -144,7 +144,7 @@ def data_emoji(
 def data_emoji_video(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("data/emoji-video"),
 ) -> None:
-    """The small set of clips: emoji in motion, with classes of motion and with captions."""
+    """Emoji in motion: clips with classes and with captions."""
     from ablate.training.data.emoji_video import prepare_emoji_video
 
     found = prepare_emoji_video(folder)
@@ -160,7 +160,7 @@ def data_emoji_video(
 def data_emoji_groups(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("data/emoji-groups"),
 ) -> None:
-    """The same emoji as folders of classes, for models that read no captions."""
+    """The emoji as folders of classes, for models without text."""
     from ablate.training.data.emoji_groups import prepare_emoji_groups
 
     found = prepare_emoji_groups(folder)
@@ -182,7 +182,7 @@ def data_cc3m(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Conceptual Captions: the line that downloads it, and whether a download is whole.
+    """Say how to download CC3M, and whether a download is whole.
 
     With --links the list gets the header that img2dataset needs, and its line is printed, or run
     with --fetch. Of a download: pairs, dead links and why, faults, fingerprint.
@@ -251,7 +251,7 @@ def data_check(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what training would meet in shards: samples, faults and where they lie."""
+    """Say what training would meet in shards, and where."""
     from rich.progress import Progress
 
     from ablate.training.data.shard_scan import FAULTS

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ablate.analysis.analysis import Analysis, analyze_results
+from ablate.analysis.analysis import Analysis, Contrast, analyze_results
 from ablate.analysis.results import Objective, Result
 from ablate.errors import AnalysisError
 from ablate.records.folder import StudyRecord
 from ablate.report.page import read_page
+from ablate.report.questions import verdict_words
+from ablate.report.scale import NONE, Scale, scale_of
 from ablate.study import Study
 from ablate.study.table import StudyTable, read_table
 from ablate.trial.identity import Levels
+from ablate.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Effect:
     ci: tuple[float, float] | None
     verdict: str
     runs: int
+    said: str
+    """All of it as the report's tables say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +167,23 @@ def _facts(table: StudyTable) -> dict[tuple[str, str], set[str]]:
 
 def _effects(table: StudyTable) -> dict[tuple[str, str], Effect]:
     found: dict[tuple[str, str], Effect] = {}
-    for question in read_page(table).questions:
+    questions = read_page(table).questions
+    scale = scale_of(table.study, (question.analysis for question in questions))
+    for question in questions:
         for contrast in question.analysis.contrasts:
             key = (contrast.factor, contrast.level)
-            found.setdefault(key, _effect(contrast))
+            found.setdefault(key, _effect(contrast, scale))
     return found
 
 
-def _effect(contrast: Any) -> Effect:
-    return Effect(contrast.delta, contrast.ci, str(contrast.verdict), contrast.n)
+def _effect(contrast: Contrast, scale: Scale) -> Effect:
+    said = verdict_words(contrast)
+    if contrast.delta is not None:
+        said += f" {scale.delta(contrast.delta)} {scale.unit}".rstrip()
+    if (interval := scale.interval(contrast.ci)) != NONE:
+        said += f" ({interval})"
+    said += f", {counted(contrast.n, 'run')}"
+    return Effect(contrast.delta, contrast.ci, str(contrast.verdict), contrast.n, said)
 
 
 def _cells(table: StudyTable) -> dict[str, Levels]:
@@ -210,4 +223,5 @@ def _pool(
         baseline=dict(usual),
         objective=Objective(goal.metric, goal.direction, goal.margin, tables[0].chance),
     )
-    return {(c.factor, c.level): _effect(c) for c in analysis.contrasts}
+    scale = scale_of(study, [analysis])
+    return {(c.factor, c.level): _effect(c, scale) for c in analysis.contrasts}

@@ -200,10 +200,11 @@ def test_every_verb_with_json_has_a_schema_and_says_it(ablate) -> None:
     assert wrong.code == 2 and "did you mean 'status'" in wrong.err
 
 
-def test_help_fits_a_terminal_of_80_columns() -> None:
+@pytest.mark.parametrize("group", [(), ("data",), ("markers",)])
+def test_help_fits_a_terminal_of_80_columns(group: tuple[str, ...]) -> None:
     """No summary of a command is cut off."""
     shown = subprocess.run(
-        [sys.executable, "-m", "ablate.cli", "--help"],
+        [sys.executable, "-m", "ablate.cli", *group, "--help"],
         env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
     assert "..." not in shown.replace("[ARGS]...", "") and max(map(len, shown.splitlines())) <= 80

@@ -33,6 +33,10 @@ def test_a_study_compared_with_itself_differs_in_nothing(quick) -> None:
     for pair, contrast in zip(found.effects, contrasts, strict=True):
         assert pair.one == pair.two and pair.one is not None and pair.one.delta == contrast.delta
         assert pair.pooled is None or pair.pooled.runs == pair.one.runs
+    rows = {(row.factor, row.level): row for row in write_report(*quick).summary.rows}
+    for pair in found.effects:
+        row = rows[pair.factor, pair.level]
+        assert pair.one.said.startswith(row.verdict) and row.delta in pair.one.said
 
 
 def test_other_seeds_are_pooled_where_the_cells_are_the_same(quick, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def prepare(
     classes: int = CLASSES,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
-    """Look at class folders of ImageNet, and write their names beside them as ``synsets.json``.
+    """Check class folders of ImageNet, and write ``synsets.json``.
 
     `labels`: of a validation set that lies flat, a text that names image and synset in a line
     (LOC_val_solution.csv, valprep.sh); its images are sorted into class folders first. `classes`:

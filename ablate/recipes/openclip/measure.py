@@ -170,6 +170,11 @@ def _pretrained_name(source: str) -> tuple[str, str | None]:
     path = Path(source)
     if (path / "open_clip_config.json").is_file():
         return f"local-dir:{path.resolve()}", None
+    if (path / "study.json").is_file():
+        raise LoadError(
+            f"{source} is a whole study; give one of its trials, {source}/trials/ID, or the model "
+            f"that `ablate export {source}` writes, {source}/best/model"
+        )
     model, _, tag = source.partition("/")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if path.exists() or not tags:

@@ -108,6 +108,8 @@ def open_weights(path: Path, *, first: bool) -> Weights:
         if whole is None:
             raise CheckpointError(f"{path} has no whole checkpoint yet")
         path = whole
+    if (path / "study.json").is_file():
+        raise CheckpointError(f"{path} is a whole study; give one of its trials: {path}/trials/ID")
     if path.is_dir():
         problem = checkpoint.fault(path)
         if problem is not None:
