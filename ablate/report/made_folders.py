@@ -120,7 +120,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8", errors="replace")
         if name == "params.txt":
             parts = (line.partition(": ") for line in text.splitlines())
-            return {key.strip(): value for key, colon, value in parts if colon}
+            found = {key.strip(): value for key, colon, value in parts if colon}
+            about = frozenset[str]().union(*(each.recording for each in known_trainers()))
+            return {key: value for key, value in found.items() if key not in about}
         try:
             content = yaml.safe_load(_PYTHON.sub("", text))
         except yaml.YAMLError as error:

@@ -204,6 +204,21 @@ def test_a_real_openclip_log(place: Path) -> None:
     assert "missing: grad_norm" in found["notes"]
 
 
+@pytest.mark.parametrize(
+    ("version", "losses"), [("2_10_1", (3.2998, 2.2694)), ("2_20_0", (3.233, 2.0716))]
+)
+def test_a_real_log_of_2_x(version: str, losses: tuple[float, float]) -> None:
+    """What open_clip_torch 2.10.1 (the loss first) and 2.20.0 (the loss last) wrote themselves: 2
+    epochs of 6 steps of 16, every second step logged, evaluated after both."""
+    run = read_foreign(OPENCLIP.parent / f"openclip_{version}", trainers=TRAINERS)
+    assert [row["step"] for row in run.rows] == [1, 3, 5, 6, 7, 9, 11, 12]
+    assert (run.rows[0]["loss"], run.rows[-1]["loss"]) == losses
+    assert (run.rows[0]["lr"], run.rows[0]["logit_scale"]) == (0.00025, 14.286)
+    context = run.context
+    assert (context.global_batch, context.warmup, context.steps_total) == (16, 4, 12)
+    assert [(e["step"], e["imagenet_top1"]) for e in run.evaluations] == [(6, 0.0), (12, 0.0)]
+
+
 def test_a_log_without_its_results_has_the_rounded_accuracies(tmp_path: Path) -> None:
     """Only out.log: top-1 as the log rounds it, batch from the first line of an epoch."""
     text = (OPENCLIP / "out.log").read_text()

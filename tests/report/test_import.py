@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -190,6 +192,32 @@ def test_whoever_logged_them_the_same_runs_are_the_same_study(
     base = table[(table.lr == "0.001") & (table.wd == "0.1")]
     assert base.value.tolist() == pytest.approx([0.705, 0.712, 0.713], abs=1e-6)
     assert verify(run.record, planned(run.study, run.record), metric="val_acc") == []
+
+
+@pytest.mark.parametrize("version", ["openclip_2_10_1", "openclip_run"])
+def test_three_real_folders_of_open_clip_are_two_seeds_and_a_change(
+    tmp_path: Path, version: str
+) -> None:
+    """A log that 2.10.1 and 3.3.0 wrote, under three names, each with its own places and one with
+    another lr: what says where a run was recorded is no setting, so the lr alone is compared, and
+    the steps of out.log are there."""
+    asset = Path(__file__).parents[1] / "markers" / "assets" / version
+    for name, seed, lr in (("first", "0", "0.001"), ("lucky", "1", "0.001"), ("new", "2", "0.01")):
+        place = tmp_path / "logs" / name
+        shutil.copytree(asset, place)
+        text = (place / "params.txt").read_text()
+        for key, value in (
+            *(("name", name), ("seed", seed), ("lr", lr), ("log_path", f"logs/{name}/out.log")),
+            *(("checkpoint_path", f"logs/{name}/checkpoints"), ("report_to", name)),
+        ):
+            text = re.sub(rf"(?m)^{key}: .*$", f"{key}: {value}", text)
+        (place / "params.txt").write_text(text)
+    metric = "imagenet-zeroshot-val-top1"
+    run = ablate.import_runs(tmp_path / "logs", metric=metric, runs=tmp_path, name="theirs")
+    assert [factor.name for factor in run.study.factors] == ["lr"]
+    assert run.study.design.name == "observed" and run.status().outcomes == {"completed": 3}
+    steps = {len(run.record.record(key).trace()) for key in run.record.trial_ids()}
+    assert steps == {8 if version == "openclip_2_10_1" else 30}
 
 
 def test_curves_are_judged_by_the_markers_and_said_with_cautions(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class Trainer:
     """The run of a log, or None where it is another's."""
     wrote: Callable[[Sequence[Path]], bool]
     """Whether these event files are its own."""
+    recording: frozenset[str] = frozenset()
+    """Names in its params.txt that say where a run went and how it was recorded, and nothing of
+    what was trained."""
 
 
 @dataclass(frozen=True, slots=True)

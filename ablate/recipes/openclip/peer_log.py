@@ -30,6 +30,17 @@ _EVAL = re.compile(r"Eval Epoch: (?P<epoch>\d+) (?P<pairs>\S+: .*)$")
 _PARAM = re.compile(r"\| INFO \|   (?P<name>\w+): (?P<value>.*)$")
 
 
+_RECORDING = frozenset(
+    """
+    name logs log_path log_level log_local log_every_n_steps checkpoint_path tensorboard
+    tensorboard_path wandb wandb_notes wandb_project_name report_to save_logs save_frequency
+    save_most_recent delete_previous_checkpoint zeroshot_frequency val_frequency resume debug
+    copy_codebase cache_dir remote_sync remote_sync_frequency remote_sync_protocol rank local_rank
+    dist_url dist_backend no_set_device_rank horovod
+    """.split()
+)
+
+
 @dataclass(slots=True)
 class _Segment:
     """What one start of the trainer printed: its parameters, then its lines of training."""
@@ -60,6 +71,7 @@ def peer_runs() -> Trainer:
         context=CONTEXT,
         read=lambda log, text: _read(log, text) if _is_its_log(text) else None,
         wrote=lambda files: any((file.parent.parent / "params.txt").exists() for file in files),
+        recording=_RECORDING,
     )
 
 
