@@ -487,10 +487,13 @@ def _num_experiments(study: Study, *, at_most: int) -> int:
 def best_levels(study: Study, results: Sequence[Result]) -> dict[str, str] | None:
     """Levels of the best mean over complete seed blocks, but of no control; None while there is
     no such cell."""
+    by_cell: dict[Levels, list[Result]] = {}
+    for result in results:
+        by_cell.setdefault(result.levels, []).append(result)
     scores = {
         levels: score
-        for levels in dict.fromkeys(result.levels for result in results)
-        if (score := mean_score(study, dict(levels), results)) is not None
+        for levels, mine in by_cell.items()
+        if (score := mean_score(study, dict(levels), mine)) is not None
     }
     # Of equal means the first is kept: sorted is stable.
     ranked = sorted(scores, key=lambda levels: -study.objective.sign * scores[levels])
