@@ -44,6 +44,7 @@ class TestFinetune(RecipeContract):
         return data if data.exists() else make_pictures(data)
 
 
+@pytest.mark.exhaustive
 class TestLinprobe(TestFinetune):
     fields = {**LATER, "stage": "linprobe"}
 
