@@ -18,9 +18,10 @@ from ablate.analysis.results import Result, tabulate
 from ablate.analysis.settle import at_chance
 from ablate.errors import AnalysisError
 from ablate.report.learning import nothing_learnt
+from ablate.report.questions import questions
 from ablate.report.scale import objective_of, scale_of
 from ablate.report.sweep_words import left_sentence, use_sentence
-from ablate.study import Observed, Search
+from ablate.study import LeaveOneOut, Observed, Search
 from ablate.study.controls import withheld
 from ablate.study.sweep import answer_of
 from ablate.study.table import CellRow, StudyTable, TrialRow
@@ -425,7 +426,8 @@ def _names(levels: Levels) -> tuple[str, ...]:
 
 def _over_baseline(table: StudyTable, cell: CellRow) -> Contrast | None:
     """The cell against the baseline. It was chosen as the best of all, so all are judged at once,
-    those that are not handed out too: the study's own verdict on it is no other one.
+    those that are not handed out too: the study's own verdict on it is no other one. A design that
+    asks of some cells only has one of its own: where that is open, so is this.
     Dunnett's intervals against a control hold for the largest of them, too."""
     base, study = table.baseline, table.study
     if cell is base:
@@ -443,7 +445,19 @@ def _over_baseline(table: StudyTable, cell: CellRow) -> Contrast | None:
         is_sequential=study.sequential is not None,
         first_look=study.sequential.min if study.sequential else None,
     )
-    return analysis.contrast("cell", cell.name)
+    asked = _open_alone(table, cell) if isinstance(study.design, LeaveOneOut) else None
+    return asked or analysis.contrast("cell", cell.name)
+
+
+def _open_alone(table: StudyTable, cell: CellRow) -> Contrast | None:
+    """The study's own comparison of one change made alone, where it is open."""
+    usual = dict(table.baseline.levels)
+    changed = [(factor, level) for factor, level in cell.levels if usual[factor] != level]
+    alone = [question.analysis for question in questions(table) if question.key == "added"]
+    if len(changed) != 1 or not alone:
+        return None
+    found = alone[0].contrast(*changed[0])
+    return found if found.verdict == verdict.INCONCLUSIVE else None
 
 
 def _median(cell: CellRow, sign: float) -> TrialRow:

@@ -37,6 +37,8 @@ from tests.scripted_studies import prepare
 Ablate = Callable[..., Said]
 
 BESIDE = Kind("one_at_a_time", frozenset({"diverging"}))
+OPEN = Kind("leave_one_out", frozenset())
+"""Its best cell is one of which the study asks among three cells, and which is chosen of four."""
 
 
 def launch(
@@ -187,7 +189,7 @@ def go_through(kind: Kind, root: Path, store: Path, ablate: Ablate) -> None:
     assert load(root / name).status().outcomes == status.outcomes
 
 
-@pytest.mark.parametrize("kind", matrix.covering(matrix.allowed()), ids=str)
+@pytest.mark.parametrize("kind", [*matrix.covering(matrix.allowed()), OPEN], ids=str)
 def test_things_that_go_together_go_through_every_verb(
     kind: Kind, tmp_path: Path, empty_store: Path, ablate: Ablate
 ) -> None:
