@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a verb loads what it shows, and no other's: the statistics 
     from ablate.report.compare import Comparison
     from ablate.report.ladder import Ladder
     from ablate.report.report import Summary
-    from ablate.runner.plan.plan import Plan
+    from ablate.runner.plan.plan import Plan, PlannedTrial
     from ablate.runner.status import Running, StudyStatus
 
 _OUTCOME_STYLES = {
@@ -238,6 +238,10 @@ def render_summary(summary: Summary) -> RenderableType:
     return Group(*parts)
 
 
+_MOST_CELLS = 200
+"""Rows of a plan that anybody reads."""
+
+
 def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
     """The plan as a table of cells with their trials, then cost, resolution and notes."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -245,8 +249,12 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
     table.add_column("seeds", justify="right")
     table.add_column("steps", justify="right")
     table.add_column("trials")
-    for name in plan.cells:
-        trials = sorted((t for t in plan.trials if t.name == name), key=lambda trial: trial.seed)
+    of_cell: dict[str, list[PlannedTrial]] = {}
+    for trial in sorted(plan.trials, key=lambda trial: trial.seed):
+        of_cell.setdefault(trial.name, []).append(trial)
+    shown = plan.cells if full else plan.cells[:_MOST_CELLS]
+    for name in shown:
+        trials = of_cell[name]
         ids = Text()
         for trial in trials if full or len(trials) <= 6 else trials[:6]:
             style = _OUTCOME_STYLES.get(trial.state, "")
@@ -261,7 +269,9 @@ def render_plan(plan: Plan, *, full: bool = False) -> RenderableType:
         f"{counted(len(plan.seeds), 'seed')}, {counted(len(plan.trials), 'trial')} of "
         f"{counted(plan.workers, 'worker')}; {len(plan.to_run)} to run",
     )
-    return Group(head, table, _facts_of(plan))
+    more = len(plan.cells) - len(shown)
+    rest = [Text(f"and {more:,} more cells; all of them: --json", style="dim")] if more else []
+    return Group(head, table, *rest, _facts_of(plan))
 
 
 def _facts_of(plan: Plan) -> Table:

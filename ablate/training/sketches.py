@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -24,12 +25,17 @@ def shape_of(config: C, *, without: frozenset[str]) -> C:
     So a sketch cannot hang on one of these, and configurations that differ in nothing else share
     one; a field that nobody thought of makes sketches of its own.
     """
-    usual = {
+    return config.model_copy(update=_usual(type(config), without))
+
+
+@cache
+def _usual(config: type[BaseModel], names: frozenset[str]) -> dict[str, Any]:
+    """The defaults of these fields."""
+    return {
         name: field.get_default(call_default_factory=True)
-        for name, field in type(config).model_fields.items()
-        if name in without
+        for name, field in config.model_fields.items()
+        if name in names
     }
-    return config.model_copy(update=usual)
 
 
 def remember(

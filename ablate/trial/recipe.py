@@ -48,6 +48,7 @@ class Role(Enum):
     OPTIMIZER = "an optimizer's setting, which a resumed optimizer would bring along"
 
 
+@functools.cache
 def fields_of(config: type[BaseModel], role: Role) -> frozenset[str]:
     """Names of the fields that have this role."""
     return frozenset(name for name, info in config.model_fields.items() if role in info.metadata)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,7 +258,7 @@ def _check_model(name: str) -> None:
     """Raise ValueError for a name that open_clip does not know, with the likely one."""
     if ":" in name:  # hf-hub:... and local-dir:... are looked up where the model is made
         return
-    known = {path.stem for folder in _model_folders() for path in folder.glob("*.json")}
+    known = {known for folder in _model_folders() for known in _described(folder)}
     if "open_clip" in sys.modules:  # where descriptions may have been added
         known.update(sys.modules["open_clip"].list_models())
     if len(known) > 1 and name.replace("/", "-") not in known:
@@ -284,21 +284,28 @@ def _check_locks(config: Config) -> None:
 
 def model_config(name: str) -> dict[str, Any]:
     """open_clip's description of a model, without importing it; empty when it is not known."""
+    stem = name.replace("/", "-")
     for folder in _model_folders():
-        path = folder / f"{name.replace('/', '-')}.json"
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if stem in _described(folder):
+            content: dict[str, Any] = json.loads(_described(folder)[stem])
             return content
     return {}
 
 
-def _model_folders() -> list[Path]:
+@cache  # a study of thousands of cells asks for each
+def _described(folder: Path) -> Mapping[str, str]:
+    """Name -> description of the models in a folder of a package."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
+
+
+@cache
+def _model_folders() -> tuple[Path, ...]:
     """Where descriptions of models are: our own, and open_clip's where it is installed."""
     library = importlib.util.find_spec("open_clip")
-    folders = [Path(__file__).parent]
-    if library is not None and library.origin is not None:
-        folders.append(Path(library.origin).parent / "model_configs")
-    return folders
+    own = Path(__file__).parent
+    if library is None or library.origin is None:
+        return (own,)
+    return own, Path(library.origin).parent / "model_configs"
 
 
 def _warmup_warning(config: Config, steps: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -25,19 +26,24 @@ def expand_shards(pattern: str, *, root: Path | None = None) -> list[str]:
     Relative paths are taken from `root`. Only local files can be indexed; `pipe:` (which the
     webdataset library runs as a shell command) and other schemes raise DataError.
     """
-    parts = pattern.split("::")
-    if not all(parts):
-        raise DataError(f"the shard list {pattern!r} has an empty part; expected a::b")
-    names = list(islice((name for part in parts for name in _expand_braces(part)), MAX_SHARDS + 1))
-    if len(names) > MAX_SHARDS:
-        raise DataError(f"the shard list {pattern!r} gives more than {MAX_SHARDS:,} names")
-    for name in names:
-        _refuse_scheme(name)
-    paths = [os.path.expanduser(name) for name in names]
+    paths = [os.path.expanduser(name) for name in _names(pattern)]
     paths = paths if root is None else [os.path.join(root, path) for path in paths]
     for path in paths:
         _refuse_glob(path)
     return paths
+
+
+@lru_cache(maxsize=4)  # a plan asks for each cell
+def _names(pattern: str) -> tuple[str, ...]:
+    parts = pattern.split("::")
+    if not all(parts):
+        raise DataError(f"the shard list {pattern!r} has an empty part; expected a::b")
+    names = tuple(islice((name for part in parts for name in _expand_braces(part)), MAX_SHARDS + 1))
+    if len(names) > MAX_SHARDS:
+        raise DataError(f"the shard list {pattern!r} gives more than {MAX_SHARDS:,} names")
+    for name in names:
+        _refuse_scheme(name)
+    return names
 
 
 def _refuse_glob(path: str) -> None:
