@@ -75,7 +75,7 @@ RESULTS = "factor,level,seed,value\n" + "".join(
         (["analyze", "no.csv"], None, "no.csv: cannot be read"),
         (["analyze", "."], None, ". is a folder; give the CSV of the results"),
         (["analyze", "x"], b"", "the first line must name the columns factor, level"),
-        (["analyze", "x"], b"\xff\xfe", "x: is not UTF-8 text; save it as CSV UTF-8"),
+        (["analyze", "x"], b"\xff\xfd", "x: is not UTF-8 text; save it as CSV UTF-8"),
         (["analyze", "x"], RESULTS.replace("value", "valu"), "column 'valu': did you mean 'value'"),
         (["analyze", "x"], RESULTS + "lr,\"" + "x" * 200_000, "x:8: no line of a CSV"),
         (["analyze", "/dev/zero"], None, "/dev/zero is no file that can be read whole"),
