@@ -115,7 +115,12 @@ def recommend(table: StudyTable) -> Recommendation:
     seeds = study.seeds if study.sequential is None else study.seeds[: study.sequential.min]
     results = [row.result(cell.levels) for cell in table.cells for row in cell.trials if row.ended]
     if not results:
-        return _nothing(table, "No trial has ended yet, so there is nothing to hand out.", _LAUNCH)
+        why = "No trial has ended yet, so there is nothing to hand out."
+        if table.foreign:
+            others = counted(len(table.foreign), "trial")
+            why += f" {others} in the folder {are(len(table.foreign))} of other settings: since "
+            why += "they ran the study file has changed, or the recipe."
+        return _nothing(table, why, _LAUNCH)
     unlearnt = nothing_learnt(table) or at_chance(tabulate(results), objective_of(table))
     if unlearnt:
         return _nothing(table, f"Nothing was learnt: {unlearnt}.", _ALL_THE_SAME)

@@ -11,7 +11,7 @@ from ablate.analysis.hypothesis import Expectation
 from ablate.study.schema import Budget, Design, GangSpec, Objective, Range, Search, SequentialSeeds
 from ablate.trial.identity import Cell, Levels, Trial, identify
 from ablate.trial.metrics import Metric
-from ablate.trial.recipe import Role, describe, fields_of, load
+from ablate.trial.recipe import describe, load, no_identity
 from ablate.trial.same import Sameness
 from ablate.words import name_levels
 
@@ -233,7 +233,7 @@ class Study:
                 self.recipe,
                 config,
                 workers=self.gang.workers,
-                not_identity=fields_of(recipe.Config, Role.FREE),
+                not_identity=no_identity(recipe.Config, config),
             ),
             study=self.name,
             cell=cell,

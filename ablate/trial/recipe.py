@@ -46,12 +46,20 @@ class Role(Enum):
     SAME_PACE = "changes neither the time of a step nor that of an evaluation"
     SPEED = "changes how fast a run learns, so early scores are not comparable"
     OPTIMIZER = "an optimizer's setting, which a resumed optimizer would bring along"
+    LATER = "came when there were runs: at its default, which stays, no part of an identity"
 
 
 @functools.cache
 def fields_of(config: type[BaseModel], role: Role) -> frozenset[str]:
     """Names of the fields that have this role."""
     return frozenset(name for name, info in config.model_fields.items() if role in info.metadata)
+
+
+def no_identity(recipe: type[BaseModel], config: Mapping[str, Any]) -> frozenset[str]:
+    """Fields that are no part of the id of a trial with this resolved configuration."""
+    later = fields_of(recipe, Role.LATER)
+    usual = {name for name in later if config[name] == recipe.model_fields[name].default}
+    return fields_of(recipe, Role.FREE) | usual
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from synthetic import QUICK, study_of, write_study
 from ablate.markers.healthy import false_names
 from ablate.records.files import read_json, write_json
 from ablate.records.folder import StudyRecord
+from ablate.report.best import recommend
 from ablate.report.page import header_comment, read_page
 from ablate.report.pictures.figures import curve_groups, path_picture
 from ablate.report.pictures.picture import PALETTE
@@ -326,6 +327,14 @@ def test_nothing_has_run(tmp_path):
     paths = write_report(study, StudyRecord(tmp_path / "runs"))
     assert paths.summary.rows == () and "2 trials of 2 are not there yet" in paths.summary.partial
     assert "No trial has ended yet" in paths.html.read_text()
+
+
+def test_a_folder_of_other_settings_is_not_called_empty(tmp_path):
+    """After a change of the baseline the answer says that what is there is of another one."""
+    record = write_study(tmp_path, study_of(tmp_path, ONE_FACTOR))
+    changed = study_of(tmp_path, ONE_FACTOR.replace("wd: 0.1", "wd: 0.3"))
+    use = recommend(read_table(changed, record))
+    assert use.cell is None and "2 trials in the folder are of other settings" in use.why
 
 
 def test_failures_that_fall_on_one_level_are_held_against_it(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from ablate.errors import StudyError
 from ablate.study import Study, json_schema, load_setting, load_study, parse_study
 from ablate.study.ladder import rungs
 from ablate.trial.identity import identify
-from ablate.trial.recipe import load, names
+from ablate.trial.recipe import Role, fields_of, load, names, no_identity
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
@@ -247,6 +248,27 @@ def test_the_id_depends_on_every_field_that_counts_and_on_no_other() -> None:
     assert first != identify("r", {**base, "lr": 0.2}, workers=2, not_identity={"workers"})
     assert first != identify("r", base, workers=4, not_identity={"workers"})
     assert first != identify("q", base, workers=2, not_identity={"workers"})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "before"),
+    [
+        ("openclip", "{model: RN50, train_data: x.tar, beta2: 0.98}", "7da7afaaa652"),
+        ("mae", "{data_path: x, val_path: y}", "082daf7bacd8"),
+    ],
+)
+def test_a_field_that_came_later_leaves_the_ids_of_earlier_trials(recipe, text, before):
+    """A study that ran before the field was there goes on with its trials; at any other value the
+    field makes another experiment."""
+    config = load(recipe).Config(**yaml.safe_load(text))
+    content = config.model_dump(mode="json")
+    ignored = no_identity(type(config), content)
+    later = fields_of(type(config), Role.LATER)
+    assert later and later <= ignored
+    assert identify(recipe, content, workers=1, not_identity=ignored) == before
+    for name in later:
+        other = {**content, name: "another"}
+        assert name not in no_identity(type(config), other)
 
 
 def test_written_defaults_and_left_out_defaults_are_one_experiment() -> None:

@@ -144,7 +144,7 @@ class Config(BaseModel):
     )
 
     # what is trained
-    stage: Literal["pretrain", "finetune", "linprobe"] = "pretrain"
+    stage: Annotated[Literal["pretrain", "finetune", "linprobe"], Role.LATER] = "pretrain"
     """Which script: main_pretrain.py, main_finetune.py or main_linprobe.py. Where the latter two
     have another default it is said after a field's meaning."""
     model: Literal[
@@ -182,26 +182,28 @@ class Config(BaseModel):
     """Seed of weights, data order, crops and masks."""
 
     # main_finetune.py's own
-    init_from: InitFrom | None = None
+    init_from: Annotated[InitFrom | None, Role.LATER] = None
     """Weights of a pre-training (``--finetune``): of a trial here, an export of it, or the
     peer's files with ``key: model``. Encoder alone; the head is new. Both later stages."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), Role.SAME_PACE, Role.SPEED] = 0.75
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), Role.LATER, Role.SAME_PACE, Role.SPEED] = (
+        0.75
+    )
     """A layer's rate is lr times this to the power of the layers above it."""
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Role.SAME_PACE] = 0.1
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0), Role.LATER, Role.SAME_PACE] = 0.1
     """Share of samples for which the last block is left out; less for those below."""
-    clip_grad: Annotated[Positive | None, Role.SPEED] = None
+    clip_grad: Annotated[Positive | None, Role.LATER, Role.SPEED] = None
     """Largest global gradient norm."""
-    aa: Annotated[str | None, Field(pattern=r"^(rand|augmix|original|v0|3a)")] = (
+    aa: Annotated[str | None, Role.LATER, Field(pattern=r"^(rand|augmix|original|v0|3a)")] = (
         "rand-m9-mstd0.5-inc1"
     )
     """timm's automatic augmentation."""
-    smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Role.SAME_PACE] = 0.1
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Role.LATER, Role.SAME_PACE] = 0.1
     """Of labels."""
-    reprob: Annotated[Share, Role.SAME_PACE] = 0.25
+    reprob: Annotated[Share, Role.LATER, Role.SAME_PACE] = 0.25
     """Share of the images of which a rectangle is erased."""
-    mixup: Annotated[float, Field(ge=0.0), Role.SAME_PACE] = 0.0
+    mixup: Annotated[float, Field(ge=0.0), Role.LATER, Role.SAME_PACE] = 0.0
     """Mixup's alpha; 0: none. Needs an even batch_size."""
-    cutmix: Annotated[float, Field(ge=0.0), Role.SAME_PACE] = 0.0
+    cutmix: Annotated[float, Field(ge=0.0), Role.LATER, Role.SAME_PACE] = 0.0
     """CutMix's alpha; 0: none. With both, each batch takes one of them."""
 
     # data

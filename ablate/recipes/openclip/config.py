@@ -128,7 +128,7 @@ class _Model(_Frozen):
     """QuickGELU activations, as OpenAI's weights need."""
     force_custom_text: bool = False
     """Build the text tower as a module of its own."""
-    qk_norm: Annotated[bool, Role.SPEED, Ours()] = False
+    qk_norm: Annotated[bool, Role.LATER, Role.SPEED, Ours()] = False
     """LayerNorm over each head's queries and keys, in the attention of open_clip's own transformers
     (Henry et al. 2020, arXiv 2010.04245; Dehghani et al. 2023, arXiv 2302.05442, for stability). No
     flag of the peer: `qk_norm` in a model file, which an export ships."""
@@ -223,9 +223,9 @@ class _Optimised(_Model):
     clip_updates: Annotated[bool, Role.SPEED, Ours(False)] = False
     """StableAdamW: shorten a tensor's step where Adam's second moment lags behind its gradient
     (Wortsman et al. 2023); no flag of the peer."""
-    ema_decay: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, Role.SPEED, Ours(None)] = (
-        None
-    )
+    ema_decay: Annotated[
+        Annotated[float, Field(gt=0.0, lt=1.0)] | None, Role.LATER, Role.SPEED, Ours(None)
+    ] = None
     """Judge an exponential moving average of the weights with this decay (Polyak and Juditsky 1992;
     Morales-Brotons et al. 2024, arXiv 2411.18704): timm's ModelEmaV3, whose decay after step t is
     at most 1 - t^(-2/3). BatchNorm's statistics are averaged too. No flag of the peer."""
