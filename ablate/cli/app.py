@@ -17,7 +17,7 @@ import typer
 
 from ablate.cli import ask, judge, machine, read, run, watch
 from ablate.cli.examples import show_examples
-from ablate.cli.terminal import err, out, take_any_text
+from ablate.cli.terminal import err, out, take_any_text, visible
 from ablate.errors import AblateError, ClusterError
 
 app = typer.Typer(
@@ -86,7 +86,18 @@ def main() -> None:
                 f"{error.filename or 'a file'}: its file system does not answer "
                 f"({error.strerror}). What was recorded is kept: bring it back and launch again.",
             )
+        if isinstance(error, FileNotFoundError) and _is_nowhere():
+            _leave(2, "the folder this was called in is gone; go into one that is there (cd ..)")
         raise
+
+
+def _is_nowhere() -> bool:
+    """Whether the current folder was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 _AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ETIMEDOUT)
@@ -95,5 +106,5 @@ _AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN,
 
 def _leave(code: int, message: str) -> NoReturn:
     with contextlib.suppress(OSError):  # a terminal that is gone
-        err.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+        err.print(f"error: {visible(message)}", style="red", markup=False, soft_wrap=True)
     sys.exit(code)

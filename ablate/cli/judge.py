@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ablate.cli.progress import showing
-from ablate.cli.terminal import JsonOption, called, err, out, print_json
+from ablate.cli.terminal import JsonOption, called, err, out, print_json, visible
 
 app = typer.Typer()
 
@@ -94,7 +94,7 @@ def markers_import(
     if as_json:
         print_json(found)
         return
-    out.print(render_judgements({str(file): found}))
+    out.print(render_judgements({visible(str(file)): found}))
     for note in found["notes"]:
         out.print(f"note  {note}", markup=False, soft_wrap=True)
 

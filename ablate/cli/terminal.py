@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -181,6 +182,11 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
         raise error
     given = error.object[error.start : error.end]
     return "".join(_SPELT.get(character, "?") for character in given), error.end
+
+
+def visible(text: str) -> str:
+    """The text with characters that a terminal would obey, as of a file's name, spelt out."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def take_any_text() -> None:

@@ -54,6 +54,25 @@ def test_an_output_that_takes_few_characters_still_gets_the_answer(finished: Stu
     assert "beta2" in said and "0.999 -> 0.98" in said
 
 
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    """The one that a verb is called in was removed, as by a job's clean-up."""
+    left = tmp_path / "left"
+    left.mkdir()
+    call = f"cd {left} && rmdir {left} && exec {' '.join(ABLATE)} check {tmp_path}/s.yaml"
+    (tmp_path / "s.yaml").write_text(QUICK)
+    found = subprocess.run(["bash", "-c", call], env=ENV, capture_output=True, timeout=300)
+    assert found.returncode == 2 and b"the folder this was called in is gone" in found.stderr
+
+
+def test_a_name_of_a_file_gives_a_terminal_no_orders(tmp_path: Path) -> None:
+    """Its escapes are spelt, where it is judged and where it is refused."""
+    (tmp_path / "\x1b[31mred.csv").write_text("step,loss\n1,3.0\n2,2.0\n")
+    for name in ("\x1b[31mred.csv", "\x1b[31mnone.csv"):
+        found = ablate("markers", "import", name, cwd=tmp_path)
+        said = found.stdout + found.stderr
+        assert b"\x1b" not in said and b"\\x1b[31m" in said
+
+
 def test_json_is_whole_whatever_the_output_takes() -> None:
     """Characters that cannot be written are JSON's escapes, so nothing is lost."""
     code = "from ablate.cli.terminal import print_json; print_json({'a': 'β → \u0301'})"
