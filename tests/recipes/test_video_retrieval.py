@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import yaml
 
-import ablate
 from ablate.errors import LoadError
 from ablate.recipes import video_retrieval
 from ablate.testing import EvaluationContract, RecipeContract
@@ -211,38 +207,3 @@ def test_an_exported_model_is_loaded_by_open_clip(captioned: Path, tmp_path: Pat
     safetensors.torch.save_file(other, tmp_path / "out" / "open_clip_model.safetensors")
     with pytest.raises(LoadError, match="features differ.*text"):
         video_retrieval.check_model(str(tmp_path / "out"))
-
-
-@pytest.mark.exhaustive
-def test_the_study_of_loading_cut_down(captioned: Path, tmp_path: Path) -> None:
-    """studies/retrieval_loading.yaml as its header says it, with weights of 72 steps and two steps
-    on them: through a key map it is the same experiment, number for number; where nothing was
-    loaded it is worse, and the study's verdict is that this matters."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "emoji-video").symlink_to(captioned)
-    studies = Path(__file__).parents[2] / "studies"
-    weights = yaml.safe_load((studies / "retrieval_weights.yaml").read_text())
-    weights["baseline"] |= {"epochs": 3, "eval_every": 3, "save_every": 3}
-    study = yaml.safe_load((studies / "retrieval_loading.yaml").read_text())
-    study["baseline"] |= {"epoch_clips": 128, "lr": 1e-4}
-    for level in ("silent_tower", "no_statistics"):
-        del study["factors"]["loading"][level]
-        study["hypothesis"].pop(f"loading={level}", None)
-    study |= {"name": "cut", "seeds": [0, 1, 2]}
-    study["objective"] |= {"metric": "t2v_r10"}
-    for name, content in (("weights", weights), ("cut", study)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    for words in (
-        ["-m", "ablate.cli", "train", "weights.yaml", "--out", "runs/retrieval_weights"],
-        [str(studies / "retrieval_files.py"), "runs/retrieval_weights"],
-        ["-m", "ablate.cli", "launch", "cut.yaml", "--cluster", "local", "--yes"],
-    ):
-        done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=280,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-    found = ablate.load(tmp_path / "runs" / "cut").effects().set_index("level")
-    assert found.loc["mapped", "delta"] == 0.0, found
-    assert found.loc["silent_prefix", "verdict"] == "matters", found
-    assert found.loc["silent_prefix", "delta"] < 0.0, found
