@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ def read_weights(path: Path, *, key: str | None = None) -> WeightFile:
         try:
             return WeightFile(safetensors.torch.load_file(path), digest)
         except safetensors.SafetensorError as error:
-            raise LoadError(f"{path} is no safetensors file: {error}") from error
+            raise LoadError(
+                f"{path} is no safetensors file: it is {_told_by_its_beginning(path)}"
+            ) from error
     content = _load(path)
     for part in (key or "").split(".") if key else ():
         if not isinstance(content, Mapping) or part not in content:
@@ -116,7 +119,8 @@ def _file_in(folder: Path) -> Path:
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(list(_HARMLESS)):
+        with torch.serialization.safe_globals(list(_HARMLESS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how it was pickled; what it holds is looked at
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, in words about switches that do not exist here
         foreign = re.search(r"(?:GLOBAL|class|instantiate) ([\w.]+\.[\w.]+)", str(error))
@@ -140,6 +144,8 @@ def _told_by_its_beginning(path: Path) -> str:
         return "a pointer of Git LFS in place of the file; fetch it with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page: the address gave no file; download it again"
+    if head.lstrip().startswith(b"{"):
+        return "JSON, as the index of a checkpoint in several files; make one file of them"
     return "cut, damaged, or something else" if head else "empty"
 
 
@@ -147,7 +153,7 @@ def _is_state_dict(content: Any) -> bool:
     return (
         isinstance(content, Mapping)
         and bool(content)
-        and all(isinstance(value, torch.Tensor) for value in content.values())
+        and all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in content.items())
     )
 
 
@@ -178,6 +184,10 @@ def find_unsound(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     in place of its logarithm, zeros alone."""
     found = []
     for name, value in tensors.items():
+        if value.is_meta or value.layout != torch.strided:
+            kind = "has no values (it is on meta)" if value.is_meta else "is sparse"
+            found.append(f"{name} {kind}; save it as a plain tensor of numbers")
+            continue
         if not value.is_floating_point():
             continue
         wrong = int((~torch.isfinite(value)).sum())
@@ -191,7 +201,8 @@ def find_unsound(tensors: Mapping[str, torch.Tensor]) -> list[str]:
                 f"{name} is {float(value.max()):g}, and the model's is a logarithm, at most "
                 f"{math.log(100):.3f} (ln 100). Was its exponential stored? Write reset: [{name}]"
             )
-    matrices = [value for value in tensors.values() if value.ndim > 1]
+    plain = [v for v in tensors.values() if not v.is_meta and v.layout == torch.strided]
+    matrices = [value for value in plain if value.ndim > 1]
     if matrices and not any(bool(value.any()) for value in matrices):
         found.append(f"all {len(matrices)} matrices are 0")
     return found

@@ -59,6 +59,35 @@ def test_all_tensors_arrive(tmp_path: Path, net: Net) -> None:
     json.dumps(report.to_dict())
 
 
+ODD: dict[str, tuple[Any, str]] = {
+    "names that are numbers": ({1: torch.ones(3)}, "holds no state dict"),
+    "no values": ({n: t.to("meta") for n, t in other().items()}, "has no values"),
+    "sparse": ({n: t.to_sparse() if t.ndim > 1 else t for n, t in other().items()}, "is sparse"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_file_whose_tensors_are_no_plain_numbers_is_refused(
+    kind: str, tmp_path: Path, net: Net
+) -> None:
+    """Each was an error of torch's own, or of ours."""
+    content, words = ODD[kind]
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(LoadError, match=words):
+        load_weights(net, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_pointer_in_place_of_a_file_is_named(name: str, tmp_path: Path, net: Net) -> None:
+    """Whatever its suffix; so is the index of a checkpoint in several files."""
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(LoadError, match="git lfs pull"):
+        load_weights(net, tmp_path / name)
+    (tmp_path / name).write_text('{"weight_map": {}}')
+    with pytest.raises(LoadError, match="index of a checkpoint in several files"):
+        load_weights(net, tmp_path / name)
+
+
 def test_torch_files_are_read_as_plain_weights_only(tmp_path: Path, net: Net) -> None:
     """A .pt with a state_dict inside is read; one that would run code is refused."""
     torch.save({"state_dict": other(), "epoch": 3}, tmp_path / "w.pt")
