@@ -19,7 +19,7 @@ from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.answer import plain
 from ablate.analysis.results import OUTCOMES, Objective, Result
 from ablate.errors import AnalysisError
-from ablate.records.names import find_fault
+from ablate.records.names import find_fault, look_of
 from ablate.records.source import read_csv, read_text
 
 if TYPE_CHECKING:
@@ -164,11 +164,17 @@ def _results(file: Path, rows: list[tuple[int, dict[str, str]]]) -> list[Result]
         )
     usual = {factor: (factor, BASELINE) for factor in factors}
     cells: dict[tuple[str, str], Levels] = {}  # one for all seeds: a cell names every factor
+    looks: dict[tuple[str, ...], tuple[str, str]] = {}
     seen: dict[tuple[str, str, int], int] = {}
     results = []
     for line, row in rows:
         change = row["factor"], row["level"]
         if change not in cells:
+            if (same := looks.setdefault(tuple(map(look_of, change)), change)) != change:
+                raise AnalysisError(
+                    f"{file}:{line}: {'='.join(change)} ({ascii('='.join(change))}) looks like "
+                    f"{'='.join(same)} ({ascii('='.join(same))}); write both alike"
+                )
             named = {} if change[0] == BASELINE else {change[0]: change}
             cells[change] = tuple({**usual, **named}.values())
         result = _result(f"{file}:{line}", row, cells[change])
@@ -250,7 +256,7 @@ def _comma(value: str) -> str:
 
 def _seed(where: str, text: str) -> int:
     """A whole number, also as tables write it once a seed is missing: 0.0."""
-    plain = re.fullmatch(r"([-+]?\d+)(?:\.0*)?", text)
+    plain = re.fullmatch(r"([-+]?\d{1,40})(?:\.0*)?", text)
     if plain is None:
         raise AnalysisError(
             f"{where}: seed {text!r} is not a whole number; runs with one seed are compared with "

@@ -100,6 +100,20 @@ def test_each_mistake_names_its_line_and_the_way_out(
         analyze(write(tmp_path / "r.csv", lines, header))
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["lr,a,0,0.3,", "lr,\u0430,0,0.3,"], r"results.csv:4: lr=.* looks like lr=a"),
+        (["lr,a," + "9" * 5000 + ",0.3,"], "is not a whole number"),
+    ],
+)
+def test_levels_that_look_alike_and_endless_seeds_are_refused(
+    rows: list[str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AnalysisError, match=words):
+        analyze(write(tmp_path / "results.csv", ["baseline,baseline,0,0.2,", *rows]), 0.005)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The path and the system's reason are in the message."""
     with pytest.raises(AnalysisError, match="absent.csv: cannot be read"):
