@@ -24,7 +24,7 @@ def judged(
     if outcome["outcome"] != Outcome.COMPLETED:
         return outcome
     if objective.get("at", "last") == "last":
-        return _by_last(objective["metric"], outcome)
+        return _by_last(objective["metric"], folder, outcome)
     values = told_values(objective, folder.evaluations())
     if objective["at"] in values:
         return {**outcome, "value": values[objective["at"]]}
@@ -37,14 +37,14 @@ def judged(
     return {**outcome, "outcome": str(Outcome.FAILED), "value": None, "reason": why}
 
 
-def _by_last(metric: str, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+def _by_last(metric: str, folder: TrialRecord, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
     final = outcome.get("final") or {}
     value = final.get(metric)
-    if not final or outcome["value"] == value:
+    if outcome["value"] == value or folder.trial()["objective"]["metric"] == metric:
         return outcome
-    if value is not None and math.isfinite(value):
+    if isinstance(value, (int, float)) and math.isfinite(value):
         return {**outcome, "value": float(value)}
-    why = f"it ended without {metric}; it measured: {', '.join(sorted(final))}"
+    why = f"it ended without {metric}; it measured: {', '.join(sorted(final)) or 'nothing'}"
     return {**outcome, "outcome": str(Outcome.FAILED), "value": None, "reason": why}
 
 

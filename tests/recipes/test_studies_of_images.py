@@ -41,6 +41,7 @@ def run(
     text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     text["baseline"] |= fields
     text |= {"factors": dict(keep), "controls": {}, "seeds": [seed]}
+    text.pop("hypothesis", None)  # it names levels that are not kept
     study = parse_study(yaml.safe_dump(text), path=f"{name}.yaml", root=root)
     record = StudyRecord(root / "runs" / name)
     told = Recorder()
