@@ -78,12 +78,26 @@ def choose(
     `barred`: cells that are never handed out, controls above all. `added`: cells that were run to
     confirm a combination, which take no part in the beliefs that chose it.
     """
+    tried = combinations(table, reference, objective, seeds=seeds, barred=barred, added=added)
+    return _choose(table, reference, objective, tried, seeds=seeds, barred=barred, added=added)
+
+
+def _choose(
+    table: Table,
+    reference: Cell,
+    objective: Objective,
+    tried: Sequence[Cell],
+    *,
+    seeds: Sequence[int],
+    barred: Collection[Cell],
+    added: Collection[Cell],
+) -> Choice:
+    """The same where the combinations in question are known."""
     sound = [c for c in table.cells if c not in barred and _is_complete(table, c, seeds)]
     own = [cell for cell in sound if cell not in added]
     if not own:
         return Choice(NOTHING, None, None, None, None, None, ())
     beliefs = _beliefs(table, reference, objective, barred=barred, added=added)
-    tried = combinations(table, reference, objective, seeds=seeds, barred=barred, added=added)
     single = _best_single(own, beliefs)
 
     def evidence(cell: Cell) -> Evidence:
@@ -100,8 +114,8 @@ def choose(
     best = max(ran, key=lambda cell: objective.gain(_mean(table, cell, seeds)), default=None)
     combination = best or next(iter(tried), None)
     combined = evidence(best) if best is not None else None
-    rivals = [cell for cell in (reference, single) if cell in own and cell is not None]
-    if best is not None and _beats(table, best, rivals, objective, seeds=seeds):
+    bar = [_mean(table, cell, seeds) for cell in (reference, single) if cell in own and cell]
+    if best is not None and all(objective.gain(evidence(best).mean - mean) > 0 for mean in bar):
         kind, cell = COMBINATION, best
     elif single is not None:
         kind, cell = CELL, single
@@ -141,17 +155,15 @@ def _handed_out(
     added: Collection[Cell],
 ) -> Cell | None:
     """The combination, if it had run on all seeds of the table and was the best."""
-    sound = [cell for cell in table.cells if _is_complete(table, cell, table.seeds)]
-    if not any(cell in added for cell in sound):
+    if not any(_is_complete(table, cell, table.seeds) for cell in added if cell in table.cells):
         return None
     found = combine(table, reference, objective, barred=barred, added=added)
-    if found is None or found not in sound:
+    if found is None:
         return None
-    own = [cell for cell in sound if cell not in barred and cell not in added]
-    beliefs = _beliefs(table, reference, objective, barred=barred, added=added)
-    single = _best_single(own, beliefs)
-    rivals = [cell for cell in (reference, single) if cell in own and cell is not None]
-    return found if _beats(table, found, rivals, objective, seeds=table.seeds) else None
+    choice = _choose(
+        table, reference, objective, [found], seeds=table.seeds, barred=barred, added=added
+    )
+    return choice.cell if choice.kind == COMBINATION else None
 
 
 def combine(
@@ -225,18 +237,6 @@ def _without(table: Table, cells: Collection[Cell]) -> Table:
         outcomes=table.outcomes[keep],
         shared={cell: home for cell, home in table.shared.items() if home in homes},
     )
-
-
-def _beats(
-    table: Table,
-    cell: Cell,
-    rivals: Sequence[Cell],
-    objective: Objective,
-    *,
-    seeds: Collection[int],
-) -> bool:
-    mine = _mean(table, cell, seeds)
-    return all(objective.gain(mine - _mean(table, rival, seeds)) > 0 for rival in rivals)
 
 
 def _mean(table: Table, cell: Cell, seeds: Collection[int]) -> float:

@@ -53,10 +53,15 @@ class Scale:
             return NONE
         return f"{self.delta(interval[0])} to {self.delta(interval[1])}"
 
+    def difference(self, number: float | None, interval: tuple[float, float] | None) -> str:
+        """With its interval, where there is one: ``+1.5 (+0.9 to +2.1)``."""
+        text = self.interval(interval)
+        return self.delta(number) if text == NONE else f"{self.delta(number)} ({text})"
+
 
 def scale_of(study: Study, analyses: Iterable[Analysis]) -> Scale:
     """Two digits of the noise, or else of the margin."""
-    percent = _is_fraction(study)
+    percent = study.is_share(study.objective.metric)
     sizes = [a.noise.sigma_residual for a in analyses if a.noise.sigma_residual]
     size = min([*sizes, study.objective.margin]) * (100 if percent else 1)
     return Scale(percent, min(6, max(1, 1 - math.floor(math.log10(size)))))
@@ -75,16 +80,12 @@ def plain_number(number: float | None, digits: int = 3) -> str:
 def objective_of(table: StudyTable) -> Objective:
     """The study's objective as the statistics read it."""
     goal = table.study.objective
+    percent = table.study.is_share(goal.metric)
     return Objective(
         metric=goal.metric,
         direction=goal.direction,
         margin=goal.margin,
         chance=table.chance,
-        images=table.images if _is_fraction(table.study) else None,
-        percent=_is_fraction(table.study),
+        images=table.images if percent else None,
+        percent=percent,
     )
-
-
-def _is_fraction(study: Study) -> bool:
-    declared = study.describe(study.objective.metric)
-    return declared is not None and declared.unit == "fraction"

@@ -57,7 +57,6 @@ def propose(study: Study, results: Sequence[Result] = ()) -> list[Trial]:
     trials = {trial.id: trial for trial in own}
     if study.confirm:
         trials.update({trial.id: trial for trial in confirm_search(study, results)})
-    if study.confirm:
         last = confirmations(study, results, own=own)
         blocks = [block for cell in last for block in _confirming(study, cell, results)]
         trials.update({trial.id: trial for trial in _in_order(study, blocks)})

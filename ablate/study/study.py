@@ -162,6 +162,11 @@ class Study:
         """What the recipe declares of a measurement."""
         return describe(self.metrics, metric)
 
+    def is_share(self, metric: str) -> bool:
+        """Whether a measurement is a fraction, which people are told in per cent."""
+        declared = self.describe(metric)
+        return declared is not None and declared.unit == "fraction"
+
     def baseline_levels(self) -> dict[str, str]:
         return {factor.name: factor.baseline for factor in self.factors}
 

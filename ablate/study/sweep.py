@@ -154,9 +154,8 @@ def progress(study: Study, results: Sequence[Result], *, asked: int) -> tuple[st
     if not isinstance(design, Search):
         return ()
     goal = study.objective
-    declared = study.describe(goal.metric)
-    is_share = declared is not None and declared.unit == "fraction"
-    factor, percent, points = (100.0, "%", " points") if is_share else (1.0, "", "")
+    told = (100.0, "%", " points") if study.is_share(goal.metric) else (1.0, "", "")
+    factor, percent, points = told
     lines = []
     left = max(design.cells - asked, 0)
     found = answer_of(study, results)

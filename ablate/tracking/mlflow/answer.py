@@ -60,10 +60,7 @@ def read_answer(study: Study, record: StudyRecord) -> Answer:
 
 def _chosen(found: Contrast, scale: Scale) -> Effect:
     """Of a combination that is handed out; its interval allows for its having been chosen."""
-    difference = scale.delta(found.delta)
-    if (interval := scale.interval(found.ci_adjusted)) != NONE:
-        difference = f"{difference} ({interval})"
-    return Effect(verdict_words(found), difference)
+    return Effect(verdict_words(found), scale.difference(found.delta, found.ci_adjusted))
 
 
 def _sentence(
@@ -124,7 +121,7 @@ def _effects(
             if contrast.estimand != "simple":
                 continue
             compared = tuple({**usual, row.factor: row.level}.items())
-            difference = f"{row.delta} ({row.interval})" if row.interval != NONE else row.delta
+            difference = scale.difference(contrast.delta, contrast.ci)
             if not _calm(row):  # the difference of those that survived would mislead
                 difference = f"diverges in {row.diverged.replace('/', ' of ')}"
             yield stands.get(compared, compared), Effect(row.verdict, difference)
@@ -140,9 +137,8 @@ def _beliefs(table: StudyTable, scale: Scale) -> Iterator[tuple[Levels, Effect]]
         if gain is None:
             yield cell.levels, Effect("not among the best", "")
             continue
-        interval = scale.interval((gain.low, gain.high))
         word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "open"
-        yield cell.levels, Effect(word, f"{scale.delta(gain.mean)} ({interval})")
+        yield cell.levels, Effect(word, scale.difference(gain.mean, (gain.low, gain.high)))
 
 
 def _stand_ins(table: StudyTable) -> dict[Levels, Levels]:

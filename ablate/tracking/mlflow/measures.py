@@ -99,11 +99,7 @@ class Measures:
 
     @cached_property
     def _ending(self) -> str:
-        return "_pct" if self._is_fraction(self.study.objective.metric) else ""
-
-    def _is_fraction(self, name: str) -> bool:
-        declared = self.study.describe(name)
-        return declared is not None and declared.unit == "fraction"
+        return "_pct" if self.study.is_share(self.study.objective.metric) else ""
 
     def _told(
         self, row: Mapping[str, Any], known: Mapping[str, str], section: str
@@ -121,7 +117,7 @@ class Measures:
                 told[key] = 100 * value if key.endswith("_pct") else value
             elif self._is_own(name, section) and own < _MOST_OWN:
                 own += 1
-                share = self._is_fraction(name)
+                share = self.study.is_share(name)
                 told[f"{section}{name}{'_pct' if share else ''}"] = 100 * value if share else value
         for key, (worst, names) in _WORST.items():
             found = [value for name, value in numbers.items() if _belongs(name, names)]
