@@ -238,7 +238,7 @@ def test_a_command_whose_script_is_not_here_is_told_before_a_trial(ablate, tmp_p
     file that could be missing."""
     text = """
     recipe: command
-    baseline: {command: "python -u sub/train.py {lr} {seed}", metrics: [loss], lr: 1.0}
+    baseline: {command: "python -u sub/train.py -c {lr} -m {seed}", metrics: [loss], lr: 1.0}
     factors: {lr: [1.0, 2.0]}
     seeds: 2
     objective: {metric: loss, margin: 0.1}
@@ -250,7 +250,12 @@ def test_a_command_whose_script_is_not_here_is_told_before_a_trial(ablate, tmp_p
         assert said.code == 0 and "".join(missing.split()) in "".join(said.out.split())
     said = ablate("launch", "s.yaml", "--yes", "--cluster", "local")
     assert said.code == 2 and missing in said.err and not (tmp_path / "runs").exists()
-    for line in ("python -m mine.train", "bash -c 'train.sh'", "env python train.py"):
+    for line in (
+        "python -m mine.train",
+        "bash -c 'train.sh'",
+        "bash -ec 'train.sh'",
+        "env python train.py",
+    ):
         (tmp_path / "s.yaml").write_text(text.replace("python -u sub/train.py", line))
         assert "not on this machine" not in ablate("check", "s.yaml").out
 

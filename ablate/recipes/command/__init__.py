@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from ablate.recipes.command.beginning import beginning
@@ -81,10 +82,11 @@ def reads(config: Config) -> Iterator[tuple[str, str]]:
     program, *words = config.line(checkpoints="{checkpoints}", folder="{folder}")
     if "/" in program:
         yield "command", str(Path(config.cwd) / program)
-    script = next((word for word in words if not word.startswith("-")), "")
-    if program in (*_PYTHONS, "bash", "sh") and "-m" not in words and "-c" not in words:
-        if script.endswith((".py", ".sh")):
-            yield "command", str(Path(config.cwd) / script)
+    options = list(takewhile(lambda word: word.startswith("-"), words))
+    script = next(iter(words[len(options) :]), "")
+    is_text = any(option.endswith("c") for option in options)  # bash -ec 'TEXT'
+    if program in (*_PYTHONS, "bash", "sh") and script.endswith((".py", ".sh")) and not is_text:
+        yield "command", str(Path(config.cwd) / script)
 
 
 def command(config: Config, *, workers: int) -> list[str]:
