@@ -104,34 +104,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Where a stage's script differs from main_pretrain.py in what it takes for a field."""
+_OF_PRETRAIN = ("mask_ratio", "norm_pix_loss", "param_groups", "init")
+OF_FINETUNE = (
+    "drop_path", "clip_grad", "layer_decay", "aa", "smoothing", "reprob", "mixup", "cutmix",
+)  # fmt: skip
+"""Fields that are flags of main_finetune.py alone."""
 ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "pretrain": (
-        "init_from",
-        "layer_decay",
-        "drop_path",
-        "clip_grad",
-        "aa",
-        "smoothing",
-        "reprob",
-        "mixup",
-        "cutmix",
-    ),
-    "finetune": ("mask_ratio", "norm_pix_loss", "param_groups", "init"),
-    "linprobe": (
-        "mask_ratio",
-        "norm_pix_loss",
-        "param_groups",
-        "init",
-        "betas",
-        "layer_decay",
-        "drop_path",
-        "clip_grad",
-        "aa",
-        "smoothing",
-        "reprob",
-        "mixup",
-        "cutmix",
-    ),
+    "pretrain": ("init_from", *OF_FINETUNE),
+    "finetune": _OF_PRETRAIN,
+    "linprobe": (*_OF_PRETRAIN, "betas", *OF_FINETUNE),
 }
 """Fields that a stage does not have."""
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate.recipes.mae.config import PEER, SCRIPTS, Config
+from ablate.recipes.mae.config import OF_FINETUNE, PEER, SCRIPTS, Config
 from ablate.training.exported import check_features, fixed_images, record_features
 
 if TYPE_CHECKING:
@@ -28,17 +28,7 @@ COMMON = (
 )
 FLAGS: dict[str, tuple[str, ...]] = {
     "pretrain": ("input_size", "mask_ratio", "norm_pix_loss"),
-    "finetune": (
-        "input_size",
-        "drop_path",
-        "clip_grad",
-        "layer_decay",
-        "aa",
-        "smoothing",
-        "reprob",
-        "mixup",
-        "cutmix",
-    ),
+    "finetune": ("input_size", *OF_FINETUNE),
     "linprobe": (),
 }
 """Fields that are flags of each script beside the common ones, by the same name."""

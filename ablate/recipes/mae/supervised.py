@@ -10,19 +10,17 @@ import torch
 from ablate.errors import DataError
 from ablate.recipes.mae.classifier import create_classifier, encode
 from ablate.recipes.mae.config import AccuracyEvaluation, Config
+from ablate.recipes.mae.evaluations import make_reader, make_readers, open_images
 from ablate.recipes.mae.model import MEAN, make_input
 from ablate.recipes.mae.supervised_learner import Classifier
-from ablate.training.arithmetic import make_autocast
 from ablate.training.counts import make_due
 from ablate.training.data.image_source import open_labelled, pair_labels
 from ablate.training.data.pictures import Pictures
-from ablate.training.image_models import make_encoder, make_specimen, open_eval_images
+from ablate.training.image_models import make_specimen
 from ablate.training.task import Data, Execution, Length, Task
 
 if TYPE_CHECKING:
-    from ablate.training.data.augment import ToInput
     from ablate.training.evaluations.evaluation import Evaluation
-    from ablate.training.evaluations.features import Encoder
     from ablate.training.inspection.specimen import Specimen
     from ablate.training.ranks import Gang
 
@@ -39,10 +37,10 @@ def count_of_training(config: Config) -> int:
 
 def build(config: Config, *, gang: Gang) -> Task:
     """The model with its initial weights, its data, optimizer, step and evaluations."""
-    classes = count_of_training(config)
+    samples = open_samples(config)
+    classes = samples.num_classes
     model, report = create_classifier(config, classes, torch.device("cpu"))
     to_input = make_input(gang.device)
-    samples = open_samples(config)
     length = Length(
         num_samples=config.train_num_samples or int(samples.shard_sizes.sum()),
         batch_size=config.batch_size,
@@ -122,30 +120,19 @@ def make_evaluations(
     device: torch.device,
 ) -> tuple[Evaluation, ...]:
     """Those of `evaluations`, and the model's health with any."""
-    from ablate.training.evaluations.health import Health
+    from ablate.training.evaluations.health import with_health
     from ablate.training.evaluations.image_accuracy import ImageAccuracy
-    from ablate.training.evaluations.on_features import read_features
 
-    opened = cache(
-        lambda path: open_eval_images(path, size=config.input_size, cache_gib=config.cache_gib)
-    )
+    opened = cache(lambda path: open_images(config, path))
     to_input = make_input(device)
-    reader = make_reader(config, device, to_input)
+    reader = make_reader(config, encode, device=device, to_input=to_input)
 
     def classify(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         with reader.autocast():
             logits: torch.Tensor = model(to_input(pixels.to(device)))
         return logits
 
-    found: list[Evaluation] = list(
-        read_features(
-            config.evaluations,
-            open_images=opened,
-            default_path=config.val_path,
-            encoder=reader,
-            make_due=lambda every: make_due(every, config.epochs),
-        )
-    )
+    found: list[Evaluation] = list(make_readers(config, reader, opened=opened))
     for spec in config.evaluations:
         if isinstance(spec, AccuracyEvaluation):
             path = spec.path or config.val_path
@@ -160,32 +147,16 @@ def make_evaluations(
                     label=spec.label,
                 )
             )
-    if not found:
-        return ()
-    health = Health(
-        samples,
-        num_samples=num_samples,
-        seed=config.seed,
-        look=learner.look,
-        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
-        device=device,
+    return with_health(
+        found, samples, num_samples=num_samples, seed=config.seed, look=learner.look, device=device
     )
-    return *found, health
-
-
-def make_reader(config: Config, device: torch.device, to_input: ToInput) -> Encoder:
-    """How evaluations compute features: in the precision of training."""
-    autocast = make_autocast(config.precision, device)
-    return make_encoder(encode, autocast=autocast, to_input=to_input, device=device)
 
 
 def specimen(config: Config, *, data: str | None, device: torch.device) -> Specimen:
     """The model with its initial weights in eval mode, and labelled images to look at it with:
     `data`, else those of val_path."""
     path = data or config.val_path
-    images = None
-    if path is not None:
-        images = open_eval_images(path, size=config.input_size, cache_gib=config.cache_gib)
+    images = open_images(config, path) if path is not None else None
     model, _ = create_classifier(config, count_of_training(config), torch.device("cpu"))
-    reader = make_reader(config, device, make_input(device))
+    reader = make_reader(config, encode, device=device, to_input=make_input(device))
     return make_specimen(model.to(device), images, reader)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ablate.training.data.augment import ToInput
     from ablate.training.data.pictures import Pictures
     from ablate.training.evaluations.evaluation import Evaluation
-    from ablate.training.evaluations.features import Encoder
-    from ablate.training.evaluations.images import EvalImages
     from ablate.training.inspection.specimen import Specimen
     from ablate.training.ranks import Gang
     from ablate.training.task import Task
@@ -137,22 +135,14 @@ def make_evaluations(
 ) -> tuple[Evaluation, ...]:
     """Those of `evaluations`, and the model's health with any."""
     from ablate.recipes.mae.config import ReconstructionEvaluation
+    from ablate.recipes.mae.evaluations import make_reader, make_readers, open_images
     from ablate.recipes.mae.model import encode, reconstruct
-    from ablate.training.evaluations.health import Health
-    from ablate.training.evaluations.on_features import read_features
+    from ablate.training.evaluations.health import with_health
     from ablate.training.evaluations.reconstruction import Reconstruction
 
     opened = cache(lambda path: open_images(config, path))
-    encoder = make_reader(config, device, to_input)
-    found: list[Evaluation] = list(
-        read_features(
-            config.evaluations,
-            open_images=opened,
-            default_path=config.val_path,
-            encoder=encoder,
-            make_due=lambda every: make_due(every, config.epochs),
-        )
-    )
+    encoder = make_reader(config, encode, device=device, to_input=to_input)
+    found: list[Evaluation] = list(make_readers(config, encoder, opened=opened))
     for spec in config.evaluations:
         if isinstance(spec, ReconstructionEvaluation):
             path = spec.path or config.val_path
@@ -169,40 +159,15 @@ def make_evaluations(
                     pictures=pictures,
                 )
             )
-    if not found:
-        return ()
 
     def look(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
         images = to_input(batch[0])
         with encoder.autocast():
             return {"loss": model(images).loss, "encoder": encode(model, images)}
 
-    health = Health(
-        samples,
-        num_samples=num_samples,
-        seed=config.seed,
-        look=look,
-        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
-        device=device,
+    return with_health(
+        found, samples, num_samples=num_samples, seed=config.seed, look=look, device=device
     )
-    return *found, health
-
-
-def make_reader(config: Config, device: torch.device, to_input: ToInput) -> Encoder:
-    """How evaluations compute features: in the precision of training."""
-    from ablate.recipes.mae.model import encode
-    from ablate.training.arithmetic import make_autocast
-    from ablate.training.image_models import make_encoder
-
-    autocast = make_autocast(config.precision, device)
-    return make_encoder(encode, autocast=autocast, to_input=to_input, device=device)
-
-
-def open_images(config: Config, path: str) -> EvalImages:
-    """Labelled images of a folder of class folders, or of shards with class numbers."""
-    from ablate.training.image_models import open_eval_images
-
-    return open_eval_images(path, size=config.input_size, cache_gib=config.cache_gib)
 
 
 def specimen(config: Config, *, data: str | None, device: torch.device) -> Specimen:
@@ -216,10 +181,11 @@ def specimen(config: Config, *, data: str | None, device: torch.device) -> Speci
         from ablate.recipes.mae import supervised
 
         return supervised.specimen(config, data=data, device=device)
-    from ablate.recipes.mae.model import create_model, make_input
+    from ablate.recipes.mae.evaluations import make_reader, open_images
+    from ablate.recipes.mae.model import create_model, encode, make_input
     from ablate.training.image_models import make_specimen
 
     path = data or config.val_path
     images = open_images(config, path) if path is not None else None
-    encoder = make_reader(config, device, make_input(device))
+    encoder = make_reader(config, encode, device=device, to_input=make_input(device))
     return make_specimen(create_model(config, device), images, encoder)

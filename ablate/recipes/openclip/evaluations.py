@@ -39,21 +39,18 @@ def make_evaluations(
     to_input: Any,
 ) -> tuple[Evaluation, ...]:
     """The peer's zero-shot evaluation, those of `evaluations`, and the model's health with any."""
-    from ablate.training.evaluations.health import Health
+    from ablate.training.evaluations.health import with_health
 
     found = make_measurements(config, model, transform, tokenizer, device, to_input)
-    if not found:
-        return ()
-    health = Health(
+    return with_health(
+        found,
         samples,
         num_samples=num_samples,
         seed=config.seed,
         look=_look(config, device, to_input),
-        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
         device=device,
         arbiter=found[0] if zero_shot_runs(config) else None,
     )
-    return *found, health
 
 
 def make_measurements(

@@ -94,29 +94,24 @@ def make_evaluations(
     config: Config, learner: Swapped, samples: Pictures, num_samples: int, device: torch.device
 ) -> tuple[Evaluation, ...]:
     """Those of `evaluations`, and the model's health with any."""
-    from ablate.training.evaluations.health import Health
+    from ablate.training.evaluations.health import with_health
     from ablate.training.evaluations.on_features import read_features
 
-    found: list[Evaluation] = list(
-        read_features(
-            config.evaluations,
-            open_images=cache(lambda path: open_images(config, path)),
-            default_path=config.val_path,
-            encoder=make_reader(config, device),
-            make_due=lambda every: make_due(every, config.epochs),
-        )
+    found = read_features(
+        config.evaluations,
+        open_images=cache(lambda path: open_images(config, path)),
+        default_path=config.val_path,
+        encoder=make_reader(config, device),
+        make_due=lambda every: make_due(every, config.epochs),
     )
-    if not found:
-        return ()
-    health = Health(
+    return with_health(
+        found,
         samples,
         num_samples=num_samples,
         seed=config.seed,
         look=learner.look,
-        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
         device=device,
     )
-    return *found, health
 
 
 def make_reader(config: Config, device: torch.device) -> Encoder:

@@ -55,6 +55,12 @@ class Pictures:
     def fingerprint(self) -> str:
         return self._files.fingerprint
 
+    @property
+    def num_classes(self) -> int:
+        """Of images with their classes: numbers up to the largest."""
+        assert self._labels is not None
+        return int(self._labels.max()) + 1
+
     def batch(self, ids: Ids, seeds: Seeds) -> tuple[tuple[torch.Tensor, ...], npt.NDArray[Any]]:
         """The views of these images, each N x ...; rows of bad ones show a black image."""
         if self._decoded is not None:

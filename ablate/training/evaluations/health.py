@@ -8,7 +8,7 @@ had happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -149,6 +149,31 @@ class Health:
             name: torch.cat([each[name].float() for each in features]) for name in features[0]
         }
         return float(total), together
+
+
+def with_health(
+    found: Sequence[Evaluation],
+    samples: Samples,
+    *,
+    num_samples: int,
+    seed: int,
+    look: Look,
+    device: torch.device,
+    arbiter: Evaluation | None = None,
+) -> tuple[Evaluation, ...]:
+    """These evaluations, and the model's health whenever one of them is due."""
+    if not found:
+        return ()
+    health = Health(
+        samples,
+        num_samples=num_samples,
+        seed=seed,
+        look=look,
+        due=lambda epoch: any(evaluation.due(epoch) for evaluation in found),
+        device=device,
+        arbiter=arbiter,
+    )
+    return *found, health
 
 
 def _count_non_finite(tensors: list[torch.Tensor]) -> float:
