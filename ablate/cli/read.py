@@ -43,7 +43,6 @@ _MLFLOW = "MLflow, trials"
 def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
     """Write the report and its tables, and print the answer."""
     from ablate.cli.display import render_summary
-    from ablate.report.replay import draw_run
     from ablate.runner.agenda import planned
     from ablate.runner.hold import read_controller
 
@@ -56,8 +55,6 @@ def report(run: RunArg, tracking_uri: TrackingOption = None, as_json: JsonOption
             _answer_alone(study, record, as_json=as_json)
             raise
         trials = planned(study, record)
-        tell = work.counter("drawing trials")
-        draw_run(record.folder, names=opened.names(), title=study.name, tell=tell)
         if read_controller(record) is None:  # a launch tells of its trials itself
             with open_tracker(
                 study, record, tracking_uri, behind=say_behind(record), tell=work.counter(_MLFLOW)

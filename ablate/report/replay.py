@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ablate.markers.event import Context, Event, number
 from ablate.markers.judge import Judgement, Measured, judge
 from ablate.markers.thresholds import ThresholdError, Thresholds
 from ablate.records.folder import TrialRecord
-from ablate.report.pictures.timeline import MARKERS, TrialLine, draw_study, draw_trial
+from ablate.report.pictures.timeline import MARKERS, draw_trial
 from ablate.trial.recipe import find_ability, judged, load
 
 
@@ -158,39 +158,6 @@ def draw_record(path: Path, record: TrialRecord, *, title: str, verdict: str) ->
         stop_step=min((item.detected_at for item in events if item.stop), default=None),
         context=trial_context(record, rows),
     )
-
-
-def draw_run(
-    run: str | os.PathLike[str],
-    *,
-    names: Mapping[str, str],
-    title: str,
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """All trials of a study folder in one picture, ``timeline.png`` in it; `names` by trial id.
-
-    `tell` is told how many trials were judged, and of how many.
-    """
-    lines = []
-    trials = _trials(run)
-    for count, trial in enumerate(trials, start=1):
-        tell(count, len(trials))
-        judgement, record = judge_trial(trial), TrialRecord(trial)
-        attempts = record.attempts()
-        if trial.name not in names or not attempts:
-            continue
-        stop = judgement.verdict.stop
-        lines.append(
-            TrialLine(
-                label=names[trial.name],
-                last_step=record.last_step(attempts[-1]),
-                verdict=judgement.verdict.name,
-                events=judgement.events,
-                stop_step=stop.step if stop else None,
-            )
-        )
-    lines.sort(key=lambda line: line.label)
-    return draw_study(Path(run) / "timeline", lines, title=title)[0]
 
 
 def _trials(run: str | os.PathLike[str]) -> list[Path]:

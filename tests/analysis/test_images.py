@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ablate.analysis.analysis import analyze_results
 from ablate.analysis.images import OnImages, split
@@ -73,6 +74,31 @@ def test_a_class_that_falls_is_named_and_few_others() -> None:
     assert found.classes[0].delta < 0 and len(found.classes) <= 5
     for image, change in found.flips:
         assert change == pytest.approx((right[1][:, image] * 1.0 - right[0][:, image]).mean())
+
+
+def test_a_class_is_judged_by_a_t_test_over_its_images() -> None:
+    """scipy's, class by class, and Benjamini-Hochberg over those of three or more images, those
+    without any spread among them; labels need be neither sorted nor without gaps."""
+    generator = np.random.default_rng(3)
+    labels = np.repeat(np.arange(40, dtype=np.int32) * 7 + 2, generator.integers(1, 30, 40))
+    generator.shuffle(labels)
+    right = generator.random((2, 3, len(labels))) < 0.5
+    right[1][:, np.isin(labels, [9, 30, 37, 44])] = False
+    right[:, :, labels == 16] = [[[True]], [[False]]]
+    right[:, :, labels == 23] = True
+    found, _ = judge(right, labels)
+    change = (right[1] * 1.0 - right[0]).mean(axis=0)
+    whole = {int(k): change[labels == k] for k in np.unique(labels) if (labels == k).sum() >= 3}
+    p = {
+        k: stats.ttest_1samp(d, 0.0).pvalue if np.ptp(d) else float(d[0] == 0)
+        for k, d in whole.items()
+    }
+    adjusted = dict(zip(p, stats.false_discovery_control(list(p.values())), strict=True))
+    expected = {k: q for k, q in adjusted.items() if q <= 0.05}
+    assert {16} < set(expected)
+    assert {c.label: c.p_adjusted for c in found.classes} == pytest.approx(expected, abs=1e-12)
+    for c in found.classes:
+        assert (c.images, c.delta) == (len(whole[c.label]), pytest.approx(whole[c.label].mean()))
 
 
 def test_bits_and_classes_come_back_and_are_small() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from marker_traces import LONG, healthy_evaluations, judged, whole_rows
 
-from ablate.report.pictures.timeline import TrialLine, draw_study, draw_trial
+from ablate.report.pictures.timeline import draw_trial
 
 
 def drawn(tmp_path: Path, rows: list[dict[str, Any]], evals: list[dict[str, Any]]) -> str:
@@ -89,28 +89,3 @@ def test_the_same_run_gives_the_same_drawing(tmp_path: Path) -> None:
     """Drawn twice, the SVG is the same file."""
     rows = whole_rows(np.random.default_rng(0), 300)
     assert drawn(tmp_path, rows, []) == drawn(tmp_path, rows, [])
-
-
-def test_a_study_shows_a_line_per_trial(tmp_path: Path) -> None:
-    """Labels, verdicts and the markers that count stand beside the lines."""
-    rows = whole_rows(np.random.default_rng(0), 1500)
-    healthy = judged(rows)
-    for row in rows[1000:]:
-        row["loss"] = math.nan
-    failed = judged(rows)
-    assert failed.verdict.stop is not None
-    trials = [
-        TrialLine("baseline, seed 0", 1500, healthy.verdict.name, healthy.events),
-        TrialLine(
-            "precision=pure_fp16, seed 0",
-            1003,
-            failed.verdict.name,
-            failed.events,
-            failed.verdict.stop.step,
-        ),
-    ]
-    png, svg = draw_study(tmp_path / "study", trials, title="Instability of study rn50_cc3m")
-    words = texts(svg.read_text())
-    assert {"baseline, seed 0", "STABLE", "NUMERIC_FAIL  non_finite", "stopped"} <= words
-    assert png.stat().st_size > 5000
-    draw_study(tmp_path / "empty", [], title="no trial yet")

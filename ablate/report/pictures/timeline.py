@@ -1,7 +1,7 @@
-"""Pictures of when what happened: one trial's curves with its events, and a study's trials.
+"""A picture of when what happened: one trial's curves with its events.
 
-A trial's is a PNG (to look at, for MLflow) or an SVG (to zoom into), a study's is both. matplotlib
-is imported when a picture is drawn and never touches a display.
+It is a PNG (to look at, for MLflow) or an SVG (to zoom into). matplotlib is imported when a picture
+is drawn and never touches a display.
 """
 
 from __future__ import annotations
@@ -38,17 +38,6 @@ _PALE = "#9db8d2"
 _GREY = "#666666"
 _NOTE = 125  # characters of a line across the picture
 _POINTS = 1500  # bins that a curve is drawn with: more than a picture has columns
-
-
-@dataclass(frozen=True, slots=True)
-class TrialLine:
-    """One trial in the picture of a study."""
-
-    label: str
-    last_step: int
-    verdict: str
-    events: Sequence[Event]
-    stop_step: int | None = None
 
 
 def draw_trial(
@@ -111,49 +100,6 @@ def draw_trial(
         _legend(figure, {item.severity for item in events})
     _head(figure, title, verdict if panels else "", note)
     _save(figure, path)
-
-
-def draw_study(stem: str | Path, trials: Sequence[TrialLine], *, title: str) -> tuple[Path, Path]:
-    """A study at a glance: a line per trial, its events as marks, its verdict at the end.
-
-    Writes ``<stem>.png`` and ``<stem>.svg`` and returns their paths.
-    """
-    figure = _figure(9.0, 0.3 * max(len(trials), 2) + 1.9)
-    axis = figure.subplots()
-    last = max((trial.last_step for trial in trials), default=0) or 1
-    for place, trial in enumerate(trials):
-        axis.plot([0, trial.last_step], [place, place], color="#d5d9de", linewidth=5, zorder=1)
-        for item in sorted(trial.events, key=_by_weight):
-            colour = _SEVERITY[item.severity]
-            width = max(item.last_step - item.first_step, last * 0.004)
-            axis.barh(
-                place, width, left=item.first_step, height=0.55, color=colour, zorder=2,
-                alpha=0.55 if item.severity == "info" else 0.9,
-            )  # fmt: skip
-        if trial.stop_step is not None:
-            axis.plot(
-                trial.stop_step, place, marker="x", color="black", markersize=6, zorder=3,
-                markeredgewidth=1.6,
-            )  # fmt: skip
-        axis.annotate(
-            _summary(trial), (1.01, place), xycoords=("axes fraction", "data"), va="center",
-            fontsize=8, color=_VERDICT.get(trial.verdict, _GREY), fontweight="bold",
-        )  # fmt: skip
-    axis.set_yticks(range(len(trials)), [trial.label for trial in trials], fontsize=8)
-    axis.set_ylim(len(trials) - 0.4, -0.6)
-    axis.set_xlim(0, max(last, 1) * 1.01)
-    axis.set_xlabel("optimizer step")
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    axis.tick_params(axis="y", length=0)
-    severities = {item.severity for trial in trials for item in trial.events}
-    _legend(figure, severities, stopped=any(trial.stop_step is not None for trial in trials))
-    _head(figure, title)
-    stem = Path(stem)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    _save(figure, png)
-    _save(figure, svg)
-    return png, svg
 
 
 @dataclass(slots=True)
@@ -315,16 +261,6 @@ def _note_stop(axis: Axes, step: int, last: int) -> None:
     )  # fmt: skip
 
 
-def _summary(trial: TrialLine) -> str:
-    """The verdict, and the markers that count for it."""
-    if not trial.last_step:
-        return "no step was made"
-    worth = [item for item in trial.events if item.severity != "info"]
-    worst = sorted(worth, key=_by_weight, reverse=True)
-    names = list(dict.fromkeys(item.marker for item in worst))[:3]
-    return f"{trial.verdict}  " + ", ".join(names) if names else trial.verdict
-
-
 def _by_weight(item: Event) -> tuple[int, int]:
     """Lighter ones first, so that heavier ones are drawn over them."""
     return (list(_SEVERITY).index(item.severity), -PRECEDENCE.index(item.verdict))
@@ -341,15 +277,12 @@ def _head(figure: Figure, title: str, verdict: str = "", note: str = "") -> None
     figure.text(0.012, lower, cut, va="top", ha="left", fontsize=8.5, color=_GREY)
 
 
-def _legend(figure: Figure, severities: Collection[str], *, stopped: bool = False) -> None:
-    from matplotlib.lines import Line2D
+def _legend(figure: Figure, severities: Collection[str]) -> None:
     from matplotlib.patches import Patch
 
     marks: list[Any] = [
         Patch(color=colour, label=name) for name, colour in _SEVERITY.items() if name in severities
     ]
-    if stopped:
-        marks.append(Line2D([], [], marker="x", color="black", linestyle="", label="stopped"))
     if not marks:
         return
     figure.legend(
