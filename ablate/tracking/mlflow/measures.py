@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ablate.study import Study
@@ -119,10 +119,13 @@ class Measures:
                 own += 1
                 share = self.study.is_share(name)
                 told[f"{section}{name}{'_pct' if share else ''}"] = 100 * value if share else value
-        for key, (worst, names) in _WORST.items():
-            found = [value for name, value in numbers.items() if _belongs(name, names)]
-            if found:
-                told[key] = math.nan if any(map(math.isnan, found)) else worst(found)
+        of_parts: dict[str, list[float]] = {}
+        for name, value in numbers.items():
+            for key in _summed_up_in(name):
+                of_parts.setdefault(key, []).append(value)
+        for key, values in of_parts.items():
+            worst, _ = _WORST[key]
+            told[key] = math.nan if any(map(math.isnan, values)) else worst(values)
         waited, whole = numbers.get("data_time_s"), numbers.get("step_time_s")
         if waited is not None and whole:
             told["system/data_wait_percentage"] = 100 * waited / whole
@@ -135,5 +138,11 @@ class Measures:
         return name not in _PLACE and "/" not in name and name not in METRICS
 
 
-def _belongs(name: str, names: tuple[str, ...]) -> bool:
-    return any(name.startswith(n) if n.endswith("/") else name == n for n in names)
+@lru_cache(maxsize=10_000)  # the same few names in each of many thousand rows
+def _summed_up_in(name: str) -> tuple[str, ...]:
+    """Keys of the worst of parts that a measurement counts for."""
+    return tuple(
+        key
+        for key, (_, names) in _WORST.items()
+        if any(name.startswith(n) if n.endswith("/") else name == n for n in names)
+    )
