@@ -13,11 +13,13 @@ def nothing_learnt(table: StudyTable) -> str:
     """A reason, when no trial that was looked at has learnt; empty when one has, or none was.
 
     The proof compares last with first weights on labelled images (``ablate inspect``); what it
-    leaves undecided is no evidence. Nor is anything it says against an objective that measures
-    learning itself, from a zero that its metric declares (``recon_gap``), and is clearly above it.
+    leaves undecided is no evidence. Nor is anything it says against an objective that is clearly
+    beyond guessing and either measures learning itself, from a zero that its metric declares
+    (``recon_gap``), or is of runs that began with given weights, in which it was learnt before.
     """
     declared = table.study.describe(table.study.objective.metric)
-    if declared is not None and declared.chance is not None:
+    measures_learning = declared is not None and declared.chance is not None
+    if measures_learning or any(row.loaded for row in table.rows):
         results = [row.result(c.levels) for c in table.cells for row in c.trials if row.ended]
         if results and not at_chance(tabulate(results), objective_of(table)):
             return ""

@@ -88,6 +88,8 @@ class TrialRow:
     flags: tuple[str, ...] = ()
     learning: str = ""
     """What a look at its weights says: learning | not learning | collapsed | undecided; or ""."""
+    loaded: bool = False
+    """Whether it began with given weights, so that the look asks what was learnt beside those."""
     reason: str = ""
     """What the run itself gave as its reason to end, when it did not complete."""
     events: tuple[Mapping[str, Any], ...] = ()
@@ -425,6 +427,7 @@ def _read(
     ended = folder.outcome()
     outcome = judged(trial.objective, folder, ended) if ended is not None else None
     attempts = folder.attempts()
+    told = folder.result(attempts[-1]) if attempts else None
     metric = study.objective.metric
     evaluations = folder.evaluations()
     events = tuple(folder.events())
@@ -452,6 +455,7 @@ def _read(
         step=int(outcome["step"]) if outcome and "step" in outcome else max(raw_loss, default=0),
         verdict=str(outcome.get("verdict") or "") if outcome else "",
         learning=str((folder.learned() or {}).get("verdict", "")),
+        loaded="init_from" in ((told or {}).get("facts") or {}),
         flags=tuple(outcome.get("flags") or ()) if outcome else (),
         reason="" if machine or state == Outcome.COMPLETED else reason,
         events=events,
@@ -460,7 +464,7 @@ def _read(
         peaks=tuple(_finite(raw_loss.get(event.get("first_step"))) for event in events),
         config=content["config"],
         fingerprint=content.get("fingerprint"),
-        cost=_cost(study, folder, trace, outcome, trouble=reason if machine else ""),
+        cost=_cost(study, folder, trace, outcome, told, trouble=reason if machine else ""),
     )
 
 
@@ -484,6 +488,7 @@ def _cost(
     folder: TrialRecord,
     trace: Sequence[Mapping[str, Any]],
     outcome: Mapping[str, Any] | None,
+    told: Mapping[str, Any] | None,
     *,
     trouble: str,
 ) -> Cost:
@@ -493,16 +498,14 @@ def _cost(
     if not ends and outcome:
         wall_s, worker_s = outcome["wall_s"], outcome["wall_s"] * workers
     speeds = [row["samples_per_s"] for row in trace if _finite(row.get("samples_per_s"))]
-    attempts = folder.attempts()
-    last = folder.result(attempts[-1]) if attempts else None
     return Cost(
         wall_s=wall_s,
         worker_hours=worker_s / 3600,
-        attempts=len(attempts),
+        attempts=len(folder.attempts()),
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         interrupted=interrupted(ends, workers=workers),
         samples_per_s=median(speeds) if speeds else None,
-        peak_memory_gib=last.get("peak_memory_gib") if last else None,
+        peak_memory_gib=told.get("peak_memory_gib") if told else None,
         weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=workers)
         if outcome
         else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -14,3 +15,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small data set; caches of it go to a folder of their own."""
     os.environ["ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     return make_data(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole set with captions, and lists of a few of its clips."""
+    from ablate.training.data.emoji_video import prepare_emoji_video
+
+    os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    root = prepare_emoji_video(tmp_path_factory.mktemp("clips") / "emoji-video").folder
+    list_few(root)
+    return root
+
+
+def list_few(root: Path) -> None:
+    """few_train.json and few_val.json beside the whole lists."""
+    for split in ("train", "val"):
+        rows = json.loads((root / f"{split}.json").read_text())[:64]
+        (root / f"few_{split}.json").write_text(json.dumps(rows))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,24 +25,6 @@ FIELDS: dict[str, Any] = {
     "train_data": "few_train.json", "val_data": "few_val.json", "seed": 0,
 }  # fmt: skip
 """2 epochs of 4 steps on 64 clips; 64 more to retrieve."""
-
-
-@pytest.fixture(scope="session")
-def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole set with captions, and lists of a few of its clips."""
-    from ablate.training.data.emoji_video import prepare_emoji_video
-
-    os.environ.setdefault("ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    root = prepare_emoji_video(tmp_path_factory.mktemp("clips") / "emoji-video").folder
-    list_few(root)
-    return root
-
-
-def list_few(root: Path) -> None:
-    """few_train.json and few_val.json beside the whole lists."""
-    for split in ("train", "val"):
-        rows = json.loads((root / f"{split}.json").read_text())[:64]
-        (root / f"few_{split}.json").write_text(json.dumps(rows))
 
 
 class TestVideoRetrieval(RecipeContract):

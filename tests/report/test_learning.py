@@ -48,6 +48,19 @@ def test_accuracy_above_guessing_is_no_proof_against_a_probe(tmp_path: Path) -> 
     assert "none has learnt" in nothing_learnt(table)
 
 
+def test_what_was_loaded_was_learnt_before(tmp_path: Path) -> None:
+    """Of runs that began with given weights the look says what they learnt beside those: where
+    they are clearly better than guessing it is no complaint, and at chance it is."""
+    for folder, shift, complains in (("a", 0.0, False), ("b", -1.0, True)):
+        table = looked_at(tmp_path / folder, QUICK, shift=shift)
+        assert table.chance is not None
+        cells = tuple(
+            replace(c, trials=tuple(replace(row, loaded=True) for row in c.trials))
+            for c in table.cells
+        )
+        assert bool(nothing_learnt(replace(table, cells=cells))) == complains
+
+
 @pytest.mark.parametrize("word", ["learning", "undecided", ""])
 def test_one_that_learnt_or_none_that_was_judged_is_no_complaint(tmp_path: Path, word: str) -> None:
     table = looked_at(tmp_path, QUICK)
