@@ -20,7 +20,7 @@ from ablate.markers.event import (
 from ablate.markers.rules import RULES
 from ablate.markers.thresholds import Thresholds
 
-VERSION = 10
+VERSION = 11
 """Raised whenever a rule may judge the same trace differently."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+from picture_data import list_few
 from small_trials import make_data
 
 
@@ -26,10 +26,3 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = prepare_emoji_video(tmp_path_factory.mktemp("clips") / "emoji-video").folder
     list_few(root)
     return root
-
-
-def list_few(root: Path) -> None:
-    """few_train.json and few_val.json beside the whole lists."""
-    for split in ("train", "val"):
-        rows = json.loads((root / f"{split}.json").read_text())[:64]
-        (root / f"few_{split}.json").write_text(json.dumps(rows))

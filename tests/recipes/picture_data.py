@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,3 +19,10 @@ def make_pictures(folder: Path, *, each: int = 12) -> Path:
             for number in range(count):
                 (place / f"{number:02d}.jpg").write_bytes(draw(kind, rng))
     return folder
+
+
+def list_few(root: Path) -> None:
+    """few_train.json and few_val.json beside the whole lists."""
+    for split in ("train", "val"):
+        rows = json.loads((root / f"{split}.json").read_text())[:64]
+        (root / f"few_{split}.json").write_text(json.dumps(rows))

@@ -14,7 +14,7 @@ import test_mae_later_stages
 import test_swav
 import test_timesformer
 import test_video_retrieval
-from picture_data import make_pictures
+from picture_data import list_few, make_pictures
 from small_trials import run, start
 
 from ablate.records.files import read_json
@@ -47,7 +47,7 @@ def root(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("root")
     clips = prepare_emoji_video(folder / "clips").folder
     test_timesformer.link_few(clips, clips)
-    test_video_retrieval.list_few(clips)
+    list_few(clips)
     make_pictures(folder / "pictures")
     return folder
 

@@ -194,9 +194,10 @@ def test_an_exported_model_is_loaded_by_transformers(clips: Path, tmp_path: Path
 
 @pytest.mark.exhaustive
 def test_the_study_of_resumes_cut_down(clips: Path, tmp_path: Path) -> None:
-    """studies/timesformer_resume.yaml with 90 steps on few clips: all kept has the very result
-    of the run without a break and no flag; a lost optimizer state and a schedule that begins anew
-    are named by the marker, which the loss alone does not do."""
+    """studies/timesformer_resume.yaml with 90 steps on few clips, as its header says: all kept has
+    the very result of the run without a break and no flag; an optimizer state that is lost or of
+    another run, and a schedule that begins anew, are named by the marker, which the loss alone does
+    not do."""
     import yaml
 
     study = yaml.safe_load((ROOT / "studies" / "timesformer_resume.yaml").read_text())
@@ -205,14 +206,15 @@ def test_the_study_of_resumes_cut_down(clips: Path, tmp_path: Path) -> None:
         "batch_size": 16, "max_epoch": 30, "eval_period": 30, "checkpoint_period": 30,
         "steps": [0, 15],
     }  # fmt: skip
-    del study["factors"]["interruption"]["optimizer_foreign"]  # which needs a run before
     study |= {"name": "cut", "seeds": [0], "gang": {"workers": 1}}
     (tmp_path / "cut.yaml").write_text(yaml.safe_dump(study))
-    done = subprocess.run(
-        [sys.executable, "-m", "ablate.cli", "launch", "cut.yaml", "--cluster", "local", "--yes"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    for line in ("train cut.yaml --seed 7 --out runs/timesformer_other",
+                 "launch cut.yaml --cluster local --yes"):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "ablate.cli", *line.split()],
+            cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
     found = {}
     for path in (tmp_path / "runs" / "cut" / "trials").glob("*/attempts/*/result.json"):
         broken = json.loads((path.parents[2] / "trial.json").read_text())["config"]["interruption"]
@@ -221,5 +223,6 @@ def test_the_study_of_resumes_cut_down(clips: Path, tmp_path: Path) -> None:
         found[name] = (result["final"]["clip_top1"], result["flags"])
     assert found[None] == found["kept", "kept"]
     assert "RESUME_JUMP" in found["lost", "kept"][1]
+    assert "RESUME_JUMP" in found["foreign", "kept"][1]
     assert "SCHEDULE_RESTARTED" in found["kept", "restarted"][1]
     assert not {"RESUME_JUMP", "SCHEDULE_RESTARTED"} & set(found[None][1])

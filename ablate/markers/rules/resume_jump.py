@@ -26,8 +26,11 @@ class ResumeJump(Marker):
 
     Moments of another run or of another parameter have the right size. What they lack is the
     direction: ``update_turn`` is the cosine between an update and the one before, about 0.9 where
-    a mean of gradients decays by 0.9, and about 0 where that mean is not this run's. It is known
-    about a break within a trial alone, for the update before a change of attempt is not kept.
+    a mean of gradients decays by 0.9, and far below where that mean is not this run's: -0.2 to
+    0.37, the more the two runs have in common the higher. It is known about a break within a trial
+    alone, for the update before a change of attempt is not kept. Of 1,009 ordinary steps of six
+    healthy runs that were ``steady`` two were below ``turned`` times the five before; under
+    momentum with noisy gradients updates are not, and nothing is said.
     """
 
     name: ClassVar[str] = "resume_jump"
@@ -35,10 +38,10 @@ class ResumeJump(Marker):
 
     high: float = 2.0
     low: float = 0.62
-    turned: float = 0.3
+    turned: float = 0.5
     """Share of the smallest cosine before a break below which an update has turned."""
-    steady: float = 0.3
-    """Cosine that those before must have for that: without momentum updates have no direction."""
+    steady: float = 0.5
+    """Cosine that those before must have for that: else updates turn by themselves."""
     least: int = 3
     """Updates before the border that must be known."""
     memory: int = 5
