@@ -175,6 +175,28 @@ def read_text(path: Path, *, error: type[AblateError], errors: str = "strict") -
         raise error(f"{path}: is not UTF-8 text; save it as CSV UTF-8") from None
 
 
+def at_header(text: str, *, delimiters: str = ",;\t") -> tuple[str, str, str]:
+    """A table's text with blank lines in place of what stands before its header, so that lines
+    keep their numbers; the header; and what divides its columns.
+
+    Comments before the header are left out (NumPy's header is one itself, and stays), and so is
+    Excel's ``sep=;``.
+    """
+    lines = text.split("\n")
+    at = next((k for k, line in enumerate(lines) if line.strip()), 0)
+    said = re.fullmatch(r"sep=(.)\s*", lines[at])
+    end = at + 1 if said else at
+    while end < len(lines) and lines[end].startswith("#"):
+        end += 1
+    if end > at and end < len(lines) and re.match(r"\s*[-+.\d]", lines[end]):
+        end -= 1
+        lines[end] = lines[end].lstrip("# ")
+    lines[at:end] = [""] * (end - at)
+    header = lines[end] if end < len(lines) else ""
+    divides = max(delimiters, key=lambda mark: (header.count(mark), mark == ","))
+    return "\n".join(lines), header, said[1] if said else divides
+
+
 def read_csv(
     text: str, path: Path, *, error: type[AblateError], delimiter: str = ","
 ) -> Iterator[tuple[int, list[str]]]:

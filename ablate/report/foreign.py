@@ -20,7 +20,7 @@ from ablate.analysis.answer import plain
 from ablate.analysis.results import OUTCOMES, Objective, Result
 from ablate.errors import AnalysisError
 from ablate.records.names import find_fault, look_of
-from ablate.records.source import read_csv, read_text
+from ablate.records.source import at_header, read_csv, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def read_results(path: str | Path | pd.DataFrame) -> list[Result]:
 
 
 def _read_lines(text: str, file: Path) -> list[Result]:
-    delimiter = _delimiter(text)
+    text, _, delimiter = at_header(text)
     lines = read_csv(text, file, error=AnalysisError, delimiter=delimiter)
     header = _header(file, next(lines, (1, []))[1])
     rows: list[tuple[int, dict[str, str]]] = []
@@ -131,12 +131,6 @@ def _name(where: str, given: str) -> str:
     if name and (fault := find_fault(name, derived=True)):
         raise AnalysisError(f"{where}: {fault}")
     return BASELINE if name.lower() == BASELINE else name
-
-
-def _delimiter(text: str) -> str:
-    """What stands between the columns: comma, semicolon (where commas are decimal) or tab."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
 
 
 def _join_equal_levels(rows: list[tuple[int, dict[str, str]]]) -> None:

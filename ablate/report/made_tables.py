@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import AnalysisError
-from ablate.records.source import read_csv, read_text
+from ablate.records.source import at_header, read_csv, read_text
 from ablate.study.elsewhere import ENDED, Made, flat, number
 
 SETTING = ("config.", "config/", "params.", "params_", "param.", "hparams.")
@@ -70,9 +70,8 @@ def _made(row: Mapping[str, Any], place: int, factors: Sequence[str]) -> Made | 
 
 
 def _csv(file: Path) -> Iterator[dict[str, Any]]:
-    text = read_text(file, error=AnalysisError)
-    first = text.split("\n", 1)[0]
-    lines = read_csv(text, file, error=AnalysisError, delimiter=max(",;\t", key=first.count))
+    text, _, delimiter = at_header(read_text(file, error=AnalysisError))
+    lines = read_csv(text, file, error=AnalysisError, delimiter=delimiter)
     header = [name.strip() for name in next(lines, (1, []))[1]]
     for _, cells in lines:
         yield dict(zip(header, cells, strict=False))

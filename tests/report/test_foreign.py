@@ -158,9 +158,11 @@ def _as_spreadsheet(lines: list[list[str]]) -> str:
         _as_tracker(_plain(), column="state", done="COMPLETE"),
         _as_spreadsheet(_plain()),
         "\n".join([HEADER.replace(",", "\t"), *("\t".join(line) for line in _plain())]),
+        "sep=;\n" + _as_spreadsheet(_plain()).removeprefix("\ufeff"),
+        "# of the cluster\n# 3 seeds\n" + "\n".join([HEADER, *map(",".join, _plain())]),
         "\n".join(["note,FACTOR,LEVEL,SEED,VALUE", *("x," + ",".join(r[:4]) for r in _plain())]),
     ],
-    ids=["pandas", "mlflow", "wandb", "optuna", "spreadsheet", "tabs", "more-columns"],
+    ids=["pandas", "mlflow", "wandb", "optuna", "spreadsheet", "tabs", "sep", "comments", "more"],
 )
 def test_what_others_write_is_read(tmp_path: Path, text: str) -> None:
     """Floats for seeds, states of trackers, capitals, semicolons with decimal commas: the same
@@ -168,6 +170,13 @@ def test_what_others_write_is_read(tmp_path: Path, text: str) -> None:
     expected = analyze(write(tmp_path / "ours.csv", PLAIN))
     (tmp_path / "theirs.csv").write_text(text)
     assert analyze(tmp_path / "theirs.csv") == expected
+
+
+def test_a_line_keeps_its_number_below_comments(tmp_path: Path) -> None:
+    lines = ["# of the cluster", HEADER, *(",".join(line) for line in _plain()), "lr,1,0,25%,"]
+    (tmp_path / "r.csv").write_text("\n".join(lines))
+    with pytest.raises(AnalysisError, match=rf"r\.csv:{len(lines)}: value '25%'"):
+        analyze(tmp_path / "r.csv")
 
 
 @pytest.mark.parametrize("word", ["crashed", "FAILED", "killed", "Preempted", "fail"])

@@ -10,7 +10,7 @@ from typing import Any
 from ablate.markers.event import number
 from ablate.markers.foreign.run import ForeignError, Record, Source
 from ablate.markers.foreign.steps import Point, in_order, whole_step
-from ablate.records.source import read_csv
+from ablate.records.source import at_header, read_csv
 
 _MLFLOW = {"key", "value", "step"}
 _COMET = {"metricName": "key", "metricValue": "value"}
@@ -24,15 +24,12 @@ def read_table(place: Path, text: str) -> Source:
     Raises:
         ForeignError: no rows, a column that stands twice, several runs in one table.
     """
-    text, delimiters = _headed(text)
-    header = text.split("\n", 1)[0]
+    text, header, delimiter = at_header(text, delimiters=",;|\t")
     plain = header.rstrip("\r").replace("\t", " ")
     if not plain.isprintable() or plain.count("\ufffd") * 3 > len(plain):
         raise ForeignError(f"{place}: no loss was found, and no verdict; it is no text")
     if "loss" in header.lower().split() and not re.search("[,;|\t]", header):
         text = re.sub(r"[ ]+", ",", re.sub(r"(?m)^ +| +$", "", text))  # columns between blanks
-        header = text.split("\n", 1)[0]
-    delimiter = max(delimiters, key=header.count)
     reader = read_csv(text, place, delimiter=delimiter, error=ForeignError)
     names = [cell.strip() for cell in next(reader, (1, []))[1]]
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -71,21 +68,6 @@ def in_columns(place: Path, records: list[Record]) -> list[Record]:
     if names >= _MLFLOW:
         return _one_run(place, records)
     return _named(place, records) if names == set(TENSORBOARD) else records
-
-
-def _headed(text: str) -> tuple[str, str]:
-    """The text from its header on, and what may divide its columns: comments before the header
-    are left out (NumPy's is one itself), and so is Excel's ``sep=;``."""
-    text = text.lstrip("\n")
-    first = text.split("\n", 1)[0]
-    if said := re.fullmatch(r"sep=(.)\s*", first):
-        return text[len(first) + 1 :], said[1]
-    comment = None
-    while text.startswith("#"):
-        comment, _, text = text.partition("\n")
-    if comment and re.match(r"\s*[-+.\d]", text):
-        text = f"{comment.lstrip('# ')}\n{text}"
-    return text, ",;|\t"
 
 
 def read_parquet(place: Path) -> Source:
