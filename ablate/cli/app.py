@@ -71,8 +71,8 @@ def main() -> None:
         if is_full(error):
             _leave(
                 3,
-                f"no space is left{where}. What was recorded is kept: free some space and launch "
-                "again.",
+                f"no space is left{where}. What was recorded is kept: free some space and call "
+                "this again.",
             )
         if error.errno == errno.EROFS:
             _leave(
@@ -84,7 +84,8 @@ def main() -> None:
             _leave(
                 3,
                 f"{error.filename or 'a file'}: its file system does not answer "
-                f"({error.strerror}). What was recorded is kept: bring it back and launch again.",
+                f"({error.strerror}). What was recorded is kept: bring it back and call this "
+                "again.",
             )
         if isinstance(error, FileNotFoundError) and _is_nowhere():
             _leave(2, "the folder this was called in is gone; go into one that is there (cd ..)")

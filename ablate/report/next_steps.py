@@ -47,7 +47,15 @@ def next_steps(
     launch = f"ablate launch {study.file}"
     steps = []
     waiting = sum(table.count(state) for state in UNENDED)
-    if waiting:
+    if table.count("running"):
+        steps.append(
+            Step(
+                f"{counted(waiting, 'trial')} of this study {are(waiting)} still to come, and a "
+                "launch is at work on them; watch it, and read this again later.",
+                f"ablate watch {study.name}",
+            )
+        )
+    elif waiting:
         steps.append(
             Step(
                 f"{counted(waiting, 'trial')} of this study {are(waiting)} still to be "

@@ -392,6 +392,15 @@ def test_part_of_a_study(tmp_path):
     assert paths.summary.next[0][1] == "ablate launch quick.yaml"
 
 
+def test_while_a_launch_is_at_work_nobody_is_told_to_launch(tmp_path):
+    """What is to be done about trials that are still to come is to wait for them."""
+    study = study_of(tmp_path)
+    record = write_study(tmp_path, study, missing=[("baseline", "", 3)])
+    missing = study.trial(study.cell({}), seed=3).id
+    text, code = write_report(study, record, active={missing}).summary.next[0]
+    assert "a launch is at work" in text and code == "ablate watch quick"
+
+
 def test_everything_diverged(tmp_path):
     """When every run of every cell diverged there is no difference, and no crash either."""
     study = study_of(tmp_path, ONE_FACTOR.replace("[7]", "[0, 1, 2]"))
