@@ -22,7 +22,7 @@ BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
     [
         drills.killed_worker,
         pytest.param(drills.damaged_checkpoints, marks=pytest.mark.drill),
-        drills.preempted,
+        pytest.param(drills.preempted, marks=pytest.mark.drill),
         pytest.param(drills.preempted_in_a_hurry, marks=pytest.mark.drill),
     ],
     ids=["killed_worker", "damaged_checkpoints", "preempted", "preempted_in_a_hurry"],

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import yaml
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -38,6 +39,7 @@ def cut_down(name: str, folder: Path, *, keep: Sequence[str] = (), **fields: obj
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
 
 
+@pytest.mark.exhaustive
 def test_half_loaded_weights_are_told_by_the_verdict(captioned: Path, tmp_path: Path) -> None:
     """Where names that do not match are passed over in silence nothing is loaded: retrieval is
     worse, which matters, and the page opens with what was expected of it. Nobody says that nothing
