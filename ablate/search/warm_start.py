@@ -70,6 +70,7 @@ def _read(study: Study, source: str) -> Earlier:
     for what, mine, theirs in (
         ("recipe", study.recipe, other.recipe),
         ("objective", study.objective.metric, other.objective.metric),
+        ("objective.at", study.objective.at, other.objective.at),
         ("objective.cost", study.objective.cost, other.objective.cost),
     ):
         if mine != theirs and not (what == "objective.cost" and mine is None):

@@ -79,6 +79,10 @@ def test_the_plan_says_what_was_taken_and_the_book_stores_it(tmp_path: Path) -> 
     ("change", "expected"),
     [
         (("seeds: [0, 1]", "objective: {metric: knn_top1}\nseeds: [0, 1]"), "objective knn_top1"),
+        (
+            ("seeds: [0, 1]", "objective: {metric: imagenet_top1, at: mean_last_k}\nseeds: [0, 1]"),
+            "objective.at mean_last_k",
+        ),
     ],
 )
 def test_a_study_that_says_nothing_here_is_refused(
