@@ -166,7 +166,12 @@ def _summary(page: Page) -> Summary:
         headlines=(
             *(f"{finding.expected}: {finding.found}" for finding in page.expected),
             *(page.sweep.headlines if page.sweep else ()),
-            *(question.analysis.headline for question in page.questions),
+            *(
+                f"{question.title}: {question.analysis.headline}"
+                if len(page.questions) > 1
+                else question.analysis.headline
+                for question in page.questions
+            ),
             *(() if page.sweep else (page.use.sentence,)),
         ),
         rows=tuple(

@@ -467,6 +467,9 @@ def test_leave_one_out_asks_two_questions(tmp_path):
         False
     ]
     assert [c["delta"] > 0 for c in verdicts["added"]["contrasts"] if c["factor"] == "wd"] == [True]
+    first, second, _ = paths.summary.headlines
+    assert first.startswith("Each change taken out of the target: ")
+    assert second.startswith("Each change made alone: ")
 
 
 def test_colours_on_text_are_legible():
