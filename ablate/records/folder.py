@@ -29,8 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate import __version__
 from ablate.errors import RecordError
 from ablate.records.files import (
+    FORMAT,
     clear_leftovers,
     dumps,
     find_json,
@@ -47,6 +49,16 @@ RUNGS = "rungs.jsonl"
 """What a search's pruning saw and decided, in a study folder."""
 
 
+def _check_layout(path: Path, content: Mapping[str, Any]) -> None:
+    written = content.get("format", FORMAT)
+    if written != FORMAT:
+        by = f", that of ablate {content['version']}" if "version" in content else ""
+        raise RecordError(
+            f"{path} has layout {written}{by}, and this version ({__version__}) reads {FORMAT}. "
+            "Nothing is damaged: read and go on with it by the version that wrote it"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
     """Reads one trial folder."""
@@ -58,8 +70,14 @@ class TrialRecord:
         return self.folder.name
 
     def trial(self) -> dict[str, Any]:
-        """trial.json: what is asked."""
-        content: dict[str, Any] = read_json(self.folder / "trial.json")
+        """trial.json: what is asked.
+
+        Raises:
+            RecordError: it is damaged, or of another layout.
+        """
+        path = self.folder / "trial.json"
+        content: dict[str, Any] = read_json(path)
+        _check_layout(path, content)
         return content
 
     def outcome(self) -> dict[str, Any] | None:
@@ -244,8 +262,16 @@ class StudyRecord:
     folder: Path
 
     def study(self) -> dict[str, Any] | None:
-        """study.json, or None when nothing was launched here yet."""
-        return find_json(self.folder / "study.json")
+        """study.json, or None when nothing was launched here yet.
+
+        Raises:
+            RecordError: it is damaged, or of another layout.
+        """
+        path = self.folder / "study.json"
+        content = find_json(path)
+        if content is not None:
+            _check_layout(path, content)
+        return content
 
     def write_study(self, content: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

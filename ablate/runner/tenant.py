@@ -8,6 +8,7 @@ from typing import Any
 
 from ablate import __version__
 from ablate.errors import RecordError
+from ablate.records.files import FORMAT
 from ablate.records.folder import StudyRecord
 from ablate.study import Study
 
@@ -16,7 +17,7 @@ def write_study(study: Study, record: StudyRecord) -> None:
     """Write study.json: what the folder answers."""
     record.write_study(
         {
-            "format": 1,
+            "format": FORMAT,
             "name": study.name,
             "path": study.source.path,
             "root": study.root,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from ablate.records.files import FORMAT
 from ablate.words import name_levels
 
 Levels = tuple[tuple[str, str], ...]
@@ -91,7 +92,7 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """The content of trial.json."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "id": self.id,
             "study": self.study,
             "levels": dict(self.cell.levels),

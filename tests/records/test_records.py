@@ -178,3 +178,16 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_json(tmp_path / "a.json") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_of_another_layout_is_named_as_such(tmp_path: Path) -> None:
+    """It is neither damaged nor read as if it were ours: the version that wrote it is said."""
+    record = StudyRecord(tmp_path / "runs" / "s")
+    record.write_study({"format": 99, "version": "9.9.9"})
+    with pytest.raises(RecordError, match=r"study\.json has layout 99, that of ablate 9\.9\.9"):
+        record.study()
+    trial = record.record("0123456789ab")
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "trial.json").write_text('{"format": 99}')
+    with pytest.raises(RecordError, match=r"trial\.json has layout 99, and this version"):
+        trial.trial()
