@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from ablate.api import RUNS, open_cluster
@@ -47,7 +48,8 @@ def doctor(
         marks = {"ok": ("ok", "green"), "warning": ("!!", "yellow"), "error": ("no", "red")}
         for finding in findings:
             mark, style = marks[finding.level]
-            out.print(f"[{style}]{mark}[/]  {finding.subject:<16} {finding.message}")
+            line = Text.assemble((mark, style), f"  {finding.subject:<16} {finding.message}")
+            out.print(line, soft_wrap=True)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
