@@ -202,7 +202,7 @@ def _summaries(
 
 
 def _summarize(factor: str, contrasts: Sequence[Contrast], say: sentences.Scale) -> FactorSummary:
-    words = {c.verdict for c in contrasts}
+    words = {c.verdict for c in contrasts if not c.identical} or {verdict.INCONCLUSIVE}
     order = (
         verdict.MATTERS, verdict.DEPENDS, verdict.STANDS_OUT, verdict.INCONCLUSIVE,
         verdict.NEGLIGIBLE, verdict.EQUIVALENT,

@@ -69,19 +69,26 @@ def headline(
     if not contrasts:
         return "There is nothing to compare with the baseline yet."
     factors = list(dict.fromkeys(c.factor for c in contrasts))
-    words = {f: {c.verdict for c in contrasts if c.factor == f} for f in factors}
+    compared = [c for c in contrasts if not c.identical]
+    words = {f: {c.verdict for c in compared if c.factor == f} for f in factors}
     matter = [f for f in factors if verdict.MATTERS in words[f]]
     standing = [f for f in factors if verdict.STANDS_OUT in words[f] and f not in matter]
     linked = [f for f in factors if verdict.DEPENDS in words[f] and f not in matter]
     # What is open for no other reason than divergence is told by itself, below.
     waiting = {
-        c.factor for c in contrasts if c.verdict == verdict.INCONCLUSIVE and not _diverges_more(c)
+        c.factor for c in compared if c.verdict == verdict.INCONCLUSIVE and not _diverges_more(c)
     }
-    inert = [f for f in factors if all(c.identical for c in contrasts if c.factor == f)]
-    waiting -= set(inert)
+    inert = [
+        c.factor if not words[c.factor] else f"{c.factor}={c.level}"
+        for c in contrasts
+        if c.identical
+    ]
+    inert = list(dict.fromkeys(inert))
     told = {*matter, *standing, *linked}
     open_ = [f for f in factors if f not in told and f in waiting]
-    settled = [f for f in factors if f not in told and verdict.INCONCLUSIVE not in words[f]]
+    settled = [
+        f for f in factors if f not in told and words[f] and verdict.INCONCLUSIVE not in words[f]
+    ]
     parts = []
     for names, one, many in (
         (matter, "matters", "matter"),
@@ -120,8 +127,8 @@ def _diverged_in(c: Contrast) -> str:
 
 def factor(name: str, contrasts: Sequence[Contrast], say: Scale) -> str:
     """One sentence for a factor: its answer, then a clause for each level."""
-    words = [c.verdict for c in contrasts]
-    if all(c.identical for c in contrasts):
+    words = [c.verdict for c in contrasts if not c.identical]
+    if not words:
         lead = "changed no run"
     elif verdict.MATTERS in words:
         lead = "matters"

@@ -54,6 +54,24 @@ def test_a_level_that_changes_no_run_is_told_so() -> None:
     assert found.headline == "flag changed no run: is it applied?"
 
 
+def test_a_level_that_changed_no_run_leaves_the_factor_its_answer() -> None:
+    """One level equals the baseline in each seed, the other is within the margin: the factor
+    changes nothing of interest, and of the first it is asked whether it is applied."""
+    values = {"off": (0.5, 0.52, 0.51), "kept": (0.5, 0.52, 0.51), "other": (0.501, 0.519, 0.511)}
+    results = [
+        Result((("flag", level),), seed, "completed", value)
+        for level, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    found = analyze_results(
+        results, baseline={"flag": "off"}, objective=Objective("accuracy", "maximize", 0.05)
+    )
+    assert found.headline == (
+        "flag changes nothing of interest; flag=kept changed no run: is it applied?"
+    )
+    assert found.factors[0].verdict == "EQUIVALENT"
+
+
 def test_differences_of_rounding_alone_are_none() -> None:
     """0.1 + 0.2 is not 0.3 in the last bit, and the same result."""
     flag = only(analyse({"base": [0.1 + 0.2, 0.1 + 0.7, 0.3], "flag": [0.3, 0.8, 0.3]}))
