@@ -316,6 +316,8 @@ def verdict_role(contrast: Contrast) -> str:
 
 def verdict_words(contrast: Contrast) -> str:
     """A verdict as the report's tables say it."""
+    if contrast.identical:
+        return "identical"
     if contrast.verdict == verdict.MATTERS and contrast.direction:
         return f"matters, {contrast.direction}"
     if contrast.verdict == verdict.STANDS_OUT:

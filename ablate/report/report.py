@@ -262,6 +262,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
 
 
+def _breakable(name: str) -> Markup:
+    """A setting's name that a narrow column breaks between its words, not within them."""
+    return Markup(re.sub("[=_]", r"\g<0><wbr>", escape(name)))
+
+
 def _groupby_in_order(items: Iterable[Any], attribute: str) -> list[tuple[Any, list[Any]]]:
     groups: dict[Any, list[Any]] = {}
     for item in items:
@@ -272,6 +277,7 @@ def _groupby_in_order(items: Iterable[Any], attribute: str) -> list[tuple[Any, l
 _FILTERS = {
     "probability": probability,
     "percent": _percent,
+    "breakable": _breakable,
     "groupby_in_order": _groupby_in_order,
     "code": _code,
 }

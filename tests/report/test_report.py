@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from synthetic import QUICK, study_of, write_study
 
+from ablate.analysis.analysis import analyze_results
+from ablate.analysis.results import Objective, Result
 from ablate.markers.healthy import false_names
 from ablate.records.files import read_json, write_json
 from ablate.records.folder import StudyRecord
@@ -20,6 +22,7 @@ from ablate.report.best import recommend
 from ablate.report.page import header_comment, read_page
 from ablate.report.pictures.figures import curve_groups, path_picture
 from ablate.report.pictures.picture import PALETTE
+from ablate.report.questions import verdict_words
 from ablate.report.report import guard, latex_text, markdown_text, write_report
 from ablate.report.scale import scale_of
 from ablate.study.table import read_table
@@ -390,6 +393,17 @@ def test_part_of_a_study(tmp_path):
     page = _Page(paths.html.read_text())
     assert "rank 1 <bus error>" in page.text
     assert paths.summary.next[0][1] == "ablate launch quick.yaml"
+
+
+def test_equal_results_are_called_identical():
+    """In every table and picture: no difference was too small to tell, there was none."""
+    results = [
+        Result((("flag", level),), seed, "completed", 0.5 + seed / 100)
+        for level in ("off", "on")
+        for seed in range(3)
+    ]
+    [on] = analyze_results(results, baseline={"flag": "off"}, objective=Objective()).contrasts
+    assert (verdict_words(on), on.verdict) == ("identical", "INCONCLUSIVE")
 
 
 def test_while_a_launch_is_at_work_nobody_is_told_to_launch(tmp_path):
