@@ -65,7 +65,7 @@ def time_steps(folder: Path, first: int, last: int, in_memory: bool = True) -> N
 
         cuda = run.gang.device.type == "cuda"
         if step == 1:
-            _settle(cuda)
+            settle(cuda)
             began["first step"] = time.perf_counter() - began["process"]
         if step == 2 and not run.task.execution.compile:
             with FlopCounterMode(display=False) as counter:
@@ -73,13 +73,13 @@ def time_steps(folder: Path, first: int, last: int, in_memory: bool = True) -> N
             began["flops"] = float(counter.get_total_flops())
             return values
         if step == first:
-            _settle(cuda)
+            settle(cuda)
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             began["steps"] = time.perf_counter()
         values = original(run, model, step, micro)
         if step == last:
-            _settle(cuda)
+            settle(cuda)
             seconds = (time.perf_counter() - began["steps"]) / (last - first + 1)
             leave(
                 folder,
@@ -95,7 +95,7 @@ def time_steps(folder: Path, first: int, last: int, in_memory: bool = True) -> N
     wrap("take", optimize)
 
 
-def _settle(cuda: bool) -> None:
+def settle(cuda: bool) -> None:
     import torch
 
     if cuda:
@@ -147,9 +147,25 @@ def hold(folder: Path, at: int) -> None:
     def optimize(original: Any, run: Any, model: Any, step: int, micro: Any) -> Any:
         values = original(run, model, step, micro)
         if step == at:
-            _settle(run.gang.device.type == "cuda")
+            settle(run.gang.device.type == "cuda")
             write(folder, held=True)
             signal.pause()
         return values
+
+    wrap("take", optimize)
+
+
+def run_out_of_memory(folder: Path, rank: int, at: int) -> None:
+    """On that rank, in step `at`: note the time, and raise what an accelerator does."""
+    if int(os.environ["RANK"]) != rank:
+        return
+
+    def optimize(original: Any, run: Any, model: Any, step: int, micro: Any) -> Any:
+        import torch
+
+        if step == at:
+            write(folder, at=time.time())
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return original(run, model, step, micro)
 
     wrap("take", optimize)

@@ -12,4 +12,4 @@ if ! "$python" -c 'import open_clip, pydantic, safetensors, pytest, scipy' 2>/de
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 export HF_HUB_OFFLINE=1
-exec "$python" tests/gpu/measure.py --out "$out" "$@"
+exec "$python" "tests/gpu/${SCRIPT:-measure.py}" --out "$out" "$@"

@@ -21,7 +21,9 @@ from ablate.trial.recipe import load
 from tests.scripted_studies import Recorder
 
 STUDIES = Path(__file__).parents[2] / "studies"
-HERE = ("mae_weight_decay", "swav_collapse", "timesformer_resume", "retrieval_loading")
+HERE = (
+    "mae_weight_decay", "swav_collapse", "timesformer_resume", "retrieval_loading", "openclip_markers",
+)  # fmt: skip
 CLUSTER = ("mae_vit_b_imagenet", "swav_rn50_bs256", "timesformer_k400", "retrieval_msrvtt")
 
 
