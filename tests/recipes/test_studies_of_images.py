@@ -1,4 +1,4 @@
-"""The studies of mae and swav, cut down: what a setting does shows in what is measured of it."""
+"""The studies of mae, swav and openclip, cut down: what a setting does shows in what is told."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from ablate.records.folder import StudyRecord, TrialRecord
 from ablate.runner import controller, hold
 from ablate.runner.plan.plan import plan
 from ablate.study import load_study, parse_study
+from ablate.training.data.emoji import prepare_emoji
 from ablate.training.data.emoji_groups import prepare_emoji_groups
 from ablate.trial.recipe import load
 from tests.scripted_studies import Recorder
 
 STUDIES = Path(__file__).parents[2] / "studies"
 HERE = (
-    "mae_weight_decay", "swav_collapse", "timesformer_resume", "retrieval_loading", "openclip_markers",
-)  # fmt: skip
+    "mae_weight_decay",
+    "swav_collapse",
+    "timesformer_resume",
+    "retrieval_loading",
+    "openclip_markers",
+)
 CLUSTER = ("mae_vit_b_imagenet", "swav_rn50_bs256", "timesformer_k400", "retrieval_msrvtt")
 
 
@@ -114,6 +119,34 @@ def test_the_best_loss_may_be_a_collapse(root: Path) -> None:
     results = [trial.result(1) or {} for trial in (sound, single)]
     assert [each["verdict"] for each in results] == ["STABLE", "COLLAPSED"]
     assert "PROTOTYPE_COLLAPSE" in results[1]["flags"]
+
+
+@pytest.mark.exhaustive
+def test_a_strong_augmentation_shows_in_the_score_and_a_stuck_temperature_in_a_marker(
+    root: Path,
+) -> None:
+    """Three runs of openclip_markers: pictures that are cropped and coloured hard are found
+    less than half as often; in pure_bf16 the temperature's updates round to nothing, which the
+    score does not tell and the marker does."""
+    prepare_emoji(root / "data" / "emoji")
+    strong = yaml.safe_load((STUDIES / "openclip_markers.yaml").read_text())["factors"][
+        "augmentation"
+    ]
+    found = run(
+        "openclip_markers",
+        root,
+        seed=0,
+        keep={"precision": ["fp32", "pure_bf16"], "augmentation": strong},
+        epochs=4,
+        zeroshot_frequency=4,
+    )
+    assert set(found) == {"", "pure_bf16", "strong"}
+    scores = {level: last(trial, "imagenet_top5") for level, trial in found.items()}
+    assert scores["strong"] < 0.6 * scores[""] and scores["pure_bf16"] > 0.6 * scores[""], scores
+    told = {level: (trial.result(1) or {})["flags"] for level, trial in found.items()}
+    assert "UPDATES_SMALL" in told["pure_bf16"] and not told[""] and not told["strong"]
+    temperatures = [row["logit_scale"] for row in found["pure_bf16"].trace()]
+    assert temperatures[-1] == temperatures[len(temperatures) // 2]
 
 
 @pytest.mark.parametrize("name", [*HERE, *CLUSTER])

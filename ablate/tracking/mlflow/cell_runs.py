@@ -32,7 +32,7 @@ def sync_cell(door: Door, known: Known, levels: Levels, *, closing: bool) -> Non
     ):
         door.client.delete_run(cell.run_id)
         cell = None
-    cell = cell or _create(door, known, levels)
+    cell = cell or _create(door, known, levels, whole=is_whole)
     metrics = runs.cell_numbers(counted, known=cell.seeds, measures=known.measures)
     draws = is_whole and not cell.is_drawn
     if draws:
@@ -67,15 +67,14 @@ def sync_cell(door: Door, known: Known, levels: Levels, *, closing: bool) -> Non
     )
 
 
-def _create(door: Door, known: Known, levels: Levels) -> CellRun:
+def _create(door: Door, known: Known, levels: Levels, *, whole: bool) -> CellRun:
     study = known.study
     tags = runs.cell_tags(study, levels, name=known.by_cell[levels][0].cell.name)
     name = study.change_name(dict(levels))
     start = begun_first(known.record.record(trial.id) for trial in known.by_cell[levels])
-    run = door.create(name, tags, start=milliseconds(start))
+    run = door.create(name, tags, start=milliseconds(start), whole=whole)
     config = study.config(study.cell(dict(levels)), seed=study.seeds[0])
-    datasets = list(inputs_of(study.recipe, config).values())
-    door.client.log_inputs(run.info.run_id, datasets=datasets)
+    door.log_inputs(run.info.run_id, list(inputs_of(study.recipe, config).values()))
     made = known.cells[levels] = CellRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))
     return made
 

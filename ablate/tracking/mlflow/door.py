@@ -59,6 +59,8 @@ class Door:
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._open(name, record)
         self._drafts = drafts_of(self.client, self.experiment) if drafts else None
+        self._inputs: list[tuple[str, Sequence[entities.DatasetInput]]] = []
+        """Of runs that are not written yet."""
 
     def _open(self, name: str, record: StudyRecord) -> str:
         """The study's experiment. Where another folder's study has its name, it gets another one.
@@ -142,6 +144,17 @@ class Door:
         if self._drafts is not None:
             self._drafts.write()
             self.patience.arrived()
+            while self._inputs:
+                run_id, datasets = self._inputs.pop()
+                self.client.log_inputs(run_id, datasets=datasets)
+                self.patience.arrived()
+
+    def log_inputs(self, run_id: str, datasets: Sequence[entities.DatasetInput]) -> None:
+        """Say what data a run was made from."""
+        if self._drafts is not None and run_id in self._drafts:
+            self._inputs.append((run_id, datasets))
+            return
+        self.client.log_inputs(run_id, datasets=datasets)
 
     def is_deleted(self, run_id: str) -> bool:
         """Whether someone has deleted a run, so that MLflow takes nothing for it."""

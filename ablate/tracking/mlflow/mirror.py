@@ -110,6 +110,7 @@ class Mirror:
         for levels in stale:
             self._patience.look_on()
             self._try_cell(door, levels, closing=closing)
+        self._flush(door)
         sync_study(door, known, closing=closing)
         if closing:
             self._compare(door)
@@ -202,7 +203,10 @@ class Mirror:
         known = self._known
         try:
             sync_cell(door, known, levels, closing=closing)
-        except (MlflowException, SQLAlchemyError):
+        except SQLAlchemyError:
+            self._drafts = False
+            raise
+        except MlflowException:
             raise
         except Exception as error:
             if not _is_of_records(error, known.record.folder):
