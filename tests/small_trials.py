@@ -159,10 +159,11 @@ class Ranks:
     """The running ranks of one attempt."""
 
     processes: tuple[ForkServerProcess, ...]
+    deadline_s: float = DEADLINE_S
 
     def wait(self) -> list[int | None]:
         """Exit codes; negative numbers are signals."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self.deadline_s
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
@@ -172,7 +173,7 @@ class Ranks:
     def wait_for_a_death(self) -> list[int | None]:
         """Wait until the first rank ends, SIGKILL the others at once; exit codes."""
         sentinels = [process.sentinel for process in self.processes]
-        assert multiprocessing.connection.wait(sentinels, timeout=DEADLINE_S)
+        assert multiprocessing.connection.wait(sentinels, timeout=self.deadline_s)
         self.kill()
         return [process.exitcode for process in self.processes]
 
@@ -190,7 +191,12 @@ class Ranks:
 
 
 def start(
-    folder: Path, *, workers: int = 1, prepare: Callable[[], None] | None = None, **env: str
+    folder: Path,
+    *,
+    workers: int = 1,
+    prepare: Callable[[], None] | None = None,
+    deadline_s: float = DEADLINE_S,
+    **env: str,
 ) -> Ranks:
     """Start all ranks of a trial, each a process forked from the warm server.
 
@@ -209,14 +215,20 @@ def start(
         process = context.Process(target=_run_rank, args=(str(folder), own, prepare))
         process.start()
         processes.append(process)
-    return Ranks(tuple(processes))
+    return Ranks(tuple(processes), deadline_s)
 
 
 def run(
-    folder: Path, *, workers: int = 1, prepare: Callable[[], None] | None = None, **env: str
+    folder: Path,
+    *,
+    workers: int = 1,
+    prepare: Callable[[], None] | None = None,
+    deadline_s: float = DEADLINE_S,
+    **env: str,
 ) -> list[int | None]:
     """Run all ranks of a trial to their end; exit codes."""
-    return start(folder, workers=workers, prepare=prepare, **env).wait()
+    ranks = start(folder, workers=workers, prepare=prepare, deadline_s=deadline_s, **env)
+    return ranks.wait()
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
