@@ -38,3 +38,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with one_at_a_time(f"sqlite:///{file}"):
         pass
     return file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker waits at the end for another one's."""
+    items.sort(key=lambda item: "training" not in item.path.parts)

@@ -19,12 +19,12 @@ def nothing_learnt(table: StudyTable) -> str:
     """
     declared = table.study.describe(table.study.objective.metric)
     measures_learning = declared is not None and declared.chance is not None
-    if measures_learning or any(row.loaded for row in table.rows):
+    words = [row.learning for row in table.rows if row.value is not None]
+    if measures_learning or "nothing added" in words:
         results = [row.result(c.levels) for c in table.cells for row in c.trials if row.ended]
         if results and not at_chance(tabulate(results), objective_of(table)):
             return ""
-    words = [row.learning for row in table.rows if row.value is not None]
-    told = [word for word in words if word in ("learning", "not learning", "collapsed")]
+    told = [word for word in words if word not in ("undecided", "")]
     if not told or "learning" in told:
         return ""
     return f"of {counted(len(told), 'run')} whose weights were looked at none has learnt anything"

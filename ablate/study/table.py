@@ -87,9 +87,9 @@ class TrialRow:
     """How the markers call the run's course."""
     flags: tuple[str, ...] = ()
     learning: str = ""
-    """What a look at its weights says: learning | not learning | collapsed | undecided; or ""."""
-    loaded: bool = False
-    """Whether it began with given weights, so that the look asks what was learnt beside those."""
+    """What a look at its weights says: learning | not learning | collapsed | undecided; or "".
+    "nothing added" is said in the place of "not learning" of a run that began with given weights,
+    in which it was learnt before."""
     reason: str = ""
     """What the run itself gave as its reason to end, when it did not complete."""
     events: tuple[Mapping[str, Any], ...] = ()
@@ -454,8 +454,7 @@ def _read(
         best_epoch=best[0] if best else None,
         step=int(outcome["step"]) if outcome and "step" in outcome else max(raw_loss, default=0),
         verdict=str(outcome.get("verdict") or "") if outcome else "",
-        learning=str((folder.learned() or {}).get("verdict", "")),
-        loaded="init_from" in ((told or {}).get("facts") or {}),
+        learning=_learning(folder, told or {}),
         flags=tuple(outcome.get("flags") or ()) if outcome else (),
         reason="" if machine or state == Outcome.COMPLETED else reason,
         events=events,
@@ -466,6 +465,12 @@ def _read(
         fingerprint=content.get("fingerprint"),
         cost=_cost(study, folder, trace, outcome, told, trouble=reason if machine else ""),
     )
+
+
+def _learning(folder: TrialRecord, told: Mapping[str, Any]) -> str:
+    word = str((folder.learned() or {}).get("verdict", ""))
+    was_loaded = "init_from" in (told.get("facts") or {})
+    return "nothing added" if was_loaded and word == "not learning" else word
 
 
 def _read_foreign(folder: TrialRecord) -> TrialRow:

@@ -9,8 +9,8 @@ import pytest
 from drills import Run, Stage, allowed_s
 
 SEEDS = (1, pytest.param(2, marks=pytest.mark.drill), pytest.param(3, marks=pytest.mark.drill))
-"""When it happens: at the first of these in the suite."""
-pytestmark = pytest.mark.slow
+"""When it happens: at the first of these in the suite, where a drill is part of it."""
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
 """From the fault to the next attempt's first step, on a quiet machine."""
@@ -21,9 +21,9 @@ BOUNDS_S = {drills.killed_worker: 5.0, drills.stopped_rank: 30.0}
     "drill",
     [
         drills.killed_worker,
-        pytest.param(drills.damaged_checkpoints, marks=pytest.mark.drill),
-        pytest.param(drills.preempted, marks=pytest.mark.drill),
-        pytest.param(drills.preempted_in_a_hurry, marks=pytest.mark.drill),
+        drills.damaged_checkpoints,
+        drills.preempted,
+        drills.preempted_in_a_hurry,
     ],
     ids=["killed_worker", "damaged_checkpoints", "preempted", "preempted_in_a_hurry"],
 )

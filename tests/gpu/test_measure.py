@@ -34,6 +34,7 @@ def test_the_script_measures_a_small_model_on_a_cpu(tmp_path: Path) -> None:
     assert "speed / exact / ms_a_step" in said
 
 
+@pytest.mark.exhaustive
 def test_the_script_for_several_measures_two_ranks(tmp_path: Path) -> None:
     """The end of a rank that runs out of memory alone says so, before the first step and later."""
     found, said = measured("gang.py", "machine,alone", tmp_path)

@@ -100,6 +100,39 @@ def test_positions_of_zero_and_decayed_norms_show(root: Path) -> None:
     assert shrunk == pytest.approx(math.exp(-rates), abs=0.01), (scales, rates)
 
 
+@pytest.mark.exhaustive
+def test_an_autoencoder_that_cannot_learn_is_told(root: Path) -> None:
+    """At a rate of nothing updates are named small, and the reconstruction is worse than predicting
+    nothing. With every patch hidden the layer that reads them is dead, and a quarter is learnt of
+    what the sound run learns, which has no flag."""
+    found = run(
+        "mae_weight_decay",
+        root,
+        seed=0,
+        keep={"lr": [2e-3, 1e-9], "mask_ratio": [0.75, 1.0]},
+        train_num_samples=1024,
+        batch_size=64,
+        epochs=10,
+        evaluations=[{"kind": "reconstruction", "every": 10}],
+    )
+    told = {level: (trial.result(1) or {})["flags"] for level, trial in found.items()}
+    gaps = {level: last(trial, "recon_gap") for level, trial in found.items()}
+    patches = "DEAD_PARAM(vit.embeddings.patch_embeddings.projection.*)"
+    assert told == {"": [], "1e-09": ["UPDATES_SMALL"], "1.0": [patches]}
+    assert gaps["1e-09"] < 0 < gaps["1.0"] < 0.5 * gaps[""]
+
+
+@pytest.mark.exhaustive
+def test_uniform_assignments_leave_no_gap(root: Path) -> None:
+    """The whole run of one seed with epsilon 1: the loss rests at ln(prototypes), so `loss_gap` is
+    nothing; the sound run's is not."""
+    found = run("swav_collapse", root, seed=1, keep={"epsilon": [0.03, 1.0]}, evaluations=[])
+    gaps = {level: last(trial, "loss_gap") for level, trial in found.items()}
+    assert abs(gaps["1.0"]) < 0.02 and gaps[""] > 0.1, gaps
+    assert "PROTOTYPE_COLLAPSE" not in (found[""].result(1) or {})["flags"]
+
+
+@pytest.mark.exhaustive
 def test_the_best_loss_may_be_a_collapse(root: Path) -> None:
     """The baseline keeps its projections apart over most of the prototypes and is STABLE. With
     nothing balanced the loss is far better, with one prototype in use: COLLAPSED."""

@@ -55,7 +55,7 @@ def test_what_was_loaded_was_learnt_before(tmp_path: Path) -> None:
         table = looked_at(tmp_path / folder, QUICK, shift=shift)
         assert table.chance is not None
         cells = tuple(
-            replace(c, trials=tuple(replace(row, loaded=True) for row in c.trials))
+            replace(c, trials=tuple(replace(r, learning="nothing added") for r in c.trials))
             for c in table.cells
         )
         assert bool(nothing_learnt(replace(table, cells=cells))) == complains

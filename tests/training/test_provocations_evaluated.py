@@ -126,6 +126,7 @@ def test_frozen_statistics_are_junk_at_evaluations(tmp_path: Path, shapes: Path)
     assert done.suspect == "BatchNorm's running statistics"
 
 
+@pytest.mark.exhaustive
 def test_damaged_images_are_counted(tmp_path: Path, emoji: Path) -> None:
     """M16: one JPEG in a hundred is cut off: its samples are replaced, and the share is told."""
     (tmp_path / "data" / "train").mkdir(parents=True)

@@ -40,6 +40,7 @@ def test_an_evaluation_finds_what_is_poisoned(tmp_path: Path, emoji: Path) -> No
     assert done.told("non_finite", "parameters") and done.told("batch_norm", "non_finite")
 
 
+@pytest.mark.exhaustive
 def test_a_skipped_step_still_poisons_batch_norm(tmp_path: Path, emoji: Path) -> None:
     """M12a: fp16's scaler skips the step with the pixel, so weights and training go on unharmed;
     the running statistics saw it, and the evaluation ends the trial."""
@@ -90,6 +91,7 @@ def test_lonely_mispaired_batches_are_a_rate_of_spikes(tmp_path: Path, few: Path
     assert done.told("spike_score") and done.ending[::2] == ("completed", None)
 
 
+@pytest.mark.exhaustive
 def test_thirty_times_the_learning_rate_never_spikes(tmp_path: Path, emoji: Path) -> None:
     """M6: lr x 30 without warmup, beta2 .999: no spike, the model collapses in its first steps to
     logits that say nothing, and the run, of 320 steps, is ended at ln B after its hold of 200."""
@@ -122,6 +124,7 @@ def test_shuffled_captions_are_chance_level(tmp_path: Path, emoji: Path) -> None
     assert done.suspect == "images and captions do not belong together"
 
 
+@pytest.mark.exhaustive
 def test_a_batch_of_one_sample_has_no_gradient(tmp_path: Path, emoji: Path) -> None:
     """M5 as it is: a batch that holds one pair B times has a loss of exactly ln B and, its rows
     being equal, no gradient at all: nothing spikes, and nothing is harmed."""
@@ -136,6 +139,7 @@ def test_a_batch_of_one_sample_has_no_gradient(tmp_path: Path, emoji: Path) -> N
     assert done.ending == ("completed", "STABLE", None)
 
 
+@pytest.mark.exhaustive
 def test_batch_norm_hides_the_scale_of_its_input(tmp_path: Path, emoji: Path) -> None:
     """M4 as it is: inputs ten times as large from a step on change nothing in a network that
     normalises after its first layer: neither the loss nor any gradient or marker."""

@@ -62,6 +62,7 @@ def test_a_huge_epsilon_is_told(tmp_path: Path, emoji: Path) -> None:
     assert done.suspect == "epsilon rules the update"
 
 
+@pytest.mark.exhaustive
 def test_a_temperature_without_brake_jumps(tmp_path: Path, few: Path) -> None:
     """M10: lr x 100 and no decay on the temperature, pairs known by heart: it leaves its usual
     pace, and is told. (It stops below its limit when no pair is left to tell apart; a temperature
@@ -144,6 +145,7 @@ def test_a_scaler_that_skips_often_is_told(tmp_path: Path, emoji: Path) -> None:
     assert done.ending[::2] == ("completed", None)
 
 
+@pytest.mark.exhaustive
 def test_weights_beyond_fp16_have_no_loss(tmp_path: Path, emoji: Path) -> None:
     """M1, M11 as it is: weights x 1e4 overflow in fp16's forward pass already; the scaler skips
     each step, and the third NaN loss ends the run before 20 skips could."""
