@@ -52,7 +52,7 @@ def next_steps(
             Step(
                 f"{counted(waiting, 'trial')} of this study {are(waiting)} still to come, and a "
                 "launch is at work on them; watch it, and read this again later.",
-                f"ablate watch {study.name}",
+                f"ablate watch runs/{study.name}",
             )
         )
     elif waiting:

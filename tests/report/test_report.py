@@ -412,7 +412,7 @@ def test_while_a_launch_is_at_work_nobody_is_told_to_launch(tmp_path):
     record = write_study(tmp_path, study, missing=[("baseline", "", 3)])
     missing = study.trial(study.cell({}), seed=3).id
     text, code = write_report(study, record, active={missing}).summary.next[0]
-    assert "a launch is at work" in text and code == "ablate watch quick"
+    assert "a launch is at work" in text and code == "ablate watch runs/quick"
 
 
 def test_everything_diverged(tmp_path):
