@@ -78,12 +78,10 @@ def headline(
     waiting = {
         c.factor for c in compared if c.verdict == verdict.INCONCLUSIVE and not _diverges_more(c)
     }
-    inert = [
-        c.factor if not words[c.factor] else f"{c.factor}={c.level}"
-        for c in contrasts
-        if c.identical
-    ]
-    inert = list(dict.fromkeys(inert))
+    same = [c for c in contrasts if c.identical]
+    inert = list(
+        dict.fromkeys(f"{c.factor}={c.level}" if words[c.factor] else c.factor for c in same)
+    )
     told = {*matter, *standing, *linked}
     open_ = [f for f in factors if f not in told and f in waiting]
     settled = [

@@ -427,7 +427,7 @@ def _read(
     ended = folder.outcome()
     outcome = judged(trial.objective, folder, ended) if ended is not None else None
     attempts = folder.attempts()
-    told = folder.result(attempts[-1]) if attempts else None
+    told = (folder.result(attempts[-1]) if attempts else None) or {}
     metric = study.objective.metric
     evaluations = folder.evaluations()
     events = tuple(folder.events())
@@ -454,7 +454,7 @@ def _read(
         best_epoch=best[0] if best else None,
         step=int(outcome["step"]) if outcome and "step" in outcome else max(raw_loss, default=0),
         verdict=str(outcome.get("verdict") or "") if outcome else "",
-        learning=_learning(folder, told or {}),
+        learning=_learning(folder, told),
         flags=tuple(outcome.get("flags") or ()) if outcome else (),
         reason="" if machine or state == Outcome.COMPLETED else reason,
         events=events,
@@ -463,8 +463,11 @@ def _read(
         peaks=tuple(_finite(raw_loss.get(event.get("first_step"))) for event in events),
         config=content["config"],
         fingerprint=content.get("fingerprint"),
-        cost=_cost(study, folder, trace, outcome, told, trouble=reason if machine else ""),
-    )
+        cost=_cost(
+            study, folder, trace, outcome, told,
+            num_attempts=len(attempts), trouble=reason if machine else "",
+        ),
+    )  # fmt: skip
 
 
 def _learning(folder: TrialRecord, told: Mapping[str, Any]) -> str:
@@ -493,8 +496,9 @@ def _cost(
     folder: TrialRecord,
     trace: Sequence[Mapping[str, Any]],
     outcome: Mapping[str, Any] | None,
-    told: Mapping[str, Any] | None,
+    told: Mapping[str, Any],
     *,
+    num_attempts: int,
     trouble: str,
 ) -> Cost:
     ends = folder.ends()
@@ -506,11 +510,11 @@ def _cost(
     return Cost(
         wall_s=wall_s,
         worker_hours=worker_s / 3600,
-        attempts=len(folder.attempts()),
+        attempts=num_attempts,
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         interrupted=interrupted(ends, workers=workers),
         samples_per_s=median(speeds) if speeds else None,
-        peak_memory_gib=told.get("peak_memory_gib") if told else None,
+        peak_memory_gib=told.get("peak_memory_gib"),
         weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=workers)
         if outcome
         else None,

@@ -7,7 +7,6 @@ Writes found/found.json and prints it as a table, like measure.py, with the same
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import tempfile
@@ -172,5 +171,5 @@ SECTIONS = (machine, resume, alone, leaving, losses, speed)
 
 
 if __name__ == "__main__":
-    default = torch.cuda.device_count() or int(os.environ.get("RANKS", "2"))
-    sys.exit(measure(SECTIONS, about=__doc__ or "", needs_more=NEEDS_MORE, ranks=default))
+    here = max(2, torch.cuda.device_count())
+    sys.exit(measure(SECTIONS, about=__doc__ or "", needs_more=NEEDS_MORE, ranks=here))

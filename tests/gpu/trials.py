@@ -124,19 +124,21 @@ Section = Callable[[Bench], dict[str, Any]]
 
 
 def measure(
-    sections: Sequence[Section], *, about: str, needs_more: Sequence[str], ranks: int = 1
+    sections: Sequence[Section], *, about: str, needs_more: Sequence[str], ranks: int | None = None
 ) -> int:
     """Run every section whatever another one met, and tell; 1 when one could not be measured.
 
-    `about` is the script's text, whose command line is read here; `ranks` the accelerators that it
-    takes unless told.
+    `about` is the script's text, whose command line is read here; `ranks` how many accelerators a
+    script for several takes unless told.
     """
     asked = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     asked.add_argument("--out", type=Path, default=Path("found"))
     asked.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    asked.add_argument("--ranks", type=int, default=ranks, help="accelerators to take")
+    asked.set_defaults(ranks=1)
+    if ranks is not None:
+        asked.add_argument("--ranks", type=int, default=ranks, help="accelerators to take")
     asked.add_argument(
         "--tiny", action="store_true", help="a small model, for a machine without GPUs"
     )

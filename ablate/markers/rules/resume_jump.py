@@ -27,7 +27,7 @@ class ResumeJump(Marker):
     Moments of another run or of another parameter have the right size. What they lack is the
     direction: ``update_turn`` is the cosine between an update and the one before, about 0.9 where
     a mean of gradients decays by 0.9, and far below where that mean is not this run's: -0.2 to
-    0.37, the more the two runs have in common the higher. It is known about a break within a trial
+    0.42, the more the two runs have in common the higher. It is known about a break within a trial
     alone, for the update before a change of attempt is not kept. Of 1,009 ordinary steps of six
     healthy runs that were ``steady`` two were below ``turned`` times the five before; under
     momentum with noisy gradients updates are not, and nothing is said.

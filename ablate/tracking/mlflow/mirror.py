@@ -86,6 +86,20 @@ class Mirror:
         closing: bool,
     ) -> None:
         """One round: bring every trial that may have news up to date."""
+        try:
+            self._go_round(trials, active, touched, closing=closing)
+        except SQLAlchemyError:
+            self._drafts = False  # call by call MLflow says which run it is that it refuses
+            raise
+
+    def _go_round(
+        self,
+        trials: Sequence[Trial],
+        active: frozenset[str],
+        touched: Iterable[str],
+        *,
+        closing: bool,
+    ) -> None:
         known = self._known
         self._pending.update(known.take_in(trials[self._num_known :]))
         self._num_known = len(trials)
@@ -106,21 +120,14 @@ class Mirror:
         if known.runs:
             ensure_study(door, known)
             self._read_answer(stale, closing=closing)
-        self._flush(door)
+        door.flush()
         for levels in stale:
             self._patience.look_on()
             self._try_cell(door, levels, closing=closing)
-        self._flush(door)
+        door.flush()
         sync_study(door, known, closing=closing)
         if closing:
             self._compare(door)
-
-    def _flush(self, door: Door) -> None:
-        try:
-            door.flush()
-        except SQLAlchemyError:
-            self._drafts = False
-            raise
 
     def _read_answer(self, stale: dict[Levels, None], *, closing: bool) -> None:
         """Read what the results say, at the end and now and then; adds the cells that it says
@@ -179,7 +186,6 @@ class Mirror:
                 self._patience.finished()
             return done
         except SQLAlchemyError:
-            self._drafts = False  # call by call MLflow says which run it is that it refuses
             raise
         except MlflowException as error:
             run = known.runs.get(trial.id)
@@ -203,10 +209,7 @@ class Mirror:
         known = self._known
         try:
             sync_cell(door, known, levels, closing=closing)
-        except SQLAlchemyError:
-            self._drafts = False
-            raise
-        except MlflowException:
+        except (MlflowException, SQLAlchemyError):
             raise
         except Exception as error:
             if not _is_of_records(error, known.record.folder):
