@@ -18,7 +18,6 @@ side's have seen a batch, both sides' are fitted to the same images before they 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ import numpy.typing as npt
 import torch
 
 from ablate.errors import AblateError, CheckpointError, LoadError
+from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
 from ablate.training.evaluations import scores
 from ablate.training.evaluations.health import averaging, batch_norms
@@ -259,7 +259,7 @@ def inspect_paths(
         name = able("plain_config", given=recipe)
         config = ability(name, "plain_config")(model)
     elif owner is not None:
-        trial = json.loads((owner / "trial.json").read_text(encoding="utf-8"))
+        trial = TrialRecord(owner).trial()
         name = trial["recipe"]
         config = absolute(load(name).Config(**trial["config"]), root=Path(trial["root"]))
     if config is None:
