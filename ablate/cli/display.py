@@ -212,7 +212,7 @@ _ROLE_STYLES = {"better": "green", "worse": "red", "same": "cyan", "open": "yell
 def render_summary(summary: Summary) -> RenderableType:
     """The answer: a sentence per factor, then a row per contrast with the baseline."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("setting", overflow="fold", min_width=22)
+    table.add_column("setting", overflow="fold", min_width=16)
     columns: dict[str, Sequence[str | Text]] = {
         summary.unit: [row.delta for row in summary.rows],
         "95 % interval": [row.interval for row in summary.rows],

@@ -132,7 +132,6 @@ def test_uniform_assignments_leave_no_gap(root: Path) -> None:
     assert "PROTOTYPE_COLLAPSE" not in (found[""].result(1) or {})["flags"]
 
 
-@pytest.mark.exhaustive
 def test_the_best_loss_may_be_a_collapse(root: Path) -> None:
     """The baseline keeps its projections apart over most of the prototypes and is STABLE. With
     nothing balanced the loss is far better, with one prototype in use: COLLAPSED."""

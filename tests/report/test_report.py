@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from synthetic import QUICK, study_of, write_study
 
 from ablate.analysis.analysis import analyze_results
 from ablate.analysis.results import Objective, Result
+from ablate.cli.display import render_summary
 from ablate.markers.healthy import false_names
 from ablate.records.files import read_json, write_json
 from ablate.records.folder import StudyRecord
@@ -23,7 +27,7 @@ from ablate.report.page import header_comment, read_page
 from ablate.report.pictures.figures import curve_groups, path_picture
 from ablate.report.pictures.picture import PALETTE
 from ablate.report.questions import verdict_words
-from ablate.report.report import guard, latex_text, markdown_text, write_report
+from ablate.report.report import Summary, SummaryRow, guard, latex_text, markdown_text, write_report
 from ablate.report.scale import scale_of
 from ablate.study.table import read_table
 
@@ -404,6 +408,21 @@ def test_equal_results_are_called_identical():
     ]
     [on] = analyze_results(results, baseline={"flag": "off"}, objective=Objective()).contrasts
     assert (verdict_words(on), on.verdict) == ("identical", "INCONCLUSIVE")
+
+
+def test_no_number_is_cut_off_on_eighty_columns():
+    """The widest words of every column side by side: "+23" is not to be read as "+2"."""
+    row = SummaryRow(
+        "lr", "0.002", "0.0005", "+11.13", "\N{MINUS SIGN}10.71 to +12.98", "matters, better",
+        "open", "0/10", "+23",
+    )  # fmt: skip
+    diverged = replace(row, diverged="10/10", needs_seeds="> 50")
+    summary = Summary("s", "points", (), (row, diverged), (), "", ())
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_summary(summary))
+    shown = console.file.getvalue()
+    for word in ("+23", "> 50", "10/10", "+11.13", "to +12.98", "matters, better", "seeds"):
+        assert word in shown, shown
 
 
 def test_while_a_launch_is_at_work_nobody_is_told_to_launch(tmp_path):
