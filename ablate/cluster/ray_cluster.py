@@ -13,6 +13,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,7 +117,8 @@ class RayCluster(GangCluster):
     def capacity(self, shape: Shape) -> Capacity:
         """Total counts every node seen so far, as one that was lost may be replaced, and some more
         where Ray's autoscaler is at work."""
-        return self._nodes.capacity(shape, self._seats.idle())
+        room = self._nodes.capacity(shape, self._seats.idle())
+        return replace(room, busy="") if self._seats.holds_any() else room
 
     def _host(self, node: str) -> RayHost:
         host = self._hosts.get(node)

@@ -73,6 +73,8 @@ class Seats:
         self._asked: Shape | None = None
         self._idle: list[_Idle] = []
         self._taken: list[Gang] = []
+        self._arriving = 0
+        """Groups that Ray has placed, and whose machines are being made ready."""
         self._turn_s = turn_s
         self._since: dict[str, float] = {}
         """When each of our groups was placed, by Ray's id of it."""
@@ -87,6 +89,10 @@ class Seats:
             for seat in idle.gang.seats
             if isinstance(seat.host, RayHost)
         ]
+
+    def holds_any(self) -> bool:
+        """Whether Ray has given us any seats: who then waits, waits for none but us."""
+        return bool(self._taken or self._idle or self._arriving)
 
     def nodes_in_use(self) -> set[str]:
         """Nodes with a seat that is taken, or kept for the next attempt."""
@@ -172,7 +178,11 @@ class Seats:
         self._own.add(group.id.hex())
         try:
             await group.ready()
-            gang = await self._seat(shape, group)
+            self._arriving += 1
+            try:
+                gang = await self._seat(shape, group)
+            finally:
+                self._arriving -= 1
         except (HostLost, ray.exceptions.RayError):
             # A node went away between its promise and its answer: ask again.
             remove_placement_group(group)

@@ -198,7 +198,8 @@ def test_labels_keep_a_gang_to_nodes_that_have_them(cluster: RayCluster, tmp_pat
 
 
 def test_gangs_hold_accelerators_of_their_own(cluster: RayCluster, tmp_path: Path) -> None:
-    """Gangs side by side see different whole GPUs, and a group that is reused keeps its own."""
+    """Gangs side by side see different whole GPUs, and a group that is reused keeps its own. While
+    ours hold all seats none is free, which is nobody's shortage."""
     go = tmp_path / "go"
     seen: dict[int, list[str]] = {}
     for number in (1, 2):
@@ -221,6 +222,8 @@ def test_gangs_hold_accelerators_of_their_own(cluster: RayCluster, tmp_path: Pat
         events: list[GangEvent] = []
         while sum(event.kind == "placed" for event in events) < 2:
             events += cluster.wait(60)
+        room = cluster.capacity(runs[0].shape)
+        assert (room.total, room.free, room.busy) == (2, 0, "")
         go.touch()
         while sum(event.kind == "exited" for event in events) < 2:
             events += cluster.wait(60)
