@@ -132,7 +132,11 @@ def export_model(config: Config, weights: Path, folder: Path) -> None:
     if config.stage != "pretrain":
         _export_classifier(config, stored, folder)
         return
+    from transformers.utils import logging
+
     from ablate.recipes.mae.model import create_model
+
+    logging.disable_progress_bar()  # one of its own, for a single file
 
     model: Any = create_model(config, torch.device("cpu"))
     model.load_state_dict(stored)
