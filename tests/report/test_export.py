@@ -166,6 +166,22 @@ def test_a_clear_winner_is_said_with_its_interval(tmp_path):
     assert low < 0.06 < high
 
 
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [(0.004, "baseline, by less than the margin"), (0.009, "baseline, perhaps by less than the")],
+)
+def test_a_winner_by_little_is_no_open_question(tmp_path, effect: float, said: str):
+    """A difference that is shown is said to be shown, whether it is below the margin of .01 or
+    cannot be told from it."""
+    study = study_of(tmp_path, TWO)
+    record = write_study(
+        tmp_path, study, effects={("beta2", "0.98"): effect}, diverged={}, noise=0.0005
+    )
+    sentence = recommend(read_table(study, record, curves=False)).sentence
+    assert f"It is shown to be better than the {said}" in sentence, sentence
+    assert "no clear winner" not in sentence
+
+
 def test_cells_without_all_their_seeds_are_not_compared(tmp_path):
     """An incomplete cell cannot win, and is named in a warning."""
     study = study_of(tmp_path, TWO)
