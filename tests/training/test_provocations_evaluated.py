@@ -119,7 +119,8 @@ def test_frozen_statistics_are_junk_at_evaluations(tmp_path: Path, shapes: Path)
     )  # fmt: skip
     # So short a run is named, and never stopped.
     assert done.ending == ("completed", "DIVERGED", None)
-    (drop,) = done.told("accuracy_collapse")
+    # What untrained statistics answer may leave chance for one evaluation: an event of its own.
+    drop, *_ = done.told("accuracy_collapse")
     assert drop["first_step"] == 48
     (drift,) = [e for e in done.told("batch_norm") if e["last_step"] >= 48]
     assert drift["evidence"]["fault"] == "statistics"
