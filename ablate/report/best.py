@@ -332,8 +332,7 @@ def _how_sure(table: StudyTable, choice: Choice, over: Contrast | None, scale: S
     interval = f"difference {scale.interval(over.ci_adjusted)} {scale.unit}".rstrip()
     if over.verdict == verdict.MATTERS:
         return f"{text}It is shown to be better than the baseline ({interval})."
-    low, high = over.ci_adjusted
-    if low > 0 or high < 0:
+    if over.direction == "better":  # though not by so much that it matters
         by = "by" if over.verdict == verdict.NEGLIGIBLE else "perhaps by"
         sure = f"It is shown to be better than the baseline, {by} less than the margin"
         return f"{text}{sure} ({interval})."
