@@ -10,6 +10,7 @@ no classes but ImageNet's. And `speed: fast` against `speed: exact`, on 13 seeds
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ import yaml
 from ablate.api import load
 
 QUICKSTART = Path(__file__).parents[2] / "studies" / "quickstart.yaml"
+USUAL: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
 CELLS = ("strong", "light")
 SEEDS = (0, 1)
 
@@ -52,9 +54,19 @@ def call_ablate(folder: Path, *words: str) -> float:
 
 def write_study(path: Path, **asked: Any) -> Path:
     """The quickstart with other questions."""
-    study: dict[str, Any] = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump({**study, "confirm": False, **asked}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**USUAL, "confirm": False, **asked}, sort_keys=False))
     return path
+
+
+def export_lines(run: Path) -> list[Path]:
+    """The exported line of each of its runs."""
+    lines = []
+    for cell, seed in itertools.product(CELLS, SEEDS):
+        out = run.parent / f"{cell}-{seed}"
+        which = ("--cell", f"augmentation={cell}", "--seed", str(seed), "--out", str(out))
+        call_ablate(run.parents[1], "export", str(run), *which, "--no-register")
+        lines.append(out / "train.sh")
+    return lines
 
 
 def seconds_of_parts(run: Path) -> dict[str, float]:
@@ -66,53 +78,40 @@ def seconds_of_parts(run: Path) -> dict[str, float]:
         ended = attempt / "result.json"
         result = json.loads(ended.read_text(encoding="utf-8"))
         learnt = (attempt / "learning.json").stat().st_mtime - ended.stat().st_mtime
-        known = {"steps": result["train_s"], "evaluation": result["eval_s"]}
-        known["what was learnt"] = learnt
-        for name, seconds in {**known, "the rest of a trial": wall - sum(known.values())}.items():
-            parts[name] += seconds
+        seconds = [result["train_s"], result["eval_s"], learnt]
+        for name, spent in zip(parts, [*seconds, wall - sum(seconds)], strict=True):
+            parts[name] += spent
     return parts
 
 
 def test_a_study_against_a_loop(tmp_path: Path) -> None:
     """The same four runs: a study's wall time, and that of one exported line after another."""
     call_ablate(tmp_path, "data", "emoji")
-    factors = {"augmentation": yaml.safe_load(QUICKSTART.read_text())["factors"]["augmentation"]}
+    factors = {"augmentation": USUAL["factors"]["augmentation"]}
     study = write_study(tmp_path / "two.yaml", factors=factors, seeds=list(SEEDS))
-    run = tmp_path / "runs" / "two"
-    ours, theirs = [], []
+    run, found = tmp_path / "runs" / "two", []
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for number in range(int(os.environ.get("ROUNDS", "1"))):
         shutil.rmtree(run, ignore_errors=True)
-        ours.append(call_ablate(tmp_path, "launch", str(study), "--yes", "--cluster", "local"))
-        parts = seconds_of_parts(run)
-        spent = 0.0
-        for cell in CELLS:
-            for seed in SEEDS:
-                out = tmp_path / f"best-{cell}-{seed}"
-                if not out.is_dir():
-                    cells = ("--cell", f"augmentation={cell}", "--seed", str(seed))
-                    call_ablate(
-                        tmp_path, "export", str(run), *cells, "--out", str(out), "--no-register"
-                    )
-                logs = tmp_path / f"logs-{number}-{cell}-{seed}"
-                bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-                line = str(out / "train.sh")
-                spent += call(tmp_path, "bash", line, LOGS=str(logs), PATH=bin_first)
-        theirs.append(spent)
+        ours = call_ablate(tmp_path, "launch", str(study), "--yes", "--cluster", "local")
+        parts, logs = seconds_of_parts(run), str(tmp_path / f"logs-{number}")
+        lines = export_lines(run)
+        theirs = sum(call(tmp_path, "bash", str(line), LOGS=logs, PATH=path) for line in lines)
         told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
         print(
-            f"\nablate launch {ours[-1]:.1f} s (trials: {told}; start and end of the launch "
-            f"{ours[-1] - sum(parts.values()):.1f} s); a loop over train.sh {spent:.1f} s: "
-            f"{spent / ours[-1]:.2f} x"
+            f"\nablate launch {ours:.1f} s (trials: {told}; start and end of the launch "
+            f"{ours - sum(parts.values()):.1f} s); a loop over train.sh {theirs:.1f} s: "
+            f"{theirs / ours:.2f} x"
         )
-    assert sum(theirs) > sum(ours)
+        found.append(theirs / ours)
+    assert min(found) > 1
 
 
 def test_fast_is_equivalent_to_exact(tmp_path: Path) -> None:
     """What `fast` rounds otherwise changes the score of the setting that the quickstart hands out
     by less than its margin; its baseline learns too little to say."""
     call_ablate(tmp_path, "data", "emoji")
-    usual = yaml.safe_load(QUICKSTART.read_text())
-    learns = {**usual["baseline"], "lr": 2.0e-3, **usual["factors"]["augmentation"]["light"]}
+    learns = {**USUAL["baseline"], "lr": 2.0e-3, **USUAL["factors"]["augmentation"]["light"]}
     asked = {"factors": {"speed": ["exact", "fast"]}, "seeds": list(range(13))}
     study = write_study(tmp_path / "speeds.yaml", baseline=learns, **asked)
     call_ablate(tmp_path, "launch", str(study), "--yes", "--cluster", "local")
