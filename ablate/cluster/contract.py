@@ -107,8 +107,9 @@ class Capacity:
     reason: str
     """Why total is 0: which resource is missing, and what each machine has; else empty."""
     busy: str = ""
-    """Why free is 0 though total is not, and no seat is ours: what each machine has left; else
-    empty."""
+    """Why free is 0 though total is not: what each machine has left; else empty."""
+    ours: bool = False
+    """This cluster's own gangs hold seats, or are about to: who waits then waits for them."""
     away: int = 0
     """How many of total need machines that do not answer now."""
     notes: tuple[str, ...] = ()

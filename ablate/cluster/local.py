@@ -56,6 +56,8 @@ class LocalCluster(GangCluster):
             total=total,
             free=count_gangs(shape, [free]),
             reason=explain_shortage(shape, here),
+            busy=explain_shortage(shape, {"this machine": free}, now=True),
+            ours=free != self._all,
         )
 
     async def _place(self, shape: Shape) -> Gang:

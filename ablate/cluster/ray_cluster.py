@@ -118,7 +118,7 @@ class RayCluster(GangCluster):
         """Total counts every node seen so far, as one that was lost may be replaced, and some more
         where Ray's autoscaler is at work."""
         room = self._nodes.capacity(shape, self._seats.idle())
-        return replace(room, busy="") if self._seats.holds_any() else room
+        return replace(room, ours=self._seats.holds_any())
 
     def _host(self, node: str) -> RayHost:
         host = self._hosts.get(node)

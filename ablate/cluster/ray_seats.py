@@ -91,7 +91,7 @@ class Seats:
         ]
 
     def holds_any(self) -> bool:
-        """Whether Ray has given us any seats: who then waits, waits for none but us."""
+        """Whether Ray has given us any seats, their machines ready or not."""
         return bool(self._taken or self._idle or self._arriving)
 
     def nodes_in_use(self) -> set[str]:

@@ -210,7 +210,7 @@ class _Loop:
 
     def _seats(self, capacity: Capacity) -> int:
         """How many attempts the cluster may hold now."""
-        self.attempts.shortage = capacity.busy
+        self.attempts.shortage = "" if capacity.ours else capacity.busy
         self.attempts.notes = capacity.notes
         if (canary := self.breaker.canary) in self.attempts.active:
             number = self.attempts.active[canary]

@@ -223,7 +223,7 @@ def test_gangs_hold_accelerators_of_their_own(cluster: RayCluster, tmp_path: Pat
         while sum(event.kind == "placed" for event in events) < 2:
             events += cluster.wait(60)
         room = cluster.capacity(runs[0].shape)
-        assert (room.total, room.free, room.busy) == (2, 0, "")
+        assert (room.total, room.free, room.ours) == (2, 0, True)
         go.touch()
         while sum(event.kind == "exited" for event in events) < 2:
             events += cluster.wait(60)
