@@ -413,6 +413,7 @@ def cost_csv(table: StudyTable) -> str:
         "attempts",
         "crashes",
         "samples_per_s",
+        "data_wait",
         "peak_memory_gib",
     )
     return _csv(
@@ -428,6 +429,7 @@ def cost_csv(table: StudyTable) -> str:
                 row.cost.attempts,
                 row.cost.crashes,
                 row.cost.samples_per_s,
+                row.cost.data_wait,
                 row.cost.peak_memory_gib,
             )
             for cell in table.everything

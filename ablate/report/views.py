@@ -13,7 +13,8 @@ from ablate.report.scale import NONE, Scale, plain_number
 from ablate.study import Search
 from ablate.study.table import UNENDED, StudyTable, TrialRow, name_settings
 from ablate.trial.identity import Outcome
-from ablate.words import counted, describe_interruptions, money
+from ablate.trial.speed import STARVED
+from ablate.words import counted, describe_interruptions, describe_machines, money
 
 STATES = (*(str(outcome) for outcome in Outcome), *UNENDED)
 """Of a trial, ended ones first."""
@@ -103,6 +104,7 @@ class CostRow:
     cell: str
     hours: str
     speed: str
+    data_wait: str
     memory: str
     attempts: int
     crashes: int
@@ -120,6 +122,8 @@ class CostView:
     crashes: int
     interruptions: str
     """What machines that were taken away, or broke, cost, in a sentence; empty where none was."""
+    machines: str
+    """Which trials waited for data, or had slowed cards; empty where none had."""
     rows: tuple[CostRow, ...]
     trade: str
     """Label of what the score is weighed against; empty where there is nothing to trade."""
@@ -150,18 +154,26 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
         if not costs:
             continue
         speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s]
+        waits = [cost.data_wait for cost in costs if cost.data_wait is not None]
         memory = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib]
         rows.append(
             CostRow(
                 cell.name,
                 plain_number(sum(cost.worker_hours for cost in costs)),
                 f"{median(speeds):,.0f}" if speeds else NONE,
+                f"{median(waits):.0%}" if waits else NONE,
                 plain_number(max(memory)) if memory else NONE,
                 sum(cost.attempts for cost in costs),
                 sum(cost.crashes for cost in costs),
             )
         )
     everything = [row.cost for row in table.rows]
+    named = {
+        f"{cell.name}, seed {row.seed}": row
+        for cell in table.everything
+        for row in cell.trials
+        if row.cost.attempts
+    }
     unscored = [row.cost for row in table.rows if row.ended and not row.scored]
     study = table.study
     spent = sum(cost.worker_hours for cost in everything)
@@ -174,6 +186,11 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
         attempts=sum(cost.attempts for cost in everything),
         crashes=sum(cost.crashes for cost in everything),
         interruptions=describe_interruptions(_sum(cost.interrupted for cost in everything)),
+        machines=describe_machines(
+            {name: row.cost.data_wait for name, row in named.items()},
+            {name: row.cost.slowed for name, row in named.items()},
+            starved=STARVED,
+        ),
         rows=tuple(rows),
         trade=trade.label if trade else "",
         more=_more(table, more),

@@ -17,7 +17,8 @@ from ablate.search import referee
 from ablate.study import Search, Study, sweep
 from ablate.study.results import result_of
 from ablate.trial.identity import Outcome, Trial
-from ablate.words import counted, html_table
+from ablate.trial.speed import STARVED
+from ablate.words import counted, describe_machines, html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Running:
     num_events: int
     """Marker events so far."""
     eta_s: float | None
+    data_wait: float | None = None
+    """Share of its steps' time, so far, that waited for data."""
+    slowed: tuple[str, ...] = ()
+    """Its accelerators that have lowered their clocks, with why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,16 @@ class StudyStatus:
     @property
     def num_ended(self) -> int:
         return sum(self.outcomes.values())
+
+    @property
+    def machines(self) -> str:
+        """Which running trials wait for data, or have slowed cards; empty where none does."""
+        named = {f"{row.name}, seed {row.seed}": row for row in self.running}
+        return describe_machines(
+            {name: row.data_wait for name, row in named.items()},
+            {name: row.slowed for name, row in named.items()},
+            starved=STARVED,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "num_ended": self.num_ended}
@@ -240,6 +255,8 @@ def _running(study: Study, trial: Trial, folder: TrialRecord, attempt: int) -> R
         objective=(beat.get("final") or {}).get(study.objective.metric),
         num_events=len(folder.events()),
         eta_s=_time_left_s(folder, attempt, beat, step=step, steps_total=total),
+        data_wait=beat.get("data_wait"),
+        slowed=tuple(beat.get("slowed", ())),
     )
 
 

@@ -24,6 +24,7 @@ from ablate.study import Search, Study, design
 from ablate.study.results import cost_of, judged
 from ablate.trial.identity import Cell, Levels, Outcome, Trial
 from ablate.trial.recipe import chance_of, load
+from ablate.trial.speed import data_wait, slowed_cards
 
 CURVE_POINTS = 200
 """Points that a curve of step measurements is thinned to: more than a printed panel resolves."""
@@ -53,6 +54,10 @@ class Cost:
     (:func:`ablate.records.folder.interrupted`)."""
     samples_per_s: float | None = None
     """Median over steps, all ranks together."""
+    data_wait: float | None = None
+    """Share of its steps' time that waited for data."""
+    slowed: tuple[str, ...] = ()
+    """Its accelerators that lowered their clocks, with why."""
     peak_memory_gib: float | None = None
     weighed: float | None = None
     """What the objective is weighed against (`objective.cost`, else gpu_hours), if completed."""
@@ -514,6 +519,8 @@ def _cost(
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         interrupted=interrupted(ends, workers=workers),
         samples_per_s=median(speeds) if speeds else None,
+        data_wait=data_wait(trace),
+        slowed=slowed_cards(folder.machine()),
         peak_memory_gib=told.get("peak_memory_gib"),
         weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=workers)
         if outcome

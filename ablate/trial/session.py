@@ -25,6 +25,7 @@ from ablate.records.scribe import Scribe
 from ablate.records.stores import CHECKPOINTS
 from ablate.trial.machine import Machine
 from ablate.trial.pulse import Pulse
+from ablate.trial.speed import DataWait, slowed_cards
 
 log = logging.getLogger("ablate")
 
@@ -212,6 +213,7 @@ class RecordingSession(Session):
         self._at = 0
         self._concluded = False
         self._machine = Machine()
+        self._wait = DataWait()
 
     @property
     def monitor(self) -> Monitor:
@@ -239,7 +241,9 @@ class RecordingSession(Session):
         self._tell(self.monitor.observe(full))
         self._scribe.write(lambda: self._writer.step([full]))
         self._at = full["step"]
+        self._wait.add(full)
         if seen := self._machine.look():
+            self._beat["slowed"] = slowed_cards([seen])
             place = {name: full[name] for name in ("step", "attempt", "time")}
             self._scribe.write(lambda: self._writer.machine({**place, **seen}))
         self._heartbeat("training", full)
@@ -359,6 +363,7 @@ class RecordingSession(Session):
             "step": self._at,
             "steps_total": self.monitor.context.steps_total,
             **{name: row[name] for name in latest if row and name in row},
+            "data_wait": self._wait.share,
             **self._beat,
         }
         self._scribe.write(lambda: self._writer.heartbeat(beat))

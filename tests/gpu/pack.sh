@@ -8,7 +8,7 @@ version=${1:-3.11} folder=${2:-$here/wheels}
 packages=(open_clip_torch timm ftfy regex wcwidth huggingface_hub safetensors filelock fsspec pyyaml tqdm
   pydantic pydantic_core annotated-types typing-inspection typing_extensions scipy psutil packaging
   pytest pluggy iniconfig pygments httpx2 httpcore2 h11 anyio idna certifi truststore click shellingham
-  pandas python-dateutil six webdataset braceexpand)
+  pandas python-dateutil six webdataset braceexpand nvidia-ml-py)
 mkdir -p "$folder"
 constraints=$here/../../launch/constraints.txt
 "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" \

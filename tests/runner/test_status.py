@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from rich.console import Console
 from scripted_studies import STUDY, Recorder, prepare
 from simulated_cluster import Course, SimulatedCluster, complete
 from synthetic import QUICK, study_of, write_study
 
+from ablate.cli.display import render_status
 from ablate.cluster.contract import Attempt
 from ablate.records.attempt import AttemptWriter
 from ablate.records.folder import StudyRecord
 from ablate.report.report import write_report
 from ablate.runner import controller
 from ablate.runner.agenda import planned
-from ablate.runner.status import summarise
+from ablate.runner.budget import Ledger
+from ablate.runner.status import picture, summarise
 from ablate.words import describe_interruptions
 
 
@@ -31,6 +35,26 @@ def test_completed_trials_that_did_not_learn_are_told(tmp_path: Path) -> None:
     (note,) = summarise(study, record, planned(study, record)).notes
     folder = record.record(trials[1].id).folder
     assert note == f"baseline · seed 1: not learning (no change); ablate inspect {folder}"
+
+
+def test_a_running_trial_that_waits_for_data_is_named(tmp_path: Path) -> None:
+    """By what its sign of life says, and with its slowed cards; one that does not wait is not."""
+    study = prepare(tmp_path, [], STUDY)
+    record = StudyRecord(tmp_path / "runs" / study.name)
+    running = [(trial, 1) for trial in planned(study, record)[:2]]
+    for (trial, _), share in zip(running, (0.05, 0.62), strict=True):
+        writer = AttemptWriter(record.write_trial(trial.to_json()).folder, 1)
+        writer.heartbeat({"step": 9, "data_wait": share, "slowed": ["card 3 by heat"]})
+    status = picture(
+        study, record, Ledger(), running=running, num_trials=4, controller="running", notes=()
+    )
+    slow = f"{study.change_name(dict(running[1][0].cell.levels))}, seed {running[1][0].seed}"
+    assert status.machines.startswith("1 of 2 trials waited for data for 20% or more")
+    assert f"most of all {slow} (62%)" in status.machines
+    assert "card 3 by heat" in status.machines
+    with (console := Console(file=io.StringIO(), width=300)).capture() as shown:
+        console.print(render_status(status))
+    assert status.machines in shown.get()
 
 
 def test_machines_that_were_taken_away_are_counted_with_what_they_cost(tmp_path: Path) -> None:

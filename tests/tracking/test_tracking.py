@@ -492,6 +492,28 @@ def test_live_mirroring_equals_a_rebuild(folder: Folder) -> None:
     assert content(folder.uri, "two") == live
 
 
+def test_a_cell_is_told_now_and_then_and_at_once_when_it_is_whole(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a cell's first seeds come to waits for a while, since it costs as much as a trial; what
+    all of them come to does not."""
+    monkeypatch.setattr("ablate.tracking.mlflow.mirror._CELL_S", 3600.0)
+    tracker = folder.tracker()
+    first, second = (folder.trial("", seed=seed) for seed in (0, 1))
+    folder.run(first)
+    tracker.update(folder.trials, [first.id])
+    wait_for(lambda: "trial baseline · seed 0" in runs_in(folder.uri, "two"))
+    monkeypatch.setattr("ablate.tracking.mlflow.mirror._CELL_S", 0.0)
+    assert "cell baseline" not in runs_in(folder.uri, "two")
+    tracker.update(folder.trials, [])
+    wait_for(lambda: "cell baseline" in runs_in(folder.uri, "two"))
+    monkeypatch.setattr("ablate.tracking.mlflow.mirror._CELL_S", 3600.0)
+    folder.run(second)
+    tracker.update(folder.trials, [second.id])
+    wait_for(lambda: runs_in(folder.uri, "two")["cell baseline"].info.status == "FINISHED")
+    assert tracker.close(patience_s=120)
+
+
 def test_mirroring_again_changes_nothing(folder: Folder) -> None:
     """A controller that dies anywhere is followed by one that repeats no point and no run."""
     running, ended = folder.trials[:2]

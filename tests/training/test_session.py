@@ -40,6 +40,16 @@ def test_a_row_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert error.value.errno == errno.ENOSPC
 
 
+def test_the_sign_of_life_says_how_much_of_the_time_waited_for_data(tmp_path: Path) -> None:
+    """Of the steps so far, without the first, in which everything starts."""
+    with alone(tmp_path) as session:
+        for step, wait in enumerate([9.0, 0.5, 0.1], start=1):
+            session.step({"step": step, "loss": 1.0, "data_time_s": wait, "step_time_s": 1.0})
+        session.phase("saving")
+    beat = read_json(tmp_path / "attempts" / "1" / "heartbeat.json")
+    assert beat["data_wait"] == pytest.approx(0.3)
+
+
 def test_all_is_on_the_disk_when_it_is_asked_for(tmp_path: Path) -> None:
     """Every row and event so far, before a checkpoint and with the result."""
     with alone(tmp_path) as session:

@@ -70,6 +70,10 @@ class Known:
             self._settings[levels] = runs.setting_of(self.study, levels)
         return self._settings[levels]
 
+    def is_whole(self, levels: Levels) -> bool:
+        """Whether every trial of a cell has ended."""
+        return all(trial.id in self.ended for trial in self.by_cell[levels])
+
     def run_id(self, trial: Trial) -> str:
         """Of the run that stands for a trial; empty where there is none."""
         run = self.runs.get(trial.id)

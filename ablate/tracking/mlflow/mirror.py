@@ -31,6 +31,10 @@ from ablate.words import counted
 _ANSWER_S = 60.0
 """Least time between two readings of all results while the study runs."""
 
+_CELL_S = 15.0
+"""Least time between two tellings of a cell whose seeds have not all ended: each takes as long as a
+trial's."""
+
 _MOST_TOLD = 3
 """Trials that the one line of trouble names."""
 
@@ -54,6 +58,8 @@ class Mirror:
         self._door: Door | None = None
         self._pending: set[str] = set()
         """Trials to look at in the next round."""
+        self._stale: dict[Levels, float] = {}
+        """Cells with news that is not told, and since when (monotonic s)."""
         self._num_known = 0
         self._drafts = True
         """Whether runs that have ended are told many at a time."""
@@ -106,30 +112,36 @@ class Mirror:
         self._pending.update(trial_id for trial_id in touched if trial_id in known.trials)
         door = self._door or self._connect()
         known.complaints.clear()
-        stale: dict[Levels, None] = {}
         asked = [i for i in known.trials if i in self._pending]
         self.done, self.total = 0, len(asked)
         for trial_id in asked:
             self._patience.look_on()
             trial = known.trials[trial_id]
             done = self._try(door, trial, running=trial_id in active, closing=closing)
-            stale[trial.cell.levels] = None
+            self._stale.setdefault(trial.cell.levels, time.monotonic())
             self.done += 1
             if done or trial_id not in active:
                 self._pending.discard(trial_id)
         if known.runs:
             ensure_study(door, known)
-            self._read_answer(stale, closing=closing)
+            self._read_answer(closing=closing)
         door.flush()
-        for levels in stale:
-            self._patience.look_on()
-            self._try_cell(door, levels, closing=closing)
+        self._tell_cells(door, closing=closing)
         door.flush()
         sync_study(door, known, closing=closing)
         if closing:
             self._compare(door)
 
-    def _read_answer(self, stale: dict[Levels, None], *, closing: bool) -> None:
+    def _tell_cells(self, door: Door, *, closing: bool) -> None:
+        """Tell what is new of cells: at once where it is the last of them, else now and then."""
+        now = time.monotonic()
+        for levels, since in list(self._stale.items()):
+            if closing or self._known.is_whole(levels) or now - since >= _CELL_S:
+                self._patience.look_on()
+                self._try_cell(door, levels, closing=closing)
+                del self._stale[levels]
+
+    def _read_answer(self, *, closing: bool) -> None:
         """Read what the results say, at the end and now and then; adds the cells that it says
         something else about."""
         known, now = self._known, time.monotonic()
@@ -147,7 +159,7 @@ class Mirror:
         self._answer_due = now + max(_ANSWER_S, 20 * (time.monotonic() - now))
         for levels, effect in known.answer.effects.items():
             if effect != before.get(levels) and levels in known.by_cell:
-                stale[levels] = None
+                self._stale.setdefault(levels, now)
 
     def _compare(self, door: Door) -> None:
         """See whether all that should stand in MLflow does, once; what does not is told again.
