@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 from ablate.tracking.mlflow import runs
 from ablate.tracking.mlflow.curves import Curves, curves_of, spread_of
 from ablate.tracking.mlflow.door import Door
@@ -23,16 +21,16 @@ def sync_cell(door: Door, known: Known, levels: Levels, *, closing: bool) -> Non
     trials = runs.in_order_of_seeds(known.study, known.by_cell[levels])
     if not any(trial.id in known.runs for trial in trials):
         return
-    first = list(takewhile(lambda trial: trial.id in known.ended, trials))
+    first = known.first_ended(levels)
     counted = [known.ended[trial.id] for trial in first]
     is_whole = len(counted) == len(trials)
     cell = known.cells.get(levels)
     if cell is not None and (
         len(counted) < cell.seeds or (cell.is_drawn and len(counted) > cell.seeds)
     ):
-        door.client.delete_run(cell.run_id)
+        door.delete(cell.run_id)
         cell = None
-    cell = cell or _create(door, known, levels, whole=is_whole)
+    cell = cell or _create(door, known, levels)
     metrics = runs.cell_numbers(counted, known=cell.seeds, measures=known.measures)
     draws = is_whole and not cell.is_drawn
     if draws:
@@ -67,12 +65,12 @@ def sync_cell(door: Door, known: Known, levels: Levels, *, closing: bool) -> Non
     )
 
 
-def _create(door: Door, known: Known, levels: Levels, *, whole: bool) -> CellRun:
+def _create(door: Door, known: Known, levels: Levels) -> CellRun:
     study = known.study
     tags = runs.cell_tags(study, levels, name=known.by_cell[levels][0].cell.name)
     name = study.change_name(dict(levels))
     start = begun_first(known.record.record(trial.id) for trial in known.by_cell[levels])
-    run = door.create(name, tags, start=milliseconds(start), whole=whole)
+    run = door.create(name, tags, start=milliseconds(start))
     config = study.config(study.cell(dict(levels)), seed=study.seeds[0])
     door.log_inputs(run.info.run_id, list(inputs_of(study.recipe, config).values()))
     made = known.cells[levels] = CellRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))

@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 from ablate.records.files import read_json, write_json
 from ablate.records.folder import StudyRecord
 from ablate.records.masking import flat
-from ablate.tracking.mlflow.drafts import drafts_of
 from ablate.tracking.mlflow.patience import Patience
 from ablate.tracking.mlflow.rows import milliseconds, plain_key
 from ablate.tracking.mlflow.runs import clean_tags
 from ablate.tracking.mlflow.store import artifacts_of, default_uri, one_at_a_time
+from ablate.tracking.mlflow.tables import tables_of
 
 _REQUEST_S = "10"
 """Timeout of one request to a server, and one retry: its own defaults are 120 s and 7."""
@@ -46,10 +46,14 @@ class Shown(Protocol):
 
 
 class Door:
-    """What is asked of MLflow; every method may raise whatever MLflow raises, and Abandoned."""
+    """What is asked of MLflow; every method may raise whatever MLflow raises, and Abandoned.
+
+    What is told of runs may stand there only after :meth:`flush`. With `by_call` each thing is told
+    by a call of its own, also where MLflow's tables are at hand.
+    """
 
     def __init__(
-        self, name: str, record: StudyRecord, uri: str, patience: Patience, *, drafts: bool
+        self, name: str, record: StudyRecord, uri: str, patience: Patience, *, by_call: bool
     ) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _REQUEST_S)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -58,9 +62,7 @@ class Door:
         with one_at_a_time(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._open(name, record)
-        self._drafts = drafts_of(self.client, self.experiment) if drafts else None
-        self._inputs: list[tuple[str, Sequence[entities.DatasetInput]]] = []
-        """Of runs that are not written yet."""
+        self._tables = None if by_call else tables_of(self.client, self.experiment)
 
     def _open(self, name: str, record: StudyRecord) -> str:
         """The study's experiment. Where another folder's study has its name, it gets another one.
@@ -110,6 +112,7 @@ class Door:
 
     def runs(self) -> Iterator[entities.Run]:
         """Every run that is not deleted, oldest first, some in memory at a time."""
+        self.flush()
         token: str | None = None
         while True:
             page = self.client.search_runs(
@@ -124,15 +127,12 @@ class Door:
             if not token:
                 return
 
-    def create(
-        self, name: str, tags: Mapping[str, str], *, start: int, whole: bool = False
-    ) -> entities.Run:
-        """A new run; one that is told `whole`, before anything else is asked about it, may stand
-        there only after :meth:`flush`."""
-        if whole and self._drafts is not None:
-            if self._drafts.is_full:
+    def create(self, name: str, tags: Mapping[str, str], *, start: int) -> entities.Run:
+        """A new run."""
+        if self._tables is not None:
+            if self._tables.has_many_runs:
                 self.flush()
-            return self._drafts.begin(name, clean_tags(tags), start=start)
+            return self._tables.create(name, clean_tags(tags), start=start)
         run = self.client.create_run(
             self.experiment, start_time=start, tags=clean_tags(tags), run_name=name
         )
@@ -140,21 +140,22 @@ class Door:
         return run
 
     def flush(self) -> None:
-        """Write the runs that are to be told whole."""
-        if self._drafts is not None:
-            self._drafts.write()
+        """Write what was told of runs."""
+        if self._tables is not None:
+            self._tables.write()
             self.patience.arrived()
-            while self._inputs:
-                run_id, datasets = self._inputs.pop()
-                self.client.log_inputs(run_id, datasets=datasets)
-                self.patience.arrived()
 
     def log_inputs(self, run_id: str, datasets: Sequence[entities.DatasetInput]) -> None:
         """Say what data a run was made from."""
-        if self._drafts is not None and run_id in self._drafts:
-            self._inputs.append((run_id, datasets))
-            return
+        self.flush()
         self.client.log_inputs(run_id, datasets=datasets)
+        self.patience.arrived()
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run; no matter what was told of it."""
+        self.flush()
+        self.client.delete_run(run_id)
+        self.patience.arrived()
 
     def is_deleted(self, run_id: str) -> bool:
         """Whether someone has deleted a run, so that MLflow takes nothing for it."""
@@ -176,8 +177,10 @@ class Door:
             entities.Param(plain_key(key), value[:6000])
             for key, value in flat(params or {}).items()
         ]
-        if self._drafts is not None and run_id in self._drafts:
-            self._drafts.log(run_id, metrics=metrics, params=named, tags=tags or {})
+        if self._tables is not None:
+            if self._tables.has_many_points:
+                self.flush()
+            self._tables.log(run_id, metrics=metrics, params=named, tags=tags or {})
             return
         labels = [entities.RunTag(key, value) for key, value in (tags or {}).items()]
         while named[_NAMES_AT_ONCE:]:
@@ -196,8 +199,9 @@ class Door:
         """Show how a run stands; `when` it ended (unix s)."""
         if run.status == status:
             return
-        if self._drafts is not None and run.run_id in self._drafts:
-            self._drafts.end(run.run_id, status, milliseconds(when or time.time()))
+        if self._tables is not None:
+            ended = None if status == "RUNNING" else milliseconds(when or time.time())
+            self._tables.set_status(run.run_id, status, ended)
         elif status == "RUNNING":
             self.client.update_run(run.run_id, status=status)
         else:

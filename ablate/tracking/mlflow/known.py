@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from ablate.analysis.results import Result, Score
@@ -70,9 +71,15 @@ class Known:
             self._settings[levels] = runs.setting_of(self.study, levels)
         return self._settings[levels]
 
-    def is_whole(self, levels: Levels) -> bool:
-        """Whether every trial of a cell has ended."""
-        return all(trial.id in self.ended for trial in self.by_cell[levels])
+    def first_ended(self, levels: Levels) -> list[Trial]:
+        """A cell's trials, from the first seed on, that have ended: what its numbers are of."""
+        trials = runs.in_order_of_seeds(self.study, self.by_cell[levels])
+        return list(takewhile(lambda trial: trial.id in self.ended, trials))
+
+    def is_due(self, levels: Levels) -> bool:
+        """Whether a cell's run must be told now: all seeds have ended, or fewer than it shows."""
+        ended, cell = len(self.first_ended(levels)), self.cells.get(levels)
+        return ended == len(self.by_cell[levels]) or (cell is not None and ended < cell.seeds)
 
     def run_id(self, trial: Trial) -> str:
         """Of the run that stands for a trial; empty where there is none."""
@@ -147,5 +154,4 @@ class Known:
 def _delete(door: Door, run_ids: Sequence[str]) -> None:
     for run_id in run_ids:
         door.patience.look_on()
-        door.client.delete_run(run_id)
-        door.patience.arrived()
+        door.delete(run_id)

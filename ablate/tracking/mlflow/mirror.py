@@ -61,8 +61,8 @@ class Mirror:
         self._stale: dict[Levels, float] = {}
         """Cells with news that is not told, and since when (monotonic s)."""
         self._num_known = 0
-        self._drafts = True
-        """Whether runs that have ended are told many at a time."""
+        self._by_call = False
+        """Whether each thing is told by a call of its own."""
         self.done = self.total = 0
         """Trials of this round that were looked at, and all of them."""
         self._answered = 0
@@ -95,7 +95,7 @@ class Mirror:
         try:
             self._go_round(trials, active, touched, closing=closing)
         except SQLAlchemyError:
-            self._drafts = False  # call by call MLflow says which run it is that it refuses
+            self._by_call = True  # so MLflow says which run it is that it refuses
             raise
 
     def _go_round(
@@ -125,18 +125,17 @@ class Mirror:
         if known.runs:
             ensure_study(door, known)
             self._read_answer(closing=closing)
-        door.flush()
         self._tell_cells(door, closing=closing)
-        door.flush()
         sync_study(door, known, closing=closing)
+        door.flush()
         if closing:
             self._compare(door)
 
     def _tell_cells(self, door: Door, *, closing: bool) -> None:
-        """Tell what is new of cells: at once where it is the last of them, else now and then."""
+        """Tell what is new of cells; of those whose seeds have not all ended now and then."""
         now = time.monotonic()
         for levels, since in list(self._stale.items()):
-            if closing or self._known.is_whole(levels) or now - since >= _CELL_S:
+            if closing or self._known.is_due(levels) or now - since >= _CELL_S:
                 self._patience.look_on()
                 self._try_cell(door, levels, closing=closing)
                 del self._stale[levels]
@@ -180,7 +179,7 @@ class Mirror:
             self._known.record,
             self._uri,
             self._patience,
-            drafts=self._drafts,
+            by_call=self._by_call,
         )
         self._known.look(door, fresh=self._fresh)
         self._fresh = False

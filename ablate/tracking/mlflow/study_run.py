@@ -26,6 +26,7 @@ def ensure_study(door: Door, known: Known) -> StudyRun:
     tags = runs.study_tags(study, known.record)
     start = begun_first(known.record.record(trial_id) for trial_id in known.trials)
     run = door.create(f"study: {study.name}", tags, start=milliseconds(start))
+    door.flush()
     known.study_run = StudyRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))
     with contextlib.suppress(MlflowException):  # a form that MLflow does not promise to take
         for key, view in views_of(study).items():
@@ -91,4 +92,4 @@ def _mark_use(door: Door, known: Known) -> None:
     _tag(door, known.study_run, {"use_trial": chosen})
     for key, word in ((before, "no"), (chosen, "yes")):
         if key in known.runs and before != chosen:
-            door.client.set_tag(known.runs[key].run_id, "use", word)
+            door.log(known.runs[key].run_id, tags={"use": word})

@@ -45,11 +45,11 @@ def sync_trial(door: Door, known: Known, trial: Trial, *, running: bool, closing
     attempts = folder.attempts()
     if not attempts and outcome is None:
         return False
-    run = run or _create(door, known, trial, folder, whole=outcome is not None)
+    run = run or _create(door, known, trial, folder)
     news = runs.read_news(folder, attempts, run, known.measures)
     if news is None:
         _begin_anew(door, known, trial, run)
-        run = _create(door, known, trial, folder, whole=outcome is not None)
+        run = _create(door, known, trial, folder)
         news = runs.read_news(folder, attempts, run, known.measures)
         assert news is not None, "a run without rows has none that repeat"
     if outcome is not None:
@@ -81,16 +81,14 @@ def _judge(known: Known, trial: Trial, outcome: Mapping[str, Any], folder: Trial
 
 def _begin_anew(door: Door, known: Known, trial: Trial, run: TrialRun) -> None:
     """MLflow cannot delete a point: what was told and no longer holds goes with its run."""
-    door.client.delete_run(run.run_id)
+    door.delete(run.run_id)
     del known.runs[trial.id]
 
 
-def _create(
-    door: Door, known: Known, trial: Trial, folder: TrialRecord, *, whole: bool
-) -> TrialRun:
+def _create(door: Door, known: Known, trial: Trial, folder: TrialRecord) -> TrialRun:
     start = milliseconds(begun_at(folder))
     tags = runs.trial_tags(known.study, trial, folder.trial())
-    run = door.create(known.name(trial), tags, start=start, whole=whole)
+    run = door.create(known.name(trial), tags, start=start)
     made = known.runs[trial.id] = TrialRun(run.info.run_id, "RUNNING", run.info.artifact_uri)
     made.tags = dict(run.data.tags)
     return made
