@@ -235,7 +235,14 @@ def come_from_another_version(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [harm_shard, lose_picture, cut_checksums, come_from_another_version]
+    "harm",
+    [
+        harm_shard,
+        *(
+            pytest.param(harm, marks=pytest.mark.exhaustive)
+            for harm in (lose_picture, cut_checksums, come_from_another_version)
+        ),
+    ],
 )
 def test_damage_is_mended(emoji: EmojiPaths, copy: Path, harm) -> None:  # type: ignore[no-untyped-def]
     """A flipped bit, a lost file, a cut list or another version's folder: it is built again."""

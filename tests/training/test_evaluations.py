@@ -167,6 +167,7 @@ def test_features_of_a_set_are_computed_once(data: Path, sets: Path) -> None:
     assert sorted(computed) == [12, 14]
 
 
+@pytest.mark.exhaustive
 def test_measuring_more_changes_no_training(tmp_path: Path, data: Path, sets: Path) -> None:
     """With and without evaluations every loss has the same bits; each runs on its schedule."""
     plain = write_trial(tmp_path / "plain", data, epochs=3, zeroshot_frequency=0)

@@ -358,6 +358,7 @@ def test_a_run_that_collapses_is_noticed(tmp_path: Path, emoji: Path) -> None:
     assert found.verdict == "collapsed", (found.reasons, found.features)
 
 
+@pytest.mark.exhaustive
 def test_no_progress_is_not_learning(still: tuple[Path, inspect.Inspection], emoji: Path) -> None:
     """Weights that moved a little and in no direction, between two sides whose BatchNorm
     statistics are compared as they are."""

@@ -40,8 +40,11 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-IN_THE_SUITE = tuple(name for name in TWO_RANKS if name.endswith("accum_freq 1"))
-"""The four ways to share the loss; the others on demand."""
+IN_THE_SUITE = tuple(
+    f"local_loss {both}, gather_with_grad {both}, accum_freq 1" for both in (False, True)
+)
+"""Of the ways to share the loss the default and the one that large runs want; the others on
+demand."""
 
 
 @pytest.mark.parametrize("changes", cases(TWO_RANKS, IN_THE_SUITE))
@@ -71,7 +74,9 @@ def test_torch_has_no_batch_norm_over_cpu_ranks() -> None:
         torch.batch_norm_stats(torch.ones(2, 3, 4, 4), 1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", pytest.param("amp_bf16", marks=pytest.mark.exhaustive)]
+)
 def test_zero_shot_accuracy_is_the_peers_with_our_class_names(
     tmp_path: Path, data: Path, precision: str
 ) -> None:

@@ -38,7 +38,20 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("precision", "model", "siglip"), CASES)
+IN_THE_SUITE = [
+    *((precision, "tiny-test-rn", False) for precision in ("fp32", "amp", "amp_bf16", "pure_fp16")),
+    *((precision, "tiny-test-vit", True) for precision in ("bf16", "fp16", "pure_bf16")),
+]
+"""Each precision once; the other cases on demand."""
+
+
+@pytest.mark.parametrize(
+    ("precision", "model", "siglip"),
+    [
+        pytest.param(*case, marks=() if case in IN_THE_SUITE else pytest.mark.exhaustive)
+        for case in CASES
+    ],
+)
 def test_a_batch_is_learnt(data: Path, precision: str, model: str, siglip: bool) -> None:
     """Steps on one batch make its loss fall, with the weights stored as the precision says."""
     chosen = config(

@@ -53,6 +53,7 @@ def test_statistics_that_cannot_follow_drift(tmp_path: Path, emoji: Path, provok
         assert done.suspect == "BatchNorm's running statistics"
 
 
+@pytest.mark.exhaustive
 def test_images_that_are_all_alike_collapse(tmp_path: Path, emoji: Path) -> None:
     """M13, M6: grey images: the image tower's features are one point from the first step on; it
     is named first, and the run ends at chance level."""
@@ -96,6 +97,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_frozen_statistics_are_junk_at_evaluations(tmp_path: Path, shapes: Path) -> None:
     """M15, M12: BatchNorm statistics lost at step 48 and never learnt again (momentum 0): training
     does not notice, zero-shot accuracy falls to chance twice, and the trial ends; with fresh

@@ -31,6 +31,7 @@ def test_one_infinite_pixel_ends_the_run(tmp_path: Path, emoji: Path) -> None:
     assert done.suspect == "an infinite or NaN input"
 
 
+@pytest.mark.exhaustive
 def test_an_evaluation_finds_what_is_poisoned(tmp_path: Path, emoji: Path) -> None:
     """M1, M12: one step before an evaluation, that finds weights and BatchNorm not finite."""
     change = inputs_at(lambda k: k == 8, infinite_pixel)
@@ -65,6 +66,7 @@ def test_an_absurd_learning_rate_ends_the_run(tmp_path: Path, emoji: Path) -> No
     assert done.suspect == "learning rate too high"
 
 
+@pytest.mark.exhaustive
 def test_two_mispaired_batches_are_a_spike(tmp_path: Path, few: Path) -> None:
     """M2, M4, M5: a model that knows its pairs gets two batches of wrong ones: the loss, the
     gradient's norm and its size against beta2 = .999's long memory all spike at that step."""

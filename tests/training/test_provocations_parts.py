@@ -44,6 +44,7 @@ SILENT = [
 """Without fp16, evaluations, prototypes and a 200th step these have nothing to read."""
 
 
+@pytest.mark.exhaustive
 def test_a_vanishing_learning_rate_is_told(tmp_path: Path, emoji: Path) -> None:
     """M7: lr 1e-9 moves no weight by a millionth."""
     done = provoke(tmp_path / "t", emoji, steps=150, lr=1e-9, **TO_THE_END)
@@ -114,6 +115,7 @@ def test_logits_that_nothing_holds_drift(tmp_path: Path, emoji: Path, biased: bo
         assert not found and rows[-1]["logit_scale"] < 13.5
 
 
+@pytest.mark.exhaustive
 def test_gradients_beyond_fp16_end_the_run(tmp_path: Path, emoji: Path) -> None:
     """M11: every gradient overflows; the scaler halves until it lifts nothing, and the trial ends.
     The loss stays finite: this is not M1's business."""

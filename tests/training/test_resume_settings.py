@@ -207,7 +207,6 @@ def die_and_come_back(folder: Path, data: Path, row: Row) -> None:
 SHARP: tuple[Row, ...] = (
     {"optimizer": "fused", "memory": "channels last"},
     {"optimizer": "adan", "precision": "amp_bf16", "memory": "channels last"},
-    {"ranks": "3"},
     {"ranks": "3", "graph": "static"},
 )
 """Pairs that once came back as another run."""
