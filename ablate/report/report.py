@@ -414,6 +414,7 @@ def cost_csv(table: StudyTable) -> str:
         "crashes",
         "samples_per_s",
         "data_wait",
+        "mfu",
         "peak_memory_gib",
     )
     return _csv(
@@ -430,6 +431,7 @@ def cost_csv(table: StudyTable) -> str:
                 row.cost.crashes,
                 row.cost.samples_per_s,
                 row.cost.data_wait,
+                row.cost.mfu,
                 row.cost.peak_memory_gib,
             )
             for cell in table.everything

@@ -105,6 +105,7 @@ class CostRow:
     hours: str
     speed: str
     data_wait: str
+    mfu: str
     memory: str
     attempts: int
     crashes: int
@@ -155,6 +156,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
             continue
         speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s]
         waits = [cost.data_wait for cost in costs if cost.data_wait is not None]
+        used = [cost.mfu for cost in costs if cost.mfu is not None]
         memory = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib]
         rows.append(
             CostRow(
@@ -162,6 +164,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
                 plain_number(sum(cost.worker_hours for cost in costs)),
                 f"{median(speeds):,.0f}" if speeds else NONE,
                 f"{median(waits):.0%}" if waits else NONE,
+                f"{median(used):.0%}" if used else "",
                 plain_number(max(memory)) if memory else NONE,
                 sum(cost.attempts for cost in costs),
                 sum(cost.crashes for cost in costs),

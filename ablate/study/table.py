@@ -58,6 +58,9 @@ class Cost:
     """Share of its steps' time that waited for data."""
     slowed: tuple[str, ...] = ()
     """Its accelerators that lowered their clocks, with why."""
+    mfu: float | None = None
+    """Share of its accelerators' bf16 peak that the model's own operations take
+    (:mod:`ablate.training.flops`); None where it is not known."""
     peak_memory_gib: float | None = None
     weighed: float | None = None
     """What the objective is weighed against (`objective.cost`, else gpu_hours), if completed."""
@@ -512,15 +515,18 @@ def _cost(
     if not ends and outcome:
         wall_s, worker_s = outcome["wall_s"], outcome["wall_s"] * workers
     speeds = [row["samples_per_s"] for row in trace if _finite(row.get("samples_per_s"))]
+    speed = median(speeds) if speeds else None
+    peak, needed = told.get("peak_flops_per_worker"), told.get("flops_per_sample")
     return Cost(
         wall_s=wall_s,
         worker_hours=worker_s / 3600,
         attempts=num_attempts,
         crashes=sum(end.get("kind") in ("crashed", "lost") for end in ends),
         interrupted=interrupted(ends, workers=workers),
-        samples_per_s=median(speeds) if speeds else None,
+        samples_per_s=speed,
         data_wait=data_wait(trace),
-        slowed=slowed_cards(folder.machine()),
+        slowed=slowed_cards(folder.machine()) if trace else (),
+        mfu=speed * needed / (peak * workers) if speed and needed and peak else None,
         peak_memory_gib=told.get("peak_memory_gib"),
         weighed=cost_of(study.objective.cost or "gpu_hours", outcome, workers=workers)
         if outcome

@@ -37,11 +37,12 @@ def fit(
         if session.first:
             loop.log.info("%s", sentence(run.checkpoints.groups))
         ending = run.train()
+        used = _flops(run) if ending.status == "completed" else {}
     makes = ranks.gather(name_device(gang.device), gang)
     ranks.leave()
     if not session.first or ending.status == "stopped":
         return ending
-    session.note(**_facts(run, makes))
+    session.note(**_facts(run, makes), **used)
     session.conclude(ending)
     learner = task.learner
     if specimen is not None and ending.status in ("completed", "diverged"):
@@ -49,6 +50,18 @@ def fit(
         session.learning(learned)
         loop.log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))
     return ending
+
+
+def _flops(run: loop.Run) -> dict[str, Any]:
+    """What a sample takes, and what a card could do; on GPUs, where it costs a moment."""
+    if run.gang.device.type != "cuda":
+        return {}
+    from ablate.training.flops import flops_per_sample, peak_flops  # half a second of imports
+
+    card = name_device(run.gang.device)
+    (batch, *_) = run.feed.peek(0)
+    needed = flops_per_sample(run.task.learner, batch)
+    return {"flops_per_sample": needed, "peak_flops_per_worker": peak_flops(card)}
 
 
 def _facts(run: loop.Run, makes: Sequence[str]) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def test_a_killed_run_on_a_gpu_ends_as_the_whole_one(
     assert_same(trial, whole)
 
 
+def test_a_run_says_what_a_sample_takes(tmp_path: Path, data: Path) -> None:
+    """What the report's share of the card's peak is made from; the peak only of a known card."""
+    trial = write_trial(tmp_path / "t", data, gpus=1, **SMALL, batch_size=16)
+    assert run(trial.folder) == [0], log_of(trial)
+    result = trial.result(1)
+    assert result is not None and result["flops_per_sample"] > 1e6
+    assert (result["peak_flops_per_worker"] or 1e13) >= 1e13
+
+
 def test_cuda_graphs_launch_what_was_compiled(tmp_path: Path, data: Path) -> None:
     """The losses are those of the compiled model, and inductor skipped no graph."""
     losses = {}
