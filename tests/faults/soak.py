@@ -86,7 +86,7 @@ def locked_databases(stage: Stage, seed: int) -> list[float]:
 
 def full_disk(stage: Stage, seed: int) -> list[float]:
     """The disk is full before the first checkpoint."""
-    drill_full_disk(stage, new_folder(stage), seed)
+    drill_full_disk(stage, new_folder(stage), seed % 6)
     return []
 
 
