@@ -197,8 +197,9 @@ def test_the_main_effect_of_a_crossing_has_the_variance_of_all_cells() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "most"),
-    [("normal", 8), pytest.param("lognormal", 28, marks=pytest.mark.calibration)],
+    [("normal", 8), ("lognormal", 28)],
 )
+@pytest.mark.calibration
 def test_equal_noise_is_rarely_said_to_be_unequal(kind: str, most: int) -> None:
     """A cell is called noisier in about 1 % of studies of equal noise, and in at most a seventh
     where the noise is skewed: one outlying run of three looks like a noisy cell."""

@@ -189,7 +189,18 @@ def go_through(kind: Kind, root: Path, store: Path, ablate: Ablate) -> None:
     assert load(root / name).status().outcomes == status.outcomes
 
 
-@pytest.mark.parametrize("kind", [*matrix.covering(matrix.allowed()), OPEN], ids=str)
+IN_THE_SUITE = ("one_at_a_time", "search")
+"""Designs whose combinations are launched each time; the others on demand."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind.design in IN_THE_SUITE else pytest.mark.exhaustive)
+        for kind in (*matrix.covering(matrix.allowed()), OPEN)
+    ],
+    ids=str,
+)
 def test_things_that_go_together_go_through_every_verb(
     kind: Kind, tmp_path: Path, empty_store: Path, ablate: Ablate
 ) -> None:

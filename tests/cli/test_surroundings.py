@@ -135,7 +135,9 @@ for step in range(1, 2000):
 """
 
 
-@pytest.mark.parametrize("hang_up", ["signal", "terminal"])
+@pytest.mark.parametrize(
+    "hang_up", [pytest.param("signal", marks=pytest.mark.exhaustive), "terminal"]
+)
 def test_a_terminal_that_hangs_up_stops_in_order(tmp_path: Path, hang_up: str) -> None:
     """SIGHUP, and the loss of the terminal itself, let trials write a checkpoint, as one Ctrl-C
     does; the exit code says that it was stopped (ray 59551, hydra 1407)."""

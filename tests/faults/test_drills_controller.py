@@ -100,7 +100,7 @@ def trained_after(record: StudyRecord, moment: float) -> bool:
 @pytest.mark.parametrize(
     ("seed", "downtime_s", "finished"),
     [
-        (1, 0.0, False),
+        pytest.param(1, 0.0, False, marks=pytest.mark.drill),
         pytest.param(2, 3.0, False, marks=pytest.mark.drill),
         pytest.param(3, 0.0, True, marks=pytest.mark.drill),
         pytest.param(4, 20.0, False, marks=pytest.mark.drill),

@@ -32,6 +32,7 @@ TEXT = study_text(workers=1)
 # ------------------------------------------------------------------- locked
 
 
+@pytest.mark.drill
 def test_locked_databases_hold_nothing_up(stage: Stage, tmp_path: Path) -> None:
     """Another program holds Optuna's and MLflow's databases for a while: the study ends the same,
     and both views catch up."""

@@ -32,7 +32,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [
-        ({"prefetch": 1, "pin_memory": False, "workers": 1}, 0.0),
+        pytest.param(
+            {"prefetch": 1, "pin_memory": False, "workers": 1}, 0.0, marks=pytest.mark.exhaustive
+        ),
         ({"fused": True}, 1e-5),
         ({"channels_last": True}, 0.02),
         ({"fast_resize": True, "cache_gib": 0}, 0.03),
