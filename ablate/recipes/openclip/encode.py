@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +40,15 @@ def make_tokenizer(config: Config) -> CaptionTokenizer:
     """
     import open_clip
 
-    return CaptionTokenizer(
-        open_clip.get_tokenizer(config.model, context_length=config.force_context_length)
-    )
+    described = json.dumps(open_clip.get_model_config(config.model), sort_keys=True, default=str)
+    return _make(config.model, config.force_context_length, described)
+
+
+@lru_cache(maxsize=1)  # a trial asks again at its end; reading the vocabulary takes half a second
+def _make(model: str, context_length: int | None, described: str) -> CaptionTokenizer:
+    import open_clip
+
+    return CaptionTokenizer(open_clip.get_tokenizer(model, context_length=context_length))
 
 
 def _fingerprint(tokenizer: Any, *, hugging_face: bool) -> str:
