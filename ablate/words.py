@@ -17,6 +17,11 @@ def money(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= 1000 else f"{amount:.2f}"
 
 
+def percent(share: float) -> str:
+    """A share in whole per cent: ``24 %``."""
+    return f"{100 * share:.0f} %"
+
+
 def are(number: int) -> str:
     """The verb that follows so many."""
     return "is" if number == 1 else "are"
@@ -64,9 +69,10 @@ def describe_machines(
     if most:
         worst = max(most, key=lambda name: most[name])
         told.append(
-            f"{len(most)} of {counted(len(waits), 'trial')} waited for data for {starved:.0%} or "
-            f"more of their steps' time, most of all {worst} ({most[worst]:.0%}): reading is "
-            "slower than the model, and more data workers or cores would help."
+            f"{len(most)} of {counted(len(waits), 'trial')} waited for data for "
+            f"{percent(starved)} or more of their steps' time, most of all {worst} "
+            f"({percent(most[worst])}); more data workers, where there are cores for them, would "
+            "shorten that."
         )
     if hot := {name: cards for name, cards in slowed.items() if cards}:
         first = next(iter(hot))

@@ -14,7 +14,7 @@ from ablate.study import Search
 from ablate.study.table import UNENDED, StudyTable, TrialRow, name_settings
 from ablate.trial.identity import Outcome
 from ablate.trial.speed import STARVED
-from ablate.words import counted, describe_interruptions, describe_machines, money
+from ablate.words import counted, describe_interruptions, describe_machines, money, percent
 
 STATES = (*(str(outcome) for outcome in Outcome), *UNENDED)
 """Of a trial, ended ones first."""
@@ -163,8 +163,8 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
                 cell.name,
                 plain_number(sum(cost.worker_hours for cost in costs)),
                 f"{median(speeds):,.0f}" if speeds else NONE,
-                f"{median(waits):.0%}" if waits else NONE,
-                f"{median(used):.0%}" if used else "",
+                percent(median(waits)) if waits else NONE,
+                percent(median(used)) if used else "",
                 plain_number(max(memory)) if memory else NONE,
                 sum(cost.attempts for cost in costs),
                 sum(cost.crashes for cost in costs),

@@ -49,8 +49,8 @@ def test_a_running_trial_that_waits_for_data_is_named(tmp_path: Path) -> None:
         study, record, Ledger(), running=running, num_trials=4, controller="running", notes=()
     )
     slow = f"{study.change_name(dict(running[1][0].cell.levels))}, seed {running[1][0].seed}"
-    assert status.machines.startswith("1 of 2 trials waited for data for 20% or more")
-    assert f"most of all {slow} (62%)" in status.machines
+    assert status.machines.startswith("1 of 2 trials waited for data for 20 % or more")
+    assert f"most of all {slow} (62 %)" in status.machines
     assert "card 3 by heat" in status.machines
     with (console := Console(file=io.StringIO(), width=300)).capture() as shown:
         console.print(render_status(status))

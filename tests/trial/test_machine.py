@@ -82,6 +82,6 @@ def test_who_waits_for_data_and_whose_cards_are_slowed_is_said() -> None:
     waits = {"a": 0.05, "b": 0.41, "c": None, "d": 0.2}
     slowed = {"a": (), "b": ("card 2 by heat",), "c": (), "d": ()}
     said = describe_machines(waits, slowed, starved=0.2)
-    assert "2 of 4 trials waited for data" in said and "most of all b (41%)" in said
+    assert "2 of 4 trials waited for data" in said and "most of all b (41 %)" in said
     assert "1 of 4 trials had accelerators that lowered their clocks: b (card 2 by heat)." in said
     assert describe_machines({"a": 0.1}, {"a": ()}, starved=0.2) == ""
