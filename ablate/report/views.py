@@ -149,27 +149,6 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
     `more`: trials that would be run to know more.
     """
     trade = weigh(table)
-    rows = []
-    for cell in table.everything:
-        costs = [row.cost for row in cell.trials if row.cost.attempts]
-        if not costs:
-            continue
-        speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s]
-        waits = [cost.data_wait for cost in costs if cost.data_wait is not None]
-        used = [cost.mfu for cost in costs if cost.mfu is not None]
-        memory = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib]
-        rows.append(
-            CostRow(
-                cell.name,
-                plain_number(sum(cost.worker_hours for cost in costs)),
-                f"{median(speeds):,.0f}" if speeds else NONE,
-                percent(median(waits)) if waits else NONE,
-                percent(median(used)) if used else "",
-                plain_number(max(memory)) if memory else NONE,
-                sum(cost.attempts for cost in costs),
-                sum(cost.crashes for cost in costs),
-            )
-        )
     everything = [row.cost for row in table.rows]
     named = {
         f"{cell.name}, seed {row.seed}": row
@@ -194,7 +173,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
             {name: row.cost.slowed for name, row in named.items()},
             starved=STARVED,
         ),
-        rows=tuple(rows),
+        rows=tuple(_cost_rows(table)),
         trade=trade.label if trade else "",
         more=_more(table, more),
         front=tuple(
@@ -213,6 +192,32 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
         root=study.root,
         path=study.source.path,
     )
+
+
+def _cost_rows(table: StudyTable) -> list[CostRow]:
+    """Of every cell that was attempted."""
+    rows = []
+    for cell in table.everything:
+        costs = [row.cost for row in cell.trials if row.cost.attempts]
+        if not costs:
+            continue
+        speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s]
+        waits = [cost.data_wait for cost in costs if cost.data_wait is not None]
+        used = [cost.mfu for cost in costs if cost.mfu is not None]
+        memory = [cost.peak_memory_gib for cost in costs if cost.peak_memory_gib]
+        rows.append(
+            CostRow(
+                cell.name,
+                plain_number(sum(cost.worker_hours for cost in costs)),
+                f"{median(speeds):,.0f}" if speeds else NONE,
+                percent(median(waits)) if waits else NONE,
+                percent(median(used)) if used else "",
+                plain_number(max(memory)) if memory else NONE,
+                sum(cost.attempts for cost in costs),
+                sum(cost.crashes for cost in costs),
+            )
+        )
+    return rows
 
 
 def _sum(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -17,6 +17,9 @@ from ablate.training.sketches import sentence
 from ablate.training.task import Task
 from ablate.trial.session import Ending, Session
 
+COUNTED_ON = ("cuda",)
+"""Devices whose runs say what a sample takes: there it costs a moment, and a peak is known."""
+
 
 def fit(
     session: Session, task: Task, gang: Gang, *, specimen: Callable[[], Specimen] | None = None
@@ -53,8 +56,8 @@ def fit(
 
 
 def _flops(run: loop.Run) -> dict[str, Any]:
-    """What a sample takes, and what a card could do; on GPUs, where it costs a moment."""
-    if run.gang.device.type != "cuda":
+    """What a sample takes, and what a card could do."""
+    if run.gang.device.type not in COUNTED_ON:
         return {}
     from ablate.training.flops import flops_per_sample, peak_flops  # half a second of imports
 

@@ -292,6 +292,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "allowed"), KINDS)
 def test_false_alarms_are_rare(kind: dict[str, Any], allowed: float) -> None:
     """Autocorrelated clean traces: at most 1 event of a marker per 10 000 steps; heavy tails 2."""

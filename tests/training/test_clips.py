@@ -134,6 +134,7 @@ def test_cached_clips_are_the_clips(drawn: Path, data: Path) -> None:
     assert views[0].shape == (6, 4, 3, 16, 16) and torch.equal(views[0], views[1])
 
 
+@pytest.mark.exhaustive
 def test_the_drawn_set_is_whole_and_its_first_frames_tell_no_motion(
     emoji_video: Path,
 ) -> None:

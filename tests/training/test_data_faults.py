@@ -97,6 +97,7 @@ def losses(trial: TrialRecord) -> list[tuple[float, int]]:
     return [(row["loss"], row["data_faults"]) for row in trial.trace()]
 
 
+@pytest.mark.exhaustive
 def test_substitutes_are_the_same_each_time(tmp_path: Path, data: Path) -> None:
     """Bad samples within the limit: the trial completes, they are counted in each epoch, and
     loaders, caches and another run change neither the substitutes nor the losses."""

@@ -237,6 +237,7 @@ def test_ranks_share_the_work_and_agree(tmp_path: Path, data: Path, sets: Path) 
         assert {n: found[n] for n in MEASURED} == {n: alone[n] for n in MEASURED}
 
 
+@pytest.mark.exhaustive
 def test_wrong_batch_norm_statistics_are_told_from_wrong_weights(
     tmp_path: Path, data: Path
 ) -> None:

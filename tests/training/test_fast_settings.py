@@ -29,12 +29,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list[float]:
     return losses(tmp_path_factory.mktemp("plain") / "trial", data)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [
-        pytest.param(
-            {"prefetch": 1, "pin_memory": False, "workers": 1}, 0.0, marks=pytest.mark.exhaustive
-        ),
+        ({"prefetch": 1, "pin_memory": False, "workers": 1}, 0.0),
         ({"fused": True}, 1e-5),
         ({"channels_last": True}, 0.02),
         ({"fast_resize": True, "cache_gib": 0}, 0.03),

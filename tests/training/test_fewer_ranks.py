@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 from small_trials import run, start, wait_for, write_trial
 
 from ablate.records.files import read_json
@@ -12,6 +13,7 @@ from ablate.records.folder import TrialRecord
 from ablate.training import checkpoint
 
 
+@pytest.mark.exhaustive
 def test_one_rank_stands_for_two(tmp_path: Path, data: Path) -> None:
     """After a kill one rank takes up what two began: same steps, same samples a step, a certificate
     that says so, and losses that follow those of the whole gang; without being asked to, it won't.

@@ -351,6 +351,7 @@ def test_collapsed_features_are_noticed(
         assert found.verdict == "collapsed", name
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_collapses_is_noticed(tmp_path: Path, emoji: Path) -> None:
     """A learning rate thirty times too large without warmup ends in one direction."""
     fields = {**EMOJI, "lr": 3e-2, "warmup": 1, "beta2": 0.999, "wd": 0.0}

@@ -22,6 +22,7 @@ def mispaired(images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, 
     return images, texts.roll(1, 0)
 
 
+@pytest.mark.exhaustive
 def test_one_infinite_pixel_ends_the_run(tmp_path: Path, emoji: Path) -> None:
     """M1: the step it is in poisons the weights, and the third loss that is NaN ends the trial."""
     done = provoke(tmp_path / "t", emoji, inputs_at(lambda k: k == 20, infinite_pixel), steps=40)
