@@ -8,6 +8,7 @@ import pstats
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from simulated_cluster import Course, Nobody, SimulatedCluster, complete, factorial
 
 from ablate.cluster.contract import Attempt
@@ -48,6 +49,7 @@ def run_simulated(
     return status, cluster, profile
 
 
+@pytest.mark.exhaustive
 def test_a_trial_of_a_large_study_costs_what_one_of_a_small_study_costs(tmp_path: Path) -> None:
     """The loop's function calls per trial do not grow from 40 to 400 trials on as many seats."""
     calls = {}

@@ -107,7 +107,9 @@ def search(book: CellBook, *, cells: int, workers: int) -> list[Cell]:
 # --------------------------------------------------------------------------- asking
 
 
-@pytest.mark.parametrize("workers", [1, 4, 8])
+@pytest.mark.parametrize(
+    "workers", [4, *(pytest.param(number, marks=pytest.mark.exhaustive) for number in (1, 8))]
+)
 def test_no_proposal_of_a_search_is_wasted(tmp_path: Path, workers: int) -> None:
     """60 of 243 cells are asked with none repeated, and the best planted settings are found."""
     study = make_study()
@@ -538,6 +540,7 @@ def test_a_search_for_score_against_cost_finds_the_front(tmp_path: Path, sampler
     assert {t.user_attrs["outcomes"] for t in gone} == {"diverged 2"}
 
 
+@pytest.mark.exhaustive
 def test_tpe_goes_for_both_ends_of_the_front(tmp_path: Path) -> None:
     """In 24 of 243 cells TPE looks at more cells without a spoiled score than lots would draw."""
 
