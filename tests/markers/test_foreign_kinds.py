@@ -220,6 +220,7 @@ def test_a_summary_by_epochs_is_numbered_by_its_rows(tmp_path: Path) -> None:
     assert any("one an epoch" in note for note in found["notes"])
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=15, deadline=None)
 @given(power=st.integers(-6, 6), kind=st.sampled_from(["healthy", "rose", "overshot"]))
 def test_the_unit_of_an_unknown_loss_changes_no_verdict(

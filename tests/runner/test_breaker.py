@@ -119,7 +119,8 @@ def launch(folder: Path, cluster: Fleet, *, seeds: int) -> tuple[StudyStatus, se
     return status, notes
 
 
-@pytest.mark.parametrize("gangs", [pytest.param(1, marks=pytest.mark.drill), 4])
+@pytest.mark.drill
+@pytest.mark.parametrize("gangs", [1, 4])
 def test_an_outage_of_an_hour_costs_no_trial(tmp_path: Path, gangs: int) -> None:
     """Every attempt fails in the same words for an hour after some have completed: few are tried,
     the status says so, and all trials complete."""

@@ -747,7 +747,8 @@ def forgetful(port: int, *paths: str, slow: bool) -> Iterator[str]:
     assert len(lost) == len(paths), "no answer was lost"
 
 
-@pytest.mark.parametrize("slow", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("slow", [True, False])
 def test_a_lost_answer_leaves_no_run_behind(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:

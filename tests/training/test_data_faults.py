@@ -61,7 +61,9 @@ def truncate_in_step(step: int, path: Path) -> None:
     Step.take = optimize  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("rank", "loaders"), [(0, 2), (1, 0)])
+@pytest.mark.parametrize(
+    ("rank", "loaders"), [pytest.param(0, 2, marks=pytest.mark.exhaustive), (1, 0)]
+)
 def test_one_rank_without_data_ends_all(
     tmp_path: Path, data: Path, rank: int, loaders: int
 ) -> None:

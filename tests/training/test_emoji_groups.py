@@ -11,6 +11,7 @@ from ablate.training.data.emoji_groups import prepare_emoji_groups
 from ablate.training.data.image_source import open_labelled, pair_labels
 
 
+@pytest.mark.exhaustive
 def test_the_emoji_are_prepared_once(tmp_path: Path) -> None:
     """All drawings of four vendors to train on; every held-out group occurs among them; another
     call finds them, and a folder of something else is refused."""

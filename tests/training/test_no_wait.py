@@ -62,7 +62,9 @@ def run_from(
     return run
 
 
-@pytest.mark.parametrize(("first", "clip"), [(45, 1.0), (195, None)])
+@pytest.mark.parametrize(
+    ("first", "clip"), [(45, 1.0), pytest.param(195, None, marks=pytest.mark.exhaustive)]
+)
 def test_no_step_reads_from_the_device(
     tmp_path: Path, data: Path, first: int, clip: float | None
 ) -> None:

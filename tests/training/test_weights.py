@@ -407,6 +407,7 @@ def test_swapped_names_are_caught_by_the_features(tmp_path: Path, exported: Path
         openclip.weights.load_initial_weights(config(init_from={"path": str(path)}), fresh_model())
 
 
+@pytest.mark.exhaustive
 def test_a_second_load_in_a_fresh_process_gives_the_same_features(
     exported: Path, data: Path
 ) -> None:
