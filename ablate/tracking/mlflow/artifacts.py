@@ -48,11 +48,12 @@ def write_artifacts(
     verdict: str,
 ) -> None:
     """Write a trial's configuration, command, logs and picture into `folder`, secrets masked."""
-    config = masked("", trial.config)
-    (folder / "trial.json").write_text(dumps(masked("", record.trial()), indent=1) + "\n")
+    content = masked("", record.trial())
+    config = content["config"]
+    (folder / "trial.json").write_text(dumps(content, indent=1) + "\n")
     (folder / "outcome.json").write_text(dumps(masked("", outcome), indent=1) + "\n")
     (folder / "config.yaml").write_text(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
-    if line := command_of(trial):
+    if line := _line_of(trial, config):
         (folder / "command.txt").write_text(line)
     learned = record.learned()
     if learned is not None:
@@ -73,7 +74,10 @@ def write_artifacts(
 
 def command_of(trial: Trial) -> str:
     """The trial's own line, secrets masked; empty where its setting or recipe has none."""
-    config = masked("", trial.config)
+    return _line_of(trial, masked("", trial.config))
+
+
+def _line_of(trial: Trial, config: Mapping[str, Any]) -> str:
     with contextlib.suppress(ValueError):
         line = ability(trial.recipe, "command")(
             load(trial.recipe).Config(**config), workers=int(trial.gang.get("workers", 1))

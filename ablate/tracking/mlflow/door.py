@@ -63,6 +63,8 @@ class Door:
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self._open(name, record)
         self._tables = None if by_call else tables_of(self.client, self.experiment)
+        self._inputs: list[tuple[str, Sequence[entities.DatasetInput]]] = []
+        """Of runs that are not written yet."""
 
     def _open(self, name: str, record: StudyRecord) -> str:
         """The study's experiment. Where another folder's study has its name, it gets another one.
@@ -144,12 +146,16 @@ class Door:
         if self._tables is not None:
             self._tables.write()
             self.patience.arrived()
+        while self._inputs:
+            run_id, datasets = self._inputs.pop()
+            self.client.log_inputs(run_id, datasets=datasets)
+            self.patience.arrived()
 
     def log_inputs(self, run_id: str, datasets: Sequence[entities.DatasetInput]) -> None:
         """Say what data a run was made from."""
-        self.flush()
-        self.client.log_inputs(run_id, datasets=datasets)
-        self.patience.arrived()
+        self._inputs.append((run_id, datasets))
+        if self._tables is None:
+            self.flush()
 
     def delete(self, run_id: str) -> None:
         """Delete a run; no matter what was told of it."""

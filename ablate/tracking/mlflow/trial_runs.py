@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from ablate.records.folder import TrialRecord
 from ablate.records.masking import reason_of
@@ -114,10 +116,9 @@ def _finish(
     for row in machine[:: 1 + len(machine) // _MOST_OF_MACHINE]:
         news.metrics.extend(metrics_of(measures.of_machine(row), row))
     known.curves[trial.id] = curves_of(trace, folder.evaluations(), measures)
-    artifacts = get_artifact_repository(run.artifact_uri, tracking_uri=door.uri)
-    with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
+    with _artifacts(run.artifact_uri, door.uri) as place:
         write_artifacts(
-            Path(scratch),
+            place,
             trial,
             folder,
             outcome,
@@ -126,8 +127,7 @@ def _finish(
             title=known.name(trial),
             verdict=ended.result.verdict,
         )
-        artifacts.log_artifacts(scratch)
-        is_drawn = (Path(scratch) / "timeline.png").exists()
+        is_drawn = (place / "timeline.png").exists()
     door.set_status(run, runs.STATUS[Outcome(ended.result.outcome)], when=ended.time)
     tags = runs.final_tags(ended, outcome, folder.learned())
     tags["mlflow.note.content"] = trial_note(
@@ -135,6 +135,20 @@ def _finish(
     )
     # Last of all: once this has arrived, the run is never looked at again.
     _send(door, known, trial, news, tags, complete=True)
+
+
+@contextlib.contextmanager
+def _artifacts(uri: str, tracking_uri: str) -> Iterator[Path]:
+    """A folder whose files become a run's artifacts: where they lie on this disk, their own."""
+    artifacts = get_artifact_repository(uri, tracking_uri=tracking_uri)
+    if isinstance(artifacts, LocalArtifactRepository):
+        place = Path(artifacts.artifact_dir)
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="ablate-") as scratch:
+        yield Path(scratch)
+        artifacts.log_artifacts(scratch)
 
 
 def _send(
