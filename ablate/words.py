@@ -56,34 +56,6 @@ def describe_interruptions(cost: Mapping[str, float]) -> str:
     return f"{told}: {counted(again, 'step')} trained again ({spent_h:.2g} h of workers)."
 
 
-def describe_machines(
-    waits: Mapping[str, float | None], slowed: Mapping[str, Sequence[str]], *, starved: float
-) -> str:
-    """Which trials waited for data for at least the share `starved` of their steps' time, and which
-    had cards that were slowed; nothing where none did.
-
-    `waits`: trial -> share, None where it is not known; `slowed`: trial -> ``card 0 by heat``.
-    """
-    told = []
-    most = {name: share for name, share in waits.items() if share is not None and share >= starved}
-    if most:
-        worst = max(most, key=lambda name: most[name])
-        told.append(
-            f"{len(most)} of {counted(len(waits), 'trial')} waited for data for "
-            f"{percent(starved)} or more of their steps' time, most of all {worst} "
-            f"({percent(most[worst])}); more data workers, where there are cores for them, would "
-            "shorten that."
-        )
-    if hot := {name: cards for name, cards in slowed.items() if cards}:
-        first = next(iter(hot))
-        told.append(
-            f"{len(hot)} of {counted(len(slowed), 'trial')} had accelerators that lowered their "
-            f"clocks: {first} ({', '.join(hot[first])})"
-            + (f", and {len(hot) - 1} more." if len(hot) > 1 else ".")
-        )
-    return " ".join(told)
-
-
 def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = ()) -> str:
     """Rows as HTML, for notebooks; what stands in them is text."""
 

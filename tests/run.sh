@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 prepare_environment '.[test]'
 export HF_HUB_OFFLINE=1
-# Else each of some thousand processes compiles them anew where PYTHONDONTWRITEBYTECODE is set.
+# Else every process compiles them anew where PYTHONDONTWRITEBYTECODE is set.
 python -m compileall -q ablate tests
 # Files in their own order: those with few, long tests would else all come last.
 exec python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -150,8 +150,8 @@ def render_status(status: StudyStatus, *, width: int = 100) -> RenderableType:
             parts.append(Text(f"  {lines[-1]}", style="red"))
     if said := describe_interruptions(status.disruptions):
         parts.append(Text(said, style="dim"))
-    if status.machines:
-        parts.append(Text(f"! {status.machines}", style="yellow"))
+    if said := status.machines:
+        parts.append(Text(f"! {said}", style="yellow"))
     parts += [Text(f"search   {line}") for line in status.search]
     parts += [Text(f"pruning  {line}", style="dim") for line in status.pruning]
     parts += [Text(f"! {note}", style="yellow") for note in status.notes]

@@ -36,7 +36,7 @@ from ablate.report.scale import probability
 from ablate.report.views import CostView, cost_view
 from ablate.study import Study
 from ablate.study.table import StudyTable, read_table
-from ablate.words import html_table
+from ablate.words import html_table, percent
 
 _TEMPLATES = Path(__file__).parent
 
@@ -259,7 +259,7 @@ def _code(text: str) -> Markup:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
+    return percent(share) if share >= 0.005 else "< 1 %"
 
 
 def _breakable(name: str) -> Markup:

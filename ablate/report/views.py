@@ -13,8 +13,8 @@ from ablate.report.scale import NONE, Scale, plain_number
 from ablate.study import Search
 from ablate.study.table import UNENDED, StudyTable, TrialRow, name_settings
 from ablate.trial.identity import Outcome
-from ablate.trial.speed import STARVED
-from ablate.words import counted, describe_interruptions, describe_machines, money, percent
+from ablate.trial.speed import describe_machines
+from ablate.words import counted, describe_interruptions, money, percent
 
 STATES = (*(str(outcome) for outcome in Outcome), *UNENDED)
 """Of a trial, ended ones first."""
@@ -150,8 +150,8 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
     """
     trade = weigh(table)
     everything = [row.cost for row in table.rows]
-    named = {
-        f"{cell.name}, seed {row.seed}": row
+    attempted = {
+        f"{cell.name}, seed {row.seed}": row.cost
         for cell in table.everything
         for row in cell.trials
         if row.cost.attempts
@@ -168,11 +168,7 @@ def cost_view(table: StudyTable, folder: str, scale: Scale, *, more: int = 0) ->
         attempts=sum(cost.attempts for cost in everything),
         crashes=sum(cost.crashes for cost in everything),
         interruptions=describe_interruptions(_sum(cost.interrupted for cost in everything)),
-        machines=describe_machines(
-            {name: row.cost.data_wait for name, row in named.items()},
-            {name: row.cost.slowed for name, row in named.items()},
-            starved=STARVED,
-        ),
+        machines=describe_machines(attempted),
         rows=tuple(_cost_rows(table)),
         trade=trade.label if trade else "",
         more=_more(table, more),

@@ -17,8 +17,8 @@ from ablate.search import referee
 from ablate.study import Search, Study, sweep
 from ablate.study.results import result_of
 from ablate.trial.identity import Outcome, Trial
-from ablate.trial.speed import STARVED
-from ablate.words import counted, describe_machines, html_table
+from ablate.trial.speed import describe_machines
+from ablate.words import counted, html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +109,7 @@ class StudyStatus:
     @property
     def machines(self) -> str:
         """Which running trials wait for data, or have slowed cards; empty where none does."""
-        named = {f"{row.name}, seed {row.seed}": row for row in self.running}
-        return describe_machines(
-            {name: row.data_wait for name, row in named.items()},
-            {name: row.slowed for name, row in named.items()},
-            starved=STARVED,
-        )
+        return describe_machines({f"{row.name}, seed {row.seed}": row for row in self.running})
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "num_ended": self.num_ended}

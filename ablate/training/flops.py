@@ -6,8 +6,6 @@ is computed again to save memory does not count, and a backward pass counts as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,14 +43,6 @@ def flops_per_sample(learner: Learner, batch: MicroBatch) -> float:
     model.eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        learner.loss(model, [batch], _keep_gradients)
+        learner.loss(model, [batch], lambda loss: None)
     model.train(was_training)
-    return 3.0 * counter.get_total_flops() / _length(batch)
-
-
-def _keep_gradients(loss: torch.Tensor) -> None:
-    """No backward pass."""
-
-
-def _length(batch: Sequence[torch.Tensor]) -> int:
-    return len(batch[0])
+    return 3.0 * counter.get_total_flops() / len(batch[0])

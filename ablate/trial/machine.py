@@ -40,8 +40,8 @@ class Machine:
             self._cards = _find_cards(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     def look(self) -> dict[str, float]:
-        """Percentages, and of each accelerator degrees, watts and why it is slowed (0 or 1); empty
-        before it is time to look again."""
+        """Percentages, of each accelerator degrees and watts too, and 1 for each reason why it is
+        slowed; empty before it is time to look again."""
         now = time.monotonic()
         if now < self._due:
             return {}
@@ -68,8 +68,7 @@ class Machine:
         }
         with contextlib.suppress(nvml.NVMLError):  # a driver that does not tell
             reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(card)
-            for cause, bits in _SLOWED_BY.items():
-                seen[f"slowed_by_{cause}"] = float(bool(reasons & bits))
+            seen |= {f"slowed_by_{why}": 1.0 for why, bits in _SLOWED_BY.items() if reasons & bits}
         return {f"{name}_{key}": value for key, value in seen.items()}
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pynvml
 import pytest
 
+from ablate.study.table import Cost
 from ablate.trial.machine import Machine
-from ablate.trial.speed import data_wait, slowed_cards
-from ablate.words import describe_machines
+from ablate.trial.speed import data_wait, describe_machines, slowed_cards
 
 
 def test_the_machine_is_looked_at_now_and_then() -> None:
@@ -79,9 +79,13 @@ def test_waiting_for_data_is_a_share_of_the_steps() -> None:
 
 def test_who_waits_for_data_and_whose_cards_are_slowed_is_said() -> None:
     """One sentence each, with the worst by name; nothing where all is well."""
-    waits = {"a": 0.05, "b": 0.41, "c": None, "d": 0.2}
-    slowed = {"a": (), "b": ("card 2 by heat",), "c": (), "d": ()}
-    said = describe_machines(waits, slowed, starved=0.2)
+    trials = {
+        "a": Cost(data_wait=0.05),
+        "b": Cost(data_wait=0.41, slowed=("card 2 by heat",)),
+        "c": Cost(data_wait=None),
+        "d": Cost(data_wait=0.2),
+    }
+    said = describe_machines(trials)
     assert "2 of 4 trials waited for data" in said and "most of all b (41 %)" in said
     assert "1 of 4 trials had accelerators that lowered their clocks: b (card 2 by heat)." in said
-    assert describe_machines({"a": 0.1}, {"a": ()}, starved=0.2) == ""
+    assert describe_machines({"a": Cost(data_wait=0.1)}) == ""

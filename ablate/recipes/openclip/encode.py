@@ -44,7 +44,9 @@ def make_tokenizer(config: Config) -> CaptionTokenizer:
     return _make(config.model, config.force_context_length, described)
 
 
-@lru_cache(maxsize=1)  # a trial asks again at its end; reading the vocabulary takes half a second
+# A trial asks again at its end, and reading the vocabulary takes half a second. What the model is
+# `described` as belongs to the question: another may have its name.
+@lru_cache(maxsize=1)
 def _make(model: str, context_length: int | None, described: str) -> CaptionTokenizer:
     import open_clip
 

@@ -158,7 +158,7 @@ class Door:
             self.flush()
 
     def delete(self, run_id: str) -> None:
-        """Delete a run; no matter what was told of it."""
+        """Delete a run, which is written first where it is not yet."""
         self.flush()
         self.client.delete_run(run_id)
         self.patience.arrived()

@@ -26,7 +26,7 @@ def ensure_study(door: Door, known: Known) -> StudyRun:
     tags = runs.study_tags(study, known.record)
     start = begun_first(known.record.record(trial_id) for trial_id in known.trials)
     run = door.create(f"study: {study.name}", tags, start=milliseconds(start))
-    door.flush()
+    door.flush()  # what follows is told by calls
     known.study_run = StudyRun(run.info.run_id, "RUNNING", tags=dict(run.data.tags))
     with contextlib.suppress(MlflowException):  # a form that MLflow does not promise to take
         for key, view in views_of(study).items():
