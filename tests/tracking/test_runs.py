@@ -84,6 +84,21 @@ def test_a_row_is_told_under_few_keys(measures: Measures) -> None:
     }  # fmt: skip
 
 
+def test_of_many_cards_the_worst_is_told(measures: Measures) -> None:
+    """A page draws a chart of every key: eight cards take no more of them than one."""
+    known = {"utilization_percentage": 97.0, "temperature_celsius": 60.0}
+    row = {f"system/gpu_{card}_{key}": v for card in range(8) for key, v in known.items()}
+    row |= {"system/gpu_3_utilization_percentage": 12.0, "system/gpu_5_temperature_celsius": 91.0}
+    row |= {"system/cpu_utilization_percentage": 40.0, "step": 7}
+    assert measures.of_machine(row) == {
+        "system/gpu_utilization_percentage": 12.0,
+        "system/gpu_temperature_celsius": 91.0,
+        "system/cpu_utilization_percentage": 40.0,
+    }
+    one = {f"system/gpu_2_{key}": value for key, value in known.items()}
+    assert measures.of_machine(one) == one
+
+
 def test_a_setting_has_the_mean_and_the_edges_of_its_seeds(measures: Measures) -> None:
     """At steps that every seed reached: the mean under the trials' own key, lowest and highest
     beside it; nothing at a step that one of them did not reach, or where one is not finite."""

@@ -8,6 +8,7 @@ trace, which is an artifact. Accuracies are told in per cent, because the page f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -41,6 +42,8 @@ _WORST = {
 _SYSTEM = "system/"
 """Measurements of the machine are called so where they are made."""
 
+_CARD = re.compile(r"system/gpu_(\d+)_")
+
 _PLACE = frozenset({"step", "attempt", "time", "samples"})
 _MOST_OWN = 8
 """Measurements of one row that only its recipe knows: in the row's order."""
@@ -69,8 +72,18 @@ class Measures:
         return self._told({k: v for k, v in row.items() if k != "epoch"}, _EVALUATION, "eval/")
 
     def of_machine(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """A row about the machine, which has no other measurements."""
-        return {name: float(value) for name, value in row.items() if name.startswith(_SYSTEM)}
+        """A row about the machine, which has no other measurements. Of several cards it tells the
+        worst of each, without a number: the least used, the hottest."""
+        told = {name: float(value) for name, value in row.items() if name.startswith(_SYSTEM)}
+        if len({found[1] for name in told if (found := _CARD.match(name))}) < 2:
+            return told
+        of_cards: dict[str, list[float]] = {}
+        for name, value in told.items():
+            of_cards.setdefault(_CARD.sub(f"{_SYSTEM}gpu_", name), []).append(value)
+        return {
+            name: (min if name.endswith("gpu_utilization_percentage") else max)(values)
+            for name, values in of_cards.items()
+        }
 
     @cached_property
     def objective(self) -> str:
