@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ablate.analysis import effects, sentences, verdict
 from ablate.analysis.answer import (
@@ -297,7 +297,7 @@ def _warnings(
                 f"{high:.0%}): {rest}."
             )
     if len(fitted.residuals) >= 20 and np.ptp(fitted.residuals) > ROUNDING:
-        skew = float(stats.skew(fitted.residuals))
+        skew = float(scipy.stats.skew(fitted.residuals))
         if abs(skew) > 1:
             notes.append(
                 f"Residuals are skewed ({skew:+.1f}): intervals may be too narrow; compare the "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ablate.analysis.answer import CellSummary, Interval, Noise
 from ablate.analysis.fit import Fit
@@ -87,5 +87,5 @@ def noise_of(table: Table, fitted: Fit) -> Noise:
 
 
 def _sd_interval(variance: float, df: float) -> Interval:
-    low, high = stats.chi2.isf(0.025, df), stats.chi2.isf(0.975, df)
+    low, high = scipy.stats.chi2.isf(0.025, df), scipy.stats.chi2.isf(0.975, df)
     return math.sqrt(variance * df / low), math.sqrt(variance * df / high)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from ablate.analysis import anytime, effects, power, sentences, verdict
 from ablate.analysis.answer import Contrast, Interval
@@ -386,7 +386,7 @@ def _with_interval(
     if margin and not family.is_sequential:
         nearer = margin - abs(delta)
         p_equivalence = (
-            float(special.stdtr(found.df, -nearer / se)) if se > 0 else float(nearer <= 0)
+            float(scipy.special.stdtr(found.df, -nearer / se)) if se > 0 else float(nearer <= 0)
         )
         p_equivalence = min(1.0, p_equivalence * family.split)
     word = verdict.judge(delta, different=different, inside=inside, margin=margin)
@@ -418,7 +418,7 @@ def _doubts(found: Estimate) -> list[str]:
     doubts = []
     differences = found.differences
     if len(differences) >= 8 and np.ptp(differences) > ROUNDING:
-        skew = float(stats.skew(differences))
+        skew = float(scipy.stats.skew(differences))
         if abs(skew) > 1:
             doubts.append(
                 f"differences are skewed ({skew:+.1f}): the interval may be too narrow; "

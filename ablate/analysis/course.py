@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ablate.analysis.results import FloatArray
 
@@ -114,4 +114,4 @@ def _equal_noise(one: FloatArray | None, other: FloatArray) -> float | None:
     r = float(np.clip(plus @ minus / size, -1.0, 1.0))
     if abs(r) == 1.0:
         return 0.0
-    return float(2 * stats.t.sf(abs(r) * math.sqrt(df / (1 - r * r)), df))
+    return float(2 * scipy.stats.t.sf(abs(r) * math.sqrt(df / (1 - r * r)), df))

@@ -15,7 +15,7 @@ from math import comb
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
 
 from ablate.analysis.results import Cell, FloatArray, Table
 
@@ -58,8 +58,8 @@ def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float,
     if n == 0:
         return 0.0, 1.0
     tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
-    high = 1.0 if k == n else float(special.betainccinv(k + 1, n - k, tail))
+    low = 0.0 if k == 0 else float(scipy.special.betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(scipy.special.betainccinv(k + 1, n - k, tail))
     return low, high
 
 
@@ -68,7 +68,7 @@ def fisher(level: tuple[int, int], reference: tuple[int, int]) -> float:
     if level[1] == 0 or reference[1] == 0:
         return 1.0
     counts = np.array([[k, n - k] for k, n in (level, reference)])
-    return float(stats.fisher_exact(counts).pvalue)
+    return float(scipy.stats.fisher_exact(counts).pvalue)
 
 
 @lru_cache(maxsize=256)
@@ -76,8 +76,8 @@ def higher_rate(level: tuple[int, int], reference: tuple[int, int]) -> float:
     """P(level's rate > reference's) of two Beta(1 + k, 1 + n - k) rates."""
     (k1, n1), (k0, n0) = level, reference
     grid = (np.arange(2000) + 0.5) / 2000
-    quantiles = special.betaincinv(1 + k0, 1 + n0 - k0, grid)
-    return float(np.mean(special.betaincc(1 + k1, 1 + n1 - k1, quantiles)))
+    quantiles = scipy.special.betaincinv(1 + k0, 1 + n0 - k0, grid)
+    return float(np.mean(scipy.special.betaincc(1 + k1, 1 + n1 - k1, quantiles)))
 
 
 def exploding(table: Table, reference: Cell) -> set[tuple[int, str]]:

@@ -17,7 +17,7 @@ from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
 
 from ablate.analysis.fit import Fit, rounding, step_of
 from ablate.analysis.results import Cell, FloatArray, Table
@@ -228,7 +228,7 @@ def lack_of_fit_p(table: Table, fitted: Fit) -> float | None:
         return None
     off = left @ fitted.effects
     inverse = np.linalg.pinv(left @ fitted.layout.spread @ left.T, rcond=1e-9)
-    return float(stats.f.sf(float(off @ inverse @ off) / df / fitted.mse, df, fitted.df))
+    return float(scipy.stats.f.sf(float(off @ inverse @ off) / df / fitted.mse, df, fitted.df))
 
 
 def cross(
@@ -405,4 +405,4 @@ def _snapped(delta: float, values: FloatArray) -> float:
 
 
 def two_sided_p(t: float, df: float) -> float:
-    return float(2 * special.stdtr(df, -abs(t)))
+    return float(2 * scipy.special.stdtr(df, -abs(t)))

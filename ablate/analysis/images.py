@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from ablate.analysis import power
 from ablate.analysis.contrasts import ALPHA
@@ -96,7 +96,7 @@ def _classes(by_image: FloatArray, labels: npt.NDArray[np.int32]) -> tuple[Class
     squares = np.bincount(place, (by_image - delta[place]) ** 2)
     error = np.sqrt(squares / np.maximum(images - 1, 1) / images)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2.0 * stats.t.sf(np.abs(delta) / error, images - 1)
+        p = 2.0 * scipy.stats.t.sf(np.abs(delta) / error, images - 1)
     # Without spread: all images alike, unchanged or changed.
     p = np.where(error > 0.0, p, np.where(delta == 0.0, 1.0, np.spacing(1.0)))
     judged = np.flatnonzero(images >= 3)

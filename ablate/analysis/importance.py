@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from ablate.analysis.effects import Comparison, is_crossed
 from ablate.analysis.fit import Fit
@@ -94,7 +94,7 @@ def importances(
         # noncentrality = variance / (mse x noise of one degree of freedom)
         low, high = (bound * fitted.mse * per_df for bound in bounds)
         ci = (low / (low + others), high / (high + others) if high < math.inf else 1.0)
-        p = float(stats.f.sf(f, df1, fitted.df))
+        p = float(scipy.stats.f.sf(f, df1, fitted.df))
         found.append(Importance(factor, share, ci, p, exploratory))
     return tuple(sorted(found, key=lambda importance: -importance.share))
 
@@ -123,11 +123,13 @@ def _noncentrality(f: float, df1: int, df2: int, quantile: float) -> float:
     """The noncentrality whose distribution puts `quantile` below f; 0 when none does."""
 
     def below(nc: float) -> float:
-        return float(stats.ncf.cdf(f, df1, df2, nc) if nc > 0 else stats.f.cdf(f, df1, df2))
+        return float(
+            scipy.stats.ncf.cdf(f, df1, df2, nc) if nc > 0 else scipy.stats.f.cdf(f, df1, df2)
+        )
 
     if below(0.0) <= quantile:
         return 0.0
     high = max(1.0, df1 * f)
     while below(high) > quantile:
         high *= 2
-    return float(optimize.brentq(lambda nc: below(nc) - quantile, 0.0, high, rtol=1e-6))
+    return float(scipy.optimize.brentq(lambda nc: below(nc) - quantile, 0.0, high, rtol=1e-6))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+import scipy
 
 from ablate.analysis.answer import Contrast
 from ablate.analysis.verdict import INCONCLUSIVE
@@ -59,8 +59,7 @@ def agree(whole: Verdicts, rung: Verdicts) -> Agreement:
         for key in shared
         if (a := whole[key].delta) is not None and (b := rung[key].delta) is not None
     ]
-    tau = float(stats.kendalltau(*zip(*pairs, strict=True)).statistic) if len(pairs) > 1 else None
-    tau = None if tau is None or math.isnan(tau) else tau
+    tau = _rank_agreement(pairs)
     return Agreement(
         same=same,
         of=len(decided),
@@ -78,10 +77,18 @@ def _says(contrast: Contrast) -> str:
     return (contrast.direction or "same") if contrast.verdict == "MATTERS" else "same"
 
 
+def _rank_agreement(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau; None of fewer than two pairs, and of ties alone."""
+    if len(pairs) < 2:
+        return None
+    tau = float(scipy.stats.kendalltau(*zip(*pairs, strict=True)).statistic)
+    return None if math.isnan(tau) else tau
+
+
 def _share_interval(hits: int, number: int) -> tuple[float, float] | None:
     if not number:
         return None
-    found = stats.binomtest(hits, number).proportion_ci(0.95, method="exact")
+    found = scipy.stats.binomtest(hits, number).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)
 
 

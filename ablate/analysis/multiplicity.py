@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from ablate.analysis.results import FloatArray
 
@@ -30,12 +30,12 @@ def dunnett_p(t: float, correlation: FloatArray, df: float) -> float:
     if not np.isfinite(t):
         return 0.0
     if len(correlation) == 1:
-        return float(2 * stats.t.sf(abs(t), df))
+        return float(2 * scipy.stats.t.sf(abs(t), df))
     if t == 0:
         return 1.0
     # T = Z / s with s^2 ~ chi2/df: given Z the probability over s is exact, only Z is sampled.
     largest = _largest_normal(correlation.tobytes(), len(correlation))
-    return float(np.mean(special.chdtr(df, df * largest**2 / t**2)))
+    return float(np.mean(scipy.special.chdtr(df, df * largest**2 / t**2)))
 
 
 def dunnett_quantile(alpha: float, correlation: FloatArray, df: float) -> float:
@@ -46,12 +46,12 @@ def dunnett_quantile(alpha: float, correlation: FloatArray, df: float) -> float:
 @lru_cache(maxsize=512)
 def _dunnett_quantile(alpha: float, packed: bytes, m: int, df: float) -> float:
     correlation = np.frombuffer(packed).reshape(m, m)
-    single = float(stats.t.isf(alpha / 2, df))
+    single = float(scipy.stats.t.isf(alpha / 2, df))
     if m == 1:
         return single
-    bonferroni = float(stats.t.isf(alpha / (2 * m), df)) * 1.05
+    bonferroni = float(scipy.stats.t.isf(alpha / (2 * m), df)) * 1.05
     return float(
-        optimize.brentq(
+        scipy.optimize.brentq(
             lambda q: dunnett_p(q, correlation, df) - alpha, single * 0.95, bonferroni, xtol=1e-4
         )
     )
@@ -63,10 +63,10 @@ def _largest_normal(packed: bytes, m: int) -> FloatArray:
     correlation = np.frombuffer(packed).reshape(m, m)
     eigenvalues, vectors = np.linalg.eigh(correlation)
     root = vectors * np.sqrt(np.clip(eigenvalues, 0, None))
-    uniform = stats.qmc.Sobol(m, scramble=True, rng=np.random.default_rng(20)).random_base2(
+    uniform = scipy.stats.qmc.Sobol(m, scramble=True, rng=np.random.default_rng(20)).random_base2(
         DRAWS_LOG2
     )
-    normal = stats.norm.ppf(np.clip(uniform, 1e-12, 1 - 1e-12))
+    normal = scipy.stats.norm.ppf(np.clip(uniform, 1e-12, 1 - 1e-12))
     largest = np.sort(np.abs(normal @ root.T).max(axis=1))
     points: FloatArray = largest.reshape(POINTS, -1).mean(axis=1)
     return points
@@ -87,4 +87,4 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """Adjusted p-values that control the share of false findings (screens, interactions)."""
     if not p:
         return []
-    return [float(x) for x in stats.false_discovery_control(np.asarray(p))]
+    return [float(x) for x in scipy.stats.false_discovery_control(np.asarray(p))]

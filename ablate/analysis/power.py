@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from ablate.analysis.multiplicity import MOST_DUNNETT, dunnett_quantile
 from ablate.analysis.noise import typical_df
@@ -20,7 +20,7 @@ from ablate.errors import AnalysisError
 
 def t_quantile(tail: float, df: float) -> float:
     """The t that is exceeded with probability `tail`; ten times as fast as scipy.stats."""
-    return -float(special.stdtrit(df, tail))
+    return -float(scipy.special.stdtrit(df, tail))
 
 
 def critical(n: int, *, alpha: float = 0.05, contrasts: int = 1, cells: int | None = None) -> float:
@@ -76,7 +76,7 @@ def _shift_shown(n: int, alpha: float, power: float, contrasts: int, cells: int 
     top = t
     while _two_sided_power(top, t, df) < power:
         top *= 2
-    return float(optimize.brentq(lambda x: _two_sided_power(x, t, df) - power, 0.0, top))
+    return float(scipy.optimize.brentq(lambda x: _two_sided_power(x, t, df) - power, 0.0, top))
 
 
 def equivalence_power(
@@ -99,7 +99,7 @@ def equivalence_power(
     # Average over equally likely values of the estimated standard error.
     s = np.sqrt(_chi2_grid(df) / df)
     room = np.maximum(margin - t * se * s, 0.0)
-    inside = special.ndtr((room - effect) / se) - special.ndtr((-room - effect) / se)
+    inside = scipy.special.ndtr((room - effect) / se) - scipy.special.ndtr((-room - effect) / se)
     return float(np.mean(inside))
 
 
@@ -107,7 +107,7 @@ def sigma_upper(sigma: float, df: float, *, confidence: float = 0.8) -> float:
     """Upper bound of a standard deviation from a pilot; plan with it, not with the estimate."""
     if df < 1:
         raise AnalysisError(f"a pilot with {df} degrees of freedom bounds nothing: run >= 2 seeds")
-    return float(sigma * math.sqrt(df / stats.chi2.ppf(1 - confidence, df)))
+    return float(sigma * math.sqrt(df / scipy.stats.chi2.ppf(1 - confidence, df)))
 
 
 def degrees(n: int, cells: int | None) -> float:
@@ -125,14 +125,14 @@ def _scale(n: int, cells: int | None) -> float:
 def _two_sided_power(shift: float, t: float, df: float) -> float:
     if shift > 37:  # beyond the accuracy of the noncentral t
         s = np.sqrt(_chi2_grid(df) / df)
-        return float(np.mean(stats.norm.cdf(shift - t * s)))
-    above, below = stats.nct.sf(t, df, shift), stats.nct.cdf(-t, df, shift)
+        return float(np.mean(scipy.stats.norm.cdf(shift - t * s)))
+    above, below = scipy.stats.nct.sf(t, df, shift), scipy.stats.nct.cdf(-t, df, shift)
     return float(np.nan_to_num(above) + np.nan_to_num(below))
 
 
 @lru_cache(maxsize=256)
 def _chi2_grid(df: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = special.chdtri(
+    grid: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = scipy.special.chdtri(
         df, (np.arange(500) + 0.5) / 500
     )
     return grid

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ablate.analysis.divergence import to_blame
 from ablate.analysis.fit import fit
@@ -270,6 +270,6 @@ def told_apart(table: Table, cells: Sequence[Cell], best: Cell) -> tuple[Cell, .
         if error == 0:
             continue
         q = abs(fitted.estimate(weights)) / error * math.sqrt(2)
-        if stats.studentized_range.sf(q, len(cells), fitted.df) <= 0.05:
+        if scipy.stats.studentized_range.sf(q, len(cells), fitted.df) <= 0.05:
             found.append(cell)
     return tuple(found)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import qmc
+import scipy
 
 from ablate.analysis.axes import Axis, positions
 from ablate.analysis.cliff import Cliff, cliffs
@@ -322,7 +322,7 @@ def _use(
 
 def _anywhere(axes: Sequence[Axis], rng: np.random.Generator, near: FloatArray) -> FloatArray:
     """Positions over the whole space, and around those given."""
-    share = qmc.Sobol(len(axes), rng=rng).random_base2(_SPACE)
+    share = scipy.stats.qmc.Sobol(len(axes), rng=rng).random_base2(_SPACE)
     found = np.empty_like(share)
     for i, axis in enumerate(axes):
         if axis.levels:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scipy import special
+import scipy
 
 from ablate.analysis.divergence import fisher
 
@@ -71,13 +71,13 @@ def more_seeds(
         sd = more / total * math.sqrt(kept * sigma**2 / n + sigma**2 / more)
         apart, inside = half_widths(total)
         beyond = max(apart, margin or 0.0)
-        above = special.stdtr(df, (middle - beyond) / sd) + special.stdtr(
+        above = scipy.special.stdtr(df, (middle - beyond) / sd) + scipy.special.stdtr(
             df, -(middle + beyond) / sd
         )
         room = (margin or 0.0) - inside
         within = 0.0
         if room > 0:
-            within = special.stdtr(df, (room - middle) / sd) - special.stdtr(
+            within = scipy.special.stdtr(df, (room - middle) / sd) - scipy.special.stdtr(
                 df, (-room - middle) / sd
             )
         return float(above + within)

@@ -35,7 +35,7 @@ from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from ablate.errors import PlanError
 from ablate.study import EARLIEST_RUNG
@@ -170,7 +170,7 @@ def false_prunes(num_false: int, num_canaries: int) -> FalsePrunes:
     """The share of false prunes with its interval; (0, 1) before the first canary."""
     if num_canaries == 0:
         return FalsePrunes(0, 0, 0.0, 1.0)
-    interval = stats.binomtest(num_false, num_canaries).proportion_ci(0.95, method="exact")
+    interval = scipy.stats.binomtest(num_false, num_canaries).proportion_ci(0.95, method="exact")
     return FalsePrunes(num_false, num_canaries, float(interval.low), float(interval.high))
 
 

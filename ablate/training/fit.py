@@ -49,6 +49,7 @@ def fit(
     session.conclude(ending)
     learner = task.learner
     if specimen is not None and ending.status in ("completed", "diverged"):
+        ranks.take_over(gang)
         learned = trial_record(specimen, learner, step=ending.step)
         session.learning(learned)
         loop.log.info("%s: %s", learned["verdict"], "; ".join(learned["reasons"]))

@@ -198,6 +198,11 @@ def meet(gang: Gang) -> None:
         dist.monitored_barrier(gang.hosts, timeout=patience)
 
 
+def take_over(gang: Gang) -> None:
+    """Compute with the cores of all this machine's ranks of the gang, once the others have left."""
+    torch.set_num_threads(torch.get_num_threads() * gang.local_world_size)
+
+
 def _set_up_torch(gang: Gang, *, cpus: float) -> None:
     """Threads for this rank's share of the machine, and arithmetic that repeats itself."""
     available = len(os.sched_getaffinity(0))

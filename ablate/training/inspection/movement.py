@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
-from scipy import stats
 
 from ablate.training.optim import module_group
 
@@ -262,7 +262,7 @@ def like_initialisation(
             continue
         judged += 1
         mine, theirs = (_thin(tensor) for tensor in (model[name], value))
-        if stats.ks_2samp(mine, theirs, method="asymp").pvalue > _KS_LEVEL:
+        if scipy.stats.ks_2samp(mine, theirs, method="asymp").pvalue > _KS_LEVEL:
             found.append(name)
     return tuple(found), judged
 
