@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ablate.markers.foreign import ForeignError, judge_foreign
+from ablate.markers.foreign.columns import quantity_of
 
 STEPS, BAD = 400, 301
 
@@ -176,6 +177,8 @@ READ = {
 BY_EPOCH = {
     "mmcv": iterations, "a table": table_of_epochs,
     "MAE's output": printed_by_epoch("Epoch: [{e}]  [{k:>4}/100]  eta: 0:01  loss: {v:.4f} (2.1)"),
+    "a tutorial": printed_by_epoch("Epoch [{e}/4], Step [{k}/100], Loss: {v:.4f}"),
+    "PaddlePaddle": printed_by_epoch("[Train][Epoch {e}/4][Iter: {k}/100]lr: 0.1, loss: {v:.4f}"),
     "timm's output": printed_by_epoch("Train: {e} [{k:>4d}/100 ({k}%)]  Loss: {v:.3g} (2.1)"),
 }  # fmt: skip
 REFUSED = {
@@ -198,6 +201,21 @@ def test_a_loss_that_is_no_number_is_found_in_every_form(form: str, tmp_path: Pa
     found = judge_foreign(READ[form](tmp_path))
     assert (found["verdict"], found["rows"]) == ("NUMERIC_FAIL", STEPS), found["notes"]
     assert found["events"][0]["first_step"] == BAD
+
+
+def test_the_step_that_a_line_names_is_its_step(tmp_path: Path) -> None:
+    """torchtune's lines have no colon behind it, and here are of every tenth step alone."""
+    path = write(tmp_path, "log", [f"Step {10 * k} | loss:{v} lr:0.001" for k, v in numbered()])
+    assert judge_foreign(path)["events"][0]["first_step"] == 10 * BAD
+
+
+@pytest.mark.parametrize(
+    "name", ["lr-AdamW", "lr-LARS", "lr-Lion/pg1", "lr-DecoupledAdamW/group0", "lr-SGD-momentum"]
+)
+def test_a_learning_rate_is_known_by_its_optimizers_curve(name: str) -> None:
+    """Of Lightning's and Composer's monitors, of the first group; its momentum is another curve."""
+    assert quantity_of(name) == (None if "momentum" in name else "lr", False)
+    assert quantity_of("lr-AdamW/pg2") == (None, False)
 
 
 @pytest.mark.parametrize("form", BY_EPOCH)

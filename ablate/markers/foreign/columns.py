@@ -39,7 +39,10 @@ _CORES = {
     frozenset({"scale"}): "logit_scale",
 }
 _SPREAD = ("__MIN", "__MAX")  # beside a column of a W&B panel
-_OPTIMIZERS = frozenset({"adam", "adamw", "sgd"})
+_OPTIMIZERS = frozenset(
+    "adam adamw decoupledadamw sgd decoupledsgdw lars lamb lion rmsprop group0 pg1".split()
+)
+"""What stands beside ``lr`` where each optimizer, or the first of its groups, has a curve."""
 _MANY, _FEW = 5, 1  # a column of one number beside one of many is a summary, no series
 _MANY_REPEATS = 20  # a row in so many may repeat its step, as where a run was resumed
 

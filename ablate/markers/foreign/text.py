@@ -22,12 +22,16 @@ _PAIR = re.compile(rf"(?<![\w./-])({_WORD}(?: {_WORD})?)\s*[:=]\s*({_NUMBER})", 
 _LOSS = re.compile(rf"(?<=[:,|\t])\s?loss ({_NUMBER})", re.IGNORECASE)
 """nanoGPT's ``iter 10: loss 4.2``, and PyTorch's own example after a tab."""
 _OF = re.compile(
-    r"\b(?:(?:iteration|iter|step)(?:\(train\))?\s*\[?|training\s*\[)\s*(\d+)\s*[/:]", re.IGNORECASE
+    r"\b(?:(?:iteration|iter|step)(?:\(train\))?\s*\[?|training\s*\[)\s*(\d+)\s*[/:|]",
+    re.IGNORECASE,
 )
 _IN_EPOCH = re.compile(
-    r"\b(?:epoch|train)(?:\(train\))?:?\s*\[?(\d+)\]?\s*\[\s*(\d+)\s*[/\]]", re.IGNORECASE
+    r"\b(?:epoch|train)(?:\(train\))?:?\s*\[?(\d+)(?:/\d+)?\]?[,\s]*"
+    r"(?:\[|\[?(?:step|iter|iteration|batch):?\s*\[?)\s*(\d+)\s*[/\]]",
+    re.IGNORECASE,
 )
-"""(epoch, step of it) as MAE's, DINO's, timm's and MMEngine's programs print them."""
+"""(epoch, step of it) as MAE's, DINO's, timm's, MMEngine's and PaddlePaddle's programs print them,
+and the tutorials of PyTorch."""
 _HELD_OUT = re.compile(
     rf"(?<![\w./-])(?:{'|'.join(HELD_OUT)}|validating|evaluating|testing)(?![\w./-])", re.IGNORECASE
 )
@@ -81,10 +85,12 @@ def _pairs(line: str) -> dict[str, Any]:
         values[name] = value
     if loss := _LOSS.search(line):
         values.setdefault("loss", loss[1])
-    if of := _OF.search(line):
+    of, within = _OF.search(line), _IN_EPOCH.search(line)
+    if of and not (within and of.span(1) == within.span(2)):
         values["step"] = of[1]
-    if (within := _IN_EPOCH.search(line)) and not step_of(dict.fromkeys(values, 1)):
-        values["epoch"], values["step"] = within.groups()
+    named = step_of(dict.fromkeys(values, 1)) or "step"
+    if within and values.get(named, within[2]) == within[2]:
+        values["epoch"], values[named] = within.groups()
     return values
 
 
