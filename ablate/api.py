@@ -327,7 +327,7 @@ def import_runs(
     from ablate.study import parse_study
     from ablate.study.elsewhere import draft
 
-    made = _read_runs(str(source), experiment=experiment, factors=factors)
+    made = _read_runs(str(source), metric=metric, experiment=experiment, factors=factors)
     drafted = draft(
         made, source=str(source), metric=metric, minimize=minimize, margin=margin,
         factors=factors, baseline=baseline,
@@ -340,7 +340,9 @@ def import_runs(
     return Run(study, record)
 
 
-def _read_runs(source: str, *, experiment: str | None, factors: Sequence[str]) -> list[Made]:
+def _read_runs(
+    source: str, *, metric: str, experiment: str | None, factors: Sequence[str]
+) -> list[Made]:
     """Runs by whichever reader the source is for."""
     from ablate.errors import AnalysisError
     from ablate.records.source import sqlite_tables
@@ -351,7 +353,7 @@ def _read_runs(source: str, *, experiment: str | None, factors: Sequence[str]) -
     if not is_address and not path.exists():
         raise AnalysisError(f"{source} does not exist")
     if path.suffix in (".csv", ".tsv", ".parquet"):
-        return made_tables.read_runs(path, factors=factors)
+        return made_tables.read_runs(path, metric=metric, factors=factors)
     tables = sqlite_tables(source.removeprefix("sqlite:///"))
     if "trials" in tables and "study_directions" in tables:
         from ablate.search import elsewhere

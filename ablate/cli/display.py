@@ -500,7 +500,9 @@ def render_contrasts(contrasts: Sequence[Mapping[str, Any]]) -> RenderableType:
             "/".join(str(count) for count in item["diverged"]),
             "" if needs == 0 else "hopeless" if needs is None else f"+{needs}",
         )
-    told = (f"{item['sentence']} {_noted(item['warnings'])}" for item in contrasts)
+    told = (
+        f"{item['factor']}: {item['sentence']} {_noted(item['warnings'])}" for item in contrasts
+    )
     return Group(table, *(Text(text.rstrip()) for text in told))
 
 

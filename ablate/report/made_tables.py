@@ -7,6 +7,7 @@ are named as factors: W&B's own export mixes settings and measurements.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ SETTING = ("config.", "config/", "params.", "params_", "param.", "hparams.")
 MEASURED = ("summary.", "summary/", "metrics.", "metric.", "user_attrs_")
 _NAMES = ("name", "run_name", "tags.mlflow.runname", "display_name", "run_id", "id", "number")
 _STATES = ("state", "status", "outcome")
+_NOTHING = ("-", "--", "NA", "N/A", "n/a", "na")
 
 
-def read_runs(file: Path, *, factors: Sequence[str] = ()) -> list[Made]:
+def read_runs(file: Path, *, metric: str, factors: Sequence[str] = ()) -> list[Made]:
     """The runs that have ended.
 
     Raises:
-        AnalysisError: no column is known to be a setting, or the file is no table.
+        AnalysisError: no column is known to be a setting, the metric's holds text, or the file is
+            no table.
     """
     rows = list(_parquet(file) if file.suffix == ".parquet" else _csv(file))
     if not rows:
@@ -36,11 +39,25 @@ def read_runs(file: Path, *, factors: Sequence[str] = ()) -> list[Made]:
             f"{file} has no column {', '.join(missing)}; it has {', '.join(columns)}"
         )
     if not factors and not any(name.startswith(SETTING) for name in columns):
+        others = (name for name in columns if name.lower() not in (metric, *_NAMES, *_STATES))
         raise AnalysisError(
-            f"{file} does not say which columns are settings; name them: --factor lr --factor wd. "
-            f"Its columns: {', '.join(columns)}"
+            f"{file} does not say which columns are settings; name each of them: "
+            f"--factor {shlex.quote(next(others, 'NAME'))}. Its columns: {', '.join(columns)}"
         )
+    _refuse_text(file, rows, metric)
     return [made for place, row in enumerate(rows, 1) if (made := _made(row, place, factors))]
+
+
+def _refuse_text(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """A cell of the metric's that is neither a number nor empty would be a run without a result."""
+    for place, row in enumerate(rows, 1):
+        for name, value in row.items():
+            if bare(name) == metric and isinstance(found := number(value), str | bool):
+                if found not in _NOTHING:
+                    raise AnalysisError(
+                        f"{file}: {name} is {value!r} in row {place}, which is no number; write it "
+                        "as one, like 51.2, and leave the cell empty where nothing was measured"
+                    )
 
 
 def bare(column: str) -> str:

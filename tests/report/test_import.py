@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -282,6 +283,20 @@ def test_what_is_wrong_is_said_with_what_is_there(
     with pytest.raises(AnalysisError, match=says):
         ablate.import_runs(wandb_csv(tmp_path), runs=tmp_path / "runs", **given)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("cell", ["50.1%", "50.1 +- 0.4", "1,250.5", "failed", "true"])
+def test_a_result_that_is_text_is_no_run_without_one(tmp_path: Path, cell: str) -> None:
+    """It is refused with its row; what says that nothing was measured is a run that failed."""
+    for said in (cell, "n/a"):
+        (tmp_path / "t.csv").write_text(f'lr,acc\n0.1,50\n0.2,"{said}"\n0.3,51\n')
+        ask = partial(ablate.import_runs, tmp_path / "t.csv", metric="acc", runs=tmp_path / "runs")
+        if said == cell:
+            with pytest.raises(AnalysisError, match=f"acc is {re.escape(repr(cell))} in row 2"):
+                ask(factors=["lr"])
+            with pytest.raises(AnalysisError, match="name each of them: --factor lr"):
+                ask()
+    assert ask(factors=["lr"]).status().outcomes == {"completed": 2, "failed": 1}
 
 
 def test_a_study_is_not_overwritten(tmp_path: Path) -> None:
