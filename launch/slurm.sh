@@ -37,6 +37,11 @@ if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
     "trials already run side by side on the job's nodes." >&2
   exit 2
 fi
+if [ "${SLURM_HET_SIZE:-1}" != 1 ]; then
+  echo "This job has $SLURM_HET_SIZE components, and a study runs in one alone; submit one, without" \
+    "':' between sets of options. Its nodes may differ: each gives as many CPUs as the smallest has." >&2
+  exit 2
+fi
 # Such as 72(x3),36: every node's task asks for as many CPUs as the smallest node has.
 cpus=$(tr , '\n' <<< "$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | head -n 1)
 run python "$HERE/check_nodes.py" "$STUDY" "$SLURM_JOB_NUM_NODES" "$cpus" \

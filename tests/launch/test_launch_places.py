@@ -96,6 +96,18 @@ def test_an_array_of_one_study_is_refused() -> None:
     assert done.returncode == 2 and "submit without --array" in done.stderr and not done.stdout
 
 
+def test_nodes_of_different_sizes_are_one_ray_and_components_are_refused() -> None:
+    """The step asks every node for as many CPUs as the smallest has, and the gang must fit these;
+    a job of several components has nodes that the study would never see."""
+    sizes = {"SLURM_JOB_ID": "8", "SLURM_JOB_NUM_NODES": "5"}
+    done = dry_run("slurm", "--dry-run", STUDY, **sizes, SLURM_JOB_CPUS_PER_NODE="72(x3),36,128")
+    assert done.returncode == 0, done.stderr
+    assert f"check_nodes.py {STUDY} 5 36 0" in done.stdout
+    assert "--nodes=5" in done.stdout and "--cpus-per-task=36" in done.stdout
+    done = dry_run("slurm", "--dry-run", STUDY, **sizes, SLURM_HET_SIZE="2")
+    assert done.returncode == 2 and "2 components" in done.stderr and not done.stdout
+
+
 @pytest.mark.parametrize("place", ["slurm", "cloud"])
 def test_no_secret_is_shown(place: str) -> None:
     """A dry run names the token's place, never a token."""
