@@ -36,6 +36,12 @@ def resolve_objective(
     entry = describe(declared, metric)  # also of knn_top1/NAME
     if entry is None:
         problems.add(("objective",), f"metric {metric!r} is not known; {suggest(metric, known)}")
+    if entry is not None and entry.unit == "fraction" and asked.margin >= 1:
+        problems.add(
+            ("objective", "margin"),
+            f"{metric} is a share between 0 and 1, and no two differ by more than "
+            f"{asked.margin:g}; write {asked.margin / 100:g} for {asked.margin:g} points",
+        )
     direction: Direction = asked.direction
     if entry is not None and entry.direction and entry.direction != direction:
         if "direction" in asked.model_fields_set:

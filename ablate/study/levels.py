@@ -16,7 +16,7 @@ from ablate.errors import suggest
 from ablate.records.names import BASELINE, find_fault
 from ablate.records.source import Problems
 from ablate.records.yaml_text import name_template
-from ablate.study.schema import Nuisance, Range, Search, StudyFile
+from ablate.study.schema import LAST_SEED, Nuisance, Range, Search, StudyFile, wrong_seed
 from ablate.study.study import Candidates, Factor, Level, name_level
 from ablate.trial.recipe import Recipe, Role, fields_of, find_ability
 from ablate.trial.same import Sameness, same_experiment
@@ -315,8 +315,8 @@ def parse_nuisance(
             f"seed {both[0]} is one of the study's seeds, so the choice would be judged by the "
             "runs that made it; give other seeds, e.g. seeds: [1000]",
         )
-    if len(set(spec.seeds)) < len(spec.seeds) or min(spec.seeds) < 0:
-        problems.add((*place, "seeds"), "seeds are different numbers, 0 or more")
+    if len(set(spec.seeds)) < len(spec.seeds) or wrong_seed(spec.seeds) is not None:
+        problems.add((*place, "seeds"), f"seeds are different whole numbers from 0 to {LAST_SEED}")
     if isinstance(file.design, Search):
         problems.add(
             place,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +28,8 @@ from ablate.trial.metrics import Direction
 EARLIEST_RUNG = 0.25
 """Of the schedule; nothing is judged before."""
 
+LAST_SEED = 2**31 - 1
+"""open_clip_train adds the rank to it, and NumPy takes 32 bits."""
 _MOST_SEEDS = 1000
 
 SAMPLER_OPTIONS: dict[str, frozenset[str]] = {
@@ -485,9 +487,14 @@ class StudyFile(_Spec):
         repeated = sorted({seed for seed in value if value.count(seed) > 1})
         if repeated:
             raise ValueError(f"seed {repeated[0]} is listed twice; a repeat is no new replicate")
-        if min(value) < 0:
-            raise ValueError(f"seeds are 0 or more, not {min(value)}")
+        if (wrong := wrong_seed(value)) is not None:
+            raise ValueError(f"seeds are whole numbers from 0 to {LAST_SEED}, not {wrong}")
         return value
+
+
+def wrong_seed(seeds: Sequence[int]) -> int | None:
+    """One that no run can be given, where there is one."""
+    return next((seed for seed in seeds if not 0 <= seed <= LAST_SEED), None)
 
 
 class SettingFile(StudyFile):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
-from ablate.errors import AbilityError
+from ablate.errors import AbilityError, suggest
 from ablate.trial.metrics import Metric
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def load(name: str) -> Recipe:
         return cast(Recipe, importlib.import_module(f"{GROUP}.{name}"))
     point = _entry_point(name)
     if point is None:
-        raise ValueError(f"{name!r} is no recipe. Allowed: {', '.join(names())}")
+        raise ValueError(f"{name!r} is no recipe; {suggest(name, names())}")
     try:
         found = point.load()
     except (ImportError, AttributeError) as error:

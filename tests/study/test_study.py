@@ -107,6 +107,15 @@ def test_a_good_study_is_resolved() -> None:
         (("[0, 1]", "[0, 0]"), "s.yaml:15: seeds: seed 0 is listed twice"),
         (("[0, 1]", "[]"), "s.yaml:15: seeds: no seed is listed"),
         (
+            ("[0, 1]", "[0, 1099511627776]"),
+            "s.yaml:15: seeds: seeds are whole numbers from 0 to 2147483647, not 1099511627776",
+        ),
+        (
+            ("seeds: [0, 1]", "seeds: [0, 1]\nobjective: {margin: 5}"),
+            "s.yaml:16: objective.margin: imagenet_top1 is a share between 0 and 1, and no two "
+            "differ by more than 5; write 0.05 for 5 points",
+        ),
+        (
             ("precision: fp32\n", "precision: fp32\n  seed: 3\n"),
             "baseline.seed: a seed is a replicate",
         ),
