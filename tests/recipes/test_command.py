@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from ablate.cluster.contract import Attempt, Shape
 from ablate.cluster.local import LocalCluster
 from ablate.errors import StudyError
 from ablate.recipes import command
+from ablate.recipes.command.lines import parse_line
 from ablate.records.files import read_json, read_rows
 from ablate.records.folder import StudyRecord, TrialRecord
 from ablate.report.export import export_best
@@ -105,7 +108,7 @@ with open("metrics.csv", "w") as file:
         ('print(\'{"step": 1, "loss": NaN, "top1": NaN}\')', {}, "diverged", "top1 is nan"),
         ('print(\'{"step": 9, "a": 1}\\n{"step": 3, "a": 1}\')', {}, "failed", "step 3 after step"),
         ("import time; time.sleep(60)", {"patience_s": 0.5}, "failed", "said nothing for 0.5 s"),
-        ("print('nothing')", {}, "completed", "0 steps"),
+        ("print('nothing')", {}, "failed", "ended without top1"),
         ('print(\'{"step": 2, "top1": 0.5}\')', {"steps": 5}, "completed", "2 of 5 steps"),
     ],
 )  # fmt: skip
@@ -118,6 +121,33 @@ def test_bad_output_is_a_clear_outcome(
     result = trial.result(1)
     assert code == 0 and result is not None, said
     assert result["status"] == status and reason in result["reason"], result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reads"),
+    [
+        ("top1: 0.5940", 0.594),
+        ("Epoch 3 done (Top1 = 59.4%, loss 2.0)", 59.4),
+        ('INFO [val] "top1": nan, 3 s', math.nan),
+        ("best top1  -> 1.5e-2", 0.015),
+        ("top10: 0.5", None),
+        ("the top1 is good", None),
+    ],
+)
+def test_a_result_that_nobody_reads_is_told_with_what_would(
+    tmp_path: Path, line: str, reads: float | None
+) -> None:
+    """A script that ends well without its metric failed; the reason says how to tell it, and, where
+    a line looks like it, the pattern that reads this line."""
+    trial = write_trial(tmp_path, f"print({line!r})")
+    run(trial)
+    reason = read_json(tmp_path / "attempts" / "1" / "result.json")["reason"]
+    assert '{"top1": 0.5}' in reason
+    found = re.search(r"patterns: \['(.+)'\] would read", reason)
+    assert (found is None) == (reads is None), reason
+    if found is not None:
+        row = parse_line(line, [re.compile(found[1])])
+        assert row is not None and row == pytest.approx({"top1": reads}, nan_ok=True)
 
 
 def test_a_crash_says_its_last_lines_and_a_flood_loses_nothing(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ class Config(_Frozen):
     there. ``python`` as its
     first word is the interpreter that runs ablate."""
     metrics: Annotated[dict[str, Measured], Field(min_length=1)]
-    """What it measures, by name: {accuracy: {direction: maximize, unit: fraction, chance: 0.1}}, or
-    {accuracy: maximize}. The first is the objective where the study names none."""
+    """What it measures, by name, {accuracy: maximize}, and says in a line of JSON on its output,
+    {"accuracy": 0.4}; also {accuracy: {direction: maximize, unit: fraction, chance: 0.1}}. The
+    first is the objective where the study names none."""
     patterns: tuple[str, ...] = ()
     """Regular expressions with named groups, for lines that are no JSON:
     step (?P<step>\\d+) loss (?P<loss>\\S+)."""

@@ -36,6 +36,18 @@ def parse_line(line: str, patterns: Sequence[re.Pattern[str]]) -> Row | None:
     return None
 
 
+def near_line(line: str, metric: str) -> str:
+    """How to read a line that names the metric beside a number, and that nothing reads."""
+    name = rf"(?<![\w/.-]){re.escape(metric)}(?![\w/.-])"
+    number = r"(?=[-+.]?\d|(?:nan|inf)\b)"
+    found = re.search(rf"{name}\D{{0,20}}?{number}", line, re.IGNORECASE)
+    if not found or not metric.isidentifier():
+        return ""
+    before = re.escape(found[0]).replace("\\ ", " ")
+    pattern = rf"{before}(?P<{metric}>[^\s,;%)]+)"
+    return f"it printed {line.strip()[:100]!r}, which patterns: ['{pattern}'] would read"
+
+
 def _numbers(content: dict[str, Any]) -> Row:
     found = {}
     for name, value in content.items():

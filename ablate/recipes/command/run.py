@@ -19,7 +19,14 @@ from typing import Any
 
 from ablate.errors import DataError
 from ablate.recipes.command.fields import Config, fill
-from ablate.recipes.command.lines import LONGEST_LINE, Row, Table, Tail, parse_line
+from ablate.recipes.command.lines import (
+    LONGEST_LINE,
+    Row,
+    Table,
+    Tail,
+    near_line,
+    parse_line,
+)
 from ablate.recipes.command.meeting import meet
 from ablate.trial.session import Ending, Session, Status
 
@@ -67,6 +74,8 @@ class _Process:
         self.buffer = b""
         self.logged = 0
         self.last: list[str] = []
+        self.near = ""
+        """How a line that nothing reads would be, where it seems to say the objective."""
 
     def run(self) -> Ending:
         session, config = self.session, self.config
@@ -153,7 +162,10 @@ class _Process:
             text = line.decode(errors="replace")
             if text.strip():
                 self.last = [*self.last[1 - LAST_LINES :], text.rstrip()[:500]]
-            self._take(parse_line(text, self.patterns))
+            row = parse_line(text, self.patterns)
+            if row is None:
+                self.near = near_line(text, self.session.trial["objective"]["metric"]) or self.near
+            self._take(row)
 
     def _take_files(self, *, ended: bool) -> None:
         self.told = time.monotonic()
@@ -214,6 +226,13 @@ class _Process:
         metric = session.trial["objective"]["metric"]
         if metric in self.final and not math.isfinite(self.final[metric]):
             return self._end("diverged", f"{metric} is {self.final[metric]} at step {self.step}")
+        if metric not in self.final:
+            how = self.near or "it may say other lines with patterns, or a file of rows with table"
+            return self._end(
+                "failed",
+                f"the command ended without {metric}. A line of JSON on its output says it, "
+                f'{{"{metric}": 0.5}}; {how}',
+            )
         reached = f"{self.step} of {total} steps" if total else f"{self.step} steps"
         return self._end("completed", reached)
 
