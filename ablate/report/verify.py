@@ -124,12 +124,14 @@ def _check_steps(trial: TrialRecord) -> Iterator[str]:
     if attempts and "origin" in trial.trial():
         return  # an imported run has the steps that its maker chose to log
     result = trial.result(attempts[-1]) if attempts else None
-    every = (result or {}).get("row_interval", 1)
+    every = (result or {}).get("row_interval", 1)  # None: nothing was promised
     steps = [row["step"] for row in trial.trace()]
-    last = max(steps, default=0)
-    if steps != list(range(every, last + 1, every)):
-        missing = sorted(set(range(1, last + 1)) - set(steps))
-        yield f"steps {missing[:5]} of {last} are missing"
+    last = max((*steps, *(row["step"] for row in trial.evaluations())), default=0)
+    if every is not None:
+        begin = 0 if steps[:1] == [0] else every  # a program may count from 0
+        missing = sorted({*range(begin, last + 1, every)} - set(steps))
+        if missing:
+            yield f"steps {missing[:5]} of {last} are missing"
     outcome = trial.outcome()
     if outcome is not None and outcome["outcome"] in (Outcome.COMPLETED, Outcome.DIVERGED):
         if "step" in outcome and last != outcome["step"]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from ablate.cluster.contract import Attempt, Shape
 from ablate.cluster.local import LocalCluster
@@ -28,6 +29,7 @@ from ablate.report.verify_bundle import verify_bundle
 from ablate.runner import controller, hold
 from ablate.study import load_study, parse_study
 from ablate.study.table import read_table
+from ablate.tracking.mlflow.store import default_uri
 from ablate.training.data.emoji import prepare_emoji
 from tests.scripted_studies import Recorder
 
@@ -325,6 +327,43 @@ def test_a_wrong_command_is_refused_with_its_line(old: str, new: str, why: str) 
     with pytest.raises(StudyError, match=r"s\.yaml:\d+: ") as refused:
         parse_study(STUDY.replace(old, new), path="s.yaml")
     assert why in str(refused.value)
+
+
+def test_the_page_on_any_program_is_true(tmp_path: Path) -> None:
+    """Its study as it stands, of a script that tells of some steps from 0 on and of one that tells
+    of none: all of it is launched, judged, told to MLflow and found in order."""
+    page = (STUDIES.parent / "docs" / "asking.md").read_text()
+    text = page.split("## Any program", 1)[1].split("```yaml\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "train.py").write_text("""
+import argparse
+words = argparse.ArgumentParser()
+words.add_argument("--lr", type=float)
+words.add_argument("--seed", type=int)
+given = words.parse_args()
+for step in (*range(11), 30) if given.lr == 0.1 else ():
+    print(f"step {step} loss {1 / (1 + step)}")
+print(f"accuracy: {0.5 + given.lr + given.seed / 1000}")
+""")
+    ablate = [sys.executable, "-m", "ablate"]
+    command = [*ablate, "launch", "mine.yaml", "--yes", "--cluster", "local"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "behind" not in said and "troubles" not in said, said
+    client = MlflowClient(default_uri(tmp_path / "runs"))
+    [experiment] = client.search_experiments(filter_string="name = 'mine'")
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert sorted(run.data.metrics["score"] for run in runs) == pytest.approx(
+        [0.51, 0.511, 0.512, 0.6, 0.601, 0.602]
+    )
+    [counted] = [run for run in runs if run.data.metrics["score"] == 0.6]
+    history = client.get_metric_history(counted.info.run_id, "train/loss")
+    assert [point.step for point in history] == [*range(11), 30]
+    command = [*ablate, "verify", "runs/mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_scikit_learn_script_is_a_study(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Config(_Frozen):
     steps: int | str | None = None
     """Steps of the whole run, or the placeholder that says so; unknown when empty."""
     every: Annotated[int, Field(ge=1)] = 1
-    """Steps between two lines of measurements."""
+    """Steps between two lines of measurements; above 1 ``verify`` holds it to that."""
     cwd: Annotated[str, Role.PATH] = "."
     """Folder in which it runs."""
     env: dict[str, str] = {}

@@ -80,7 +80,7 @@ class _Process:
     def run(self) -> Ending:
         session, config = self.session, self.config
         session.about(steps_total=config.num_steps, row_interval=config.every)
-        session.note(row_interval=config.every)
+        session.note(row_interval=config.every if config.every > 1 else None)
         if session.attempt != 1 and "{checkpoints}" not in config.command:
             log.info("the command has no {checkpoints}: it starts again from its first step")
             session.resumed({"step": 0, "starts_over": "the command has no {checkpoints}"})

@@ -42,10 +42,11 @@ class TrialRun:
     artifact_uri: str = ""
     attempt: int = 0
     """Newest attempt that was looked at; `offsets` are of its logs."""
-    step: int = 0
-    """Last step of the trace that was looked at, and its attempt."""
+    step: int = -1
+    """Last step of the trace that was looked at, and its attempt. Before any: a program may count
+    from 0, and one that says nothing of steps is evaluated at 0."""
     step_attempt: int = 0
-    eval_step: int = 0
+    eval_step: int = -1
     eval_attempt: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
     """Bytes read of the newest attempt's logs."""

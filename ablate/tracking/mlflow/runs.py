@@ -112,7 +112,7 @@ def recalled_trial(run: entities.Run) -> TrialRun:
         tags=tags,
     )
     if mirrored:
-        numbers = [int(number) for number in re.findall(r"\d+", mirrored)]
+        numbers = [int(number) for number in re.findall(r"-?\d+", mirrored)]
         known.step_attempt, known.step, known.eval_attempt, known.eval_step = numbers
     return known
 
