@@ -110,7 +110,8 @@ def diagnose(
 ) -> None:
     """Name likely causes of instability, and what to try."""
     from ablate.cli.display import render_suspects
-    from ablate.report.replay import diagnose_run
+    from ablate.report.replay import diagnose_run, num_unjudged
+    from ablate.words import counted
 
     found = diagnose_run(run, asked=flag or ())
     if as_json:
@@ -119,6 +120,8 @@ def diagnose(
     names = called(run, found)
     found = {names[key]: suspects for key, suspects in found.items()}
     out.print(render_suspects(found) if found else "The markers saw nothing that needs a cause.")
+    if num := num_unjudged(run):
+        out.print(f"note  {counted(num, 'trial')} told no loss, and could not be judged")
 
 
 @app.command("inspect")

@@ -28,7 +28,7 @@ class Judgement:
         """JSON-able: what ``ablate markers --json`` prints."""
         verdict = self.verdict
         return {
-            "verdict": verdict.name,
+            "verdict": verdict.called,
             "flags": list(verdict.flags),
             "stop": {"step": verdict.stop.step, "marker": verdict.stop.marker}
             if verdict.stop

@@ -51,7 +51,14 @@ class Verdict:
     silent: tuple[str, ...]
     """Markers that none of the rows could feed."""
     thresholds: Mapping[str, Mapping[str, Any]]
+    judged: bool = True
+    """Whether there was anything to judge by: a row with a loss or a gradient norm."""
     version: int = VERSION
+
+    @property
+    def called(self) -> str:
+        """The name; empty where nothing was judged."""
+        return self.name if self.judged else ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -142,17 +149,20 @@ class Monitor:
             best = PRECEDENCE.index(deciding.verdict if deciding else "STABLE")
             if PRECEDENCE.index(item.verdict) < best:
                 deciding = item
+        judged = deciding is not None or not self._seen.isdisjoint(("loss", "grad_norm"))
+        calm = "nothing unusual" if judged else "no row has a loss or a gradient norm"
         return Verdict(
             name=deciding.verdict if deciding else "STABLE",
             flags=tuple(flags),
             marker=deciding.marker if deciding else None,
             first_step=deciding.first_step if deciding else None,
-            message=deciding.message if deciding else "nothing unusual",
+            message=deciding.message if deciding else calm,
             stop=self._stop,
             counts=counts,
             first_steps=first_steps,
             silent=self.silent(),
             thresholds=self.thresholds.to_dict(),
+            judged=judged,
         )
 
     def state(self) -> dict[str, Any]:

@@ -110,6 +110,12 @@ def _recorded(trial: Path) -> dict[str, Any] | None:
     return {"verdict": result["verdict"], "version": version}
 
 
+def num_unjudged(run: str | os.PathLike[str]) -> int:
+    """How many of the trials told nothing that the markers could judge."""
+    said = (_recorded(trial) for trial in _trials(run))
+    return sum(found is not None and not found["verdict"] for found in said)
+
+
 def diagnose_run(
     run: str | os.PathLike[str], *, asked: Iterable[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:

@@ -307,7 +307,7 @@ class RecordingSession(Session):
                 "steps_total": ending.steps_total,
                 "final": dict(ending.final),
                 "best": dict(ending.best),
-                "verdict": verdict.name,
+                "verdict": verdict.called,
                 "flags": list(verdict.flags),
                 "stop": asdict(verdict.stop) if verdict.stop else None,
                 "markers": verdict.to_dict(),

@@ -329,6 +329,31 @@ def test_a_wrong_command_is_refused_with_its_line(old: str, new: str, why: str) 
     assert why in str(refused.value)
 
 
+def test_a_loss_of_another_name_is_judged_and_no_loss_is_not(tmp_path: Path) -> None:
+    """A train_loss that is no number is what loss is, and ends the run; a validation loss is none,
+    and who tells no loss gets no verdict."""
+    rows = [{"step": k, "train_loss": 2 - k / 50, "learning_rate": 0.1} for k in range(1, 41)]
+    rows += [{"step": k, "train_loss": math.nan} for k in range(41, 60)]
+    named = write_trial(tmp_path / "named", f"import json\nfor r in {rows!r}: print(json.dumps(r))"
+                        .replace("nan", "float('nan')"))  # fmt: skip
+    said = [{"step": 1, "val_loss": 2.0, "speed": 3.0}, {"top1": 0.5}]
+    bare = write_trial(tmp_path / "bare", f"import json\nfor r in {said!r}: print(json.dumps(r))")
+    run(named)
+    run(bare)
+    assert [row.keys() & {"loss", "lr", "train_loss"} for row in named.trace()[:1]] == [
+        {"loss", "lr"}
+    ]
+    first, second = named.result(1), bare.result(1)
+    assert first is not None and (first["status"], first["verdict"]) == ("diverged", "NUMERIC_FAIL")
+    assert second is not None and (second["status"], second["verdict"]) == ("completed", "")
+    assert set(bare.trace()[0]) >= {"val_loss", "speed"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ablate", "diagnose", str(bare.folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 trial told no loss, and could not be judged" in done.stdout, done
+
+
 def test_the_page_on_any_program_is_true(tmp_path: Path) -> None:
     """Its study as it stands, of a script that tells of some steps from 0 on and of one that tells
     of none: all of it is launched, judged, told to MLflow and found in order."""

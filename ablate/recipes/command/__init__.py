@@ -12,9 +12,10 @@
 A line of JSON on standard output, or in the file that ABLATE_METRICS names, is a row:
 ``{"step": 10, "loss": 2.3}`` of a step, ``{"eval": true, "accuracy": 0.4}`` of an evaluation, which
 any line with a declared metric is. Lines of other shapes are read by ``patterns``, a file of rows
-by ``table``. Steps rise. A run ends with exit status 0 and the objective measured; one whose
-objective is not finite has diverged. SIGTERM is handed on: a command with {checkpoints} writes one
-and goes on from it, any other starts again, and resumed.json says so.
+by ``table``. Steps rise. ``train_loss``, ``learning_rate`` and the like are recorded as ``loss``
+and ``lr``, by which markers judge. A run ends with exit status 0 and the objective measured; one
+whose objective is not finite has diverged. SIGTERM is handed on: a command with {checkpoints}
+writes one and goes on from it, any other starts again, and resumed.json says so.
 
 With several workers each rank runs the command, told apart by RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR and MASTER_PORT as under torchrun; rank 0's lines are the trial's.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import DataError
+from ablate.markers.foreign.columns import quantity_of
 from ablate.recipes.command.fields import Config, fill
 from ablate.recipes.command.lines import (
     LONGEST_LINE,
@@ -36,6 +37,8 @@ METRICS = "ABLATE_METRICS"
 """Environment variable: file that lines of measurements may go to, in place of the output."""
 LARGEST_LOG = 16 << 20
 """Bytes of the command's output that go to the log; measurements are read from all of it."""
+JUDGED = ("loss", "grad_norm", "lr")
+"""What a command may call by a name of its own, such as train_loss."""
 POLL_S = 0.2
 GRACE_S = 60.0
 """From SIGTERM until a command that a marker ended is killed."""
@@ -68,6 +71,8 @@ class _Process:
         self.step = 0
         self.final: Row = {}
         self.best: Row | None = None
+        self.names: dict[str, str] = {}
+        """What its columns are called in the record."""
         self.problem = ""
         """Why what it says cannot be used."""
         self.heard = self.told = time.monotonic()
@@ -188,6 +193,7 @@ class _Process:
         if is_evaluation or (measured and row.keys() == {"epoch"}):
             measured |= row
             row = {}
+        row = {self._name(column, row): value for column, value in row.items()}
         if at is None:
             at = self.step + (self.config.every if row else 0)
         if at != int(at) or at < self.step or (row and at == self.step and self.step):
@@ -202,6 +208,16 @@ class _Process:
             self.final = measured
             if self.session.is_better(measured, self.best):
                 self.best = {**measured, "step": self.step}
+
+    def _name(self, column: str, row: Row) -> str:
+        """``train_loss`` is the loss that markers judge, if it is the only one; so with lr and the
+        gradient norm."""
+        if column not in self.names:
+            quantity, held_out = quantity_of(column)
+            known = {*self.names.values(), *row}
+            judged = quantity in JUDGED and not held_out and quantity not in known
+            self.names[column] = quantity if quantity and judged else column
+        return self.names[column]
 
     # ------------------------------------------------------------------- its end
 
