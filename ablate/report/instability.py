@@ -8,7 +8,7 @@ from statistics import median
 
 from ablate.markers.healthy import false_names
 from ablate.study.table import StudyTable
-from ablate.words import are
+from ablate.words import are, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Instability:
     """Cells in which a marker saw something."""
     calm: int
     """Cells in which none did."""
+    unjudged: str
+    """In how many cells there was nothing to judge by, where there are any; else empty."""
     by_chance: str
     """How often healthy runs of this length are called something, where one is; else empty."""
 
@@ -41,13 +43,14 @@ _VERDICT_ORDER = ("NUMERIC_FAIL", "DIVERGED", "COLLAPSED", "DEGRADED", "SPIKY", 
 def instability(table: StudyTable) -> Instability:
     """Where training was not calm."""
     markers = sorted({str(event["marker"]) for row in table.rows for event in row.events})
-    rows, calm = [], 0
+    rows, calm, unjudged = [], 0, 0
     for cell in table.everything:
         ran = [row for row in cell.trials if row.ended]
         events = [(event, row) for row in ran for event in row.events]
         flags = sorted({flag for row in ran for flag in row.flags})
         if not events and not flags and all(row.verdict in ("", "STABLE") for row in ran):
-            calm += bool(ran)
+            calm += any(row.verdict for row in ran)
+            unjudged += bool(ran) and not any(row.verdict for row in ran)
             continue
         counts = []
         for marker in markers:
@@ -65,7 +68,10 @@ def instability(table: StudyTable) -> Instability:
                 flags=", ".join(flags),
             )
         )
-    return Instability(tuple(markers), tuple(rows), calm, _by_chance(table))
+    said = f"No run of {counted(unjudged, 'cell')} told a loss by which it could be judged."
+    return Instability(
+        tuple(markers), tuple(rows), calm, said if unjudged else "", _by_chance(table)
+    )
 
 
 def _by_chance(table: StudyTable) -> str:

@@ -678,3 +678,18 @@ def test_a_name_stands_beside_how_often_healthy_runs_get_it(report):
     assert [false_names(steps).steps for steps in (1, 100, 160, 170, 5_000, 6_000)] == [
         100, 100, 100, 276, 276, 91_000,
     ]  # fmt: skip
+
+
+def test_cells_whose_runs_told_no_loss_are_not_called_calm(tmp_path: Path) -> None:
+    """They are counted by themselves: nothing was seen where nothing could be."""
+    study = study_of(tmp_path, QUICK)
+    record = write_study(tmp_path, study, effects={}, diverged={}, spiky=())
+    silent = [trial for trial in record.records() if trial.trial()["levels"]["beta2"] == "0.98"]
+    for trial in silent:
+        outcome = trial.folder / "outcome.json"
+        outcome.write_text(json.dumps({**json.loads(outcome.read_text()), "verdict": ""}))
+    write_report(study, record)
+    text = (record.folder / "report.md").read_text()
+    [told] = [line for line in text.splitlines() if "no marker saw anything" in line]
+    cells = {json.dumps(trial.trial()["levels"]) for trial in record.records()}
+    assert f"anything: {len(cells) - 1}. No run of 1 cell told a loss" in told
