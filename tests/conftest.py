@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair, and the first one imports what it needs.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Before anything imports torch, ray or mlflow: no hub, no telemetry, one thread a process.
 os.environ.update(

@@ -59,9 +59,12 @@ class Problems:
 
     def add_validation(self, error: ValidationError, place: Place, model: type[BaseModel]) -> None:
         for item in error.errors(include_url=False):
-            loc = tuple(part for part in item["loc"] if not self._is_tag(part))
+            is_key = item["type"] == "extra_forbidden"  # the last is the file's own, whatever it is
+            ends = item["loc"][-1:] if is_key else ()
+            inner = item["loc"][: len(item["loc"]) - len(ends)]
+            loc = (*(part for part in inner if not self._is_tag(part)), *ends)
             where = (*place, *loc)
-            if item["type"] == "extra_forbidden":
+            if is_key:
                 name, elsewhere = str(loc[-1]), getattr(model, "ELSEWHERE", {})
                 advice = elsewhere.get(name) if len(loc) == 1 else None
                 known = _fields_at(model, loc[:-1])
@@ -91,7 +94,9 @@ class Problems:
         return StudyError("\n".join(f"{self._path}:{line}: {text}" for line, text in ordered))
 
     def _is_tag(self, part: object) -> bool:
-        return isinstance(part, str) and (part in self._tags or "[" in part)
+        return isinstance(part, str) and (
+            part in self._tags or "[" in part or part.startswith("constrained-")
+        )
 
     def _line(self, place: Place) -> int:
         spot = self._spot(place)

@@ -93,7 +93,15 @@ def _parse_factor(
         problems.add(place, fault)
         return None
     if isinstance(spec, Mapping) and "low" in spec and "high" in spec:
-        return _parse_range(name, spec, recipe, resolved, problems)
+        return _parse_range(name, spec, file, recipe, resolved, problems)
+    if isinstance(spec, Mapping) and not spec.keys().isdisjoint(("low", "high", "log")):
+        problems.add(
+            place,
+            f"a range is {{low: ..., high: ...}}, and may say log: true; this has "
+            f"{', '.join(map(str, spec))}. Levels of these names would look like one: call them "
+            "otherwise",
+        )
+        return None
     named = _named_levels(name, spec, file, recipe, resolved, problems)
     if named is None:
         return None
@@ -251,6 +259,7 @@ def _advise(recipe: Recipe, resolved: Mapping[str, Any], name: str) -> str:
 def _parse_range(
     name: str,
     spec: Mapping[str, Any],
+    file: StudyFile,
     recipe: Recipe,
     resolved: Mapping[str, Any],
     problems: Problems,
@@ -269,7 +278,25 @@ def _parse_range(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         problems.add(place, f"{name} is not a number, so it cannot be drawn from a range")
         return None
-    return Factor(name, (), name_level(value), span)
+    for end, drawn in (("low", span.low), ("high", span.high)):
+        if fault := _fault_of_end(name, drawn, file.baseline, recipe, whole=isinstance(value, int)):
+            problems.add((*place, end), fault)
+    return None if problems.at(place) else Factor(name, (), name_level(value), span)
+
+
+def _fault_of_end(
+    name: str, drawn: float, baseline: Mapping[str, Any], recipe: Recipe, *, whole: bool
+) -> str:
+    """Why a range may not end there; what other fields say against it is not asked."""
+    if whole and drawn != int(drawn):
+        return f"{name} is a whole number in the baseline, and {drawn:g} is none"
+    try:
+        recipe.Config(**{**baseline, name: int(drawn) if whole else drawn})
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            if item["loc"][:1] == (name,):
+                return f"{name} {item['msg'].replace('Input should', 'should')}, not {drawn:g}"
+    return ""
 
 
 def parse_nuisance(

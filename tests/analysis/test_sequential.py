@@ -100,7 +100,7 @@ def test_what_the_first_look_decides_stays_decided() -> None:
     assert tuple((BASE | {"warmup": "2k"}).items()) not in open_now
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     first=st.integers(2, 4), effect=st.floats(-0.03, 0.03), spread=st.floats(0.001, 0.01),
     seed=st.integers(0, 99),

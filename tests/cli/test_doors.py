@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import QUICK, study_of, write_study
 
@@ -95,7 +95,6 @@ def test_checkpoints_go_to_object_stores_alone(url: str) -> None:
 # --------------------------------------------------------------------------- commands
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=40))
 def test_no_value_of_a_field_becomes_another_word(value: str) -> None:
     """A command that is written out and read back by a shell's rules is the same list of words."""

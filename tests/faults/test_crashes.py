@@ -312,7 +312,6 @@ class Crashes(RuleBasedStateMachine):
 Crashes.TestCase.settings = settings(
     max_examples=int(os.environ.get("ABLATE_SCHEDULES", "100")),
     stateful_step_count=6,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestCrashes = Crashes.TestCase

@@ -221,7 +221,7 @@ def test_a_summary_by_epochs_is_numbered_by_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(power=st.integers(-6, 6), kind=st.sampled_from(["healthy", "rose", "overshot"]))
 def test_the_unit_of_an_unknown_loss_changes_no_verdict(
     tmp_path_factory: pytest.TempPathFactory, power: int, kind: str

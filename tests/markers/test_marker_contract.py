@@ -365,7 +365,7 @@ def test_a_gradient_norm_that_drifts_is_silent() -> None:
     assert told(judged(rows_of(grad_norm=norm)), "grad_norm_spike") == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-100.0, 100.0))
 def test_units_of_the_loss_do_not_matter_to_spikes(scale: float, shift: float) -> None:
     """An affine rescaling of the loss changes neither loss_spike nor spike_score."""
@@ -402,7 +402,7 @@ def fed(monitor: Monitor, rows: Rows, evaluations: Rows) -> None:
             monitor.evaluate(at[row["step"]])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(names=st.sampled_from(BUSY), cuts=st.lists(st.integers(0, 600), min_size=1, max_size=3))
 def test_a_cut_and_resumed_run_is_judged_like_an_uncut_one(
     names: tuple[str, ...], cuts: list[int]

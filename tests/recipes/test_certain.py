@@ -190,7 +190,7 @@ def test_class_names_and_folders_that_do_not_fit_are_refused(
 
 
 @given(st.sets(st.integers(0, 1500), min_size=1, max_size=1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_labels_of_other_sets_are_not_imagenets(labels: set[int]) -> None:
     """Shards without names of their own are ImageNet's where nearly all its classes occur."""
     if len(labels) < 900:

@@ -182,7 +182,7 @@ def test_a_command_that_would_differ_is_not_exported(name: str, value: Any) -> N
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # it is never iterated
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     num_samples=st.integers(1, 400),
     batch_size=st.integers(1, 40),

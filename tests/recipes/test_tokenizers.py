@@ -87,7 +87,7 @@ def test_two_models_of_one_machine_keep_their_own_tokens(tmp_path: Path, data: P
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.permutations(WORDS), st.permutations(WORDS))
 def test_a_fingerprint_is_of_the_content(
     tmp_path_factory: pytest.TempPathFactory, one: list[str], other: list[str]

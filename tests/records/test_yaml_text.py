@@ -139,7 +139,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=8), plain))
 def test_what_is_written_in_json_comes_back(content: dict[str, Any]) -> None:
     """JSON is YAML 1.2: every tree of plain values is read as it was meant."""

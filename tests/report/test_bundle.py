@@ -162,7 +162,7 @@ def test_verify_keeps_what_is_whole_and_names_what_was_changed(folder: Path) -> 
     assert "step 1 of run.sh has loss" in messages["run.sh"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     changes=st.fixed_dictionaries(
         {},

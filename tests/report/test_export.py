@@ -272,7 +272,7 @@ def test_exporting_again_replaces_the_folder(tmp_path):
         export_best(study, record, cell={"wd": "0.2"}, seed=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     words=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)),
     comments=st.lists(st.text(st.characters(codec="utf-8"))),

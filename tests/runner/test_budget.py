@@ -95,7 +95,7 @@ def test_trials_that_overrun_are_stopped_within_the_budget_and_go_on_later(tmp_p
     assert status.waiting == 0 and len(seeds_ended(record)) == 9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     hours=st.floats(0.001, 0.2),
     durations=st.lists(st.floats(1, 300), min_size=3, max_size=3),

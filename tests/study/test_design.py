@@ -74,7 +74,7 @@ def test_fractions_need_two_levels_and_balance_them(name: str) -> None:
         assert len(set(counts.values())) == 1, (factor.name, counts)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True))
 def test_blocks_are_complete_and_in_order(seeds: list[int]) -> None:
     """Trials come in whole seed blocks, each with every cell once, and always in the same order."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ablate.errors import StudyError
@@ -132,6 +132,15 @@ def test_a_good_study_is_resolved() -> None:
             ("[0.98]", "{low: 0.9, high: 0.99}"),
             "s.yaml:10: factors.beta2: a range can only be searched",
         ),
+        (
+            ("[0.98]", "{low: 0.9, high: 1.2}"),
+            "s.yaml:10: factors.beta2.high: beta2 should be less than 1, not 1.2",
+        ),
+        (("[0.98]", "{lo: 0.9, high: 0.99}"), "a range is {low: ..., high: ...}"),
+        (
+            ("  beta2: [0.98]", "  warmup: {low: 0.5, high: 9}"),
+            "s.yaml:10: factors.warmup.low: warmup is a whole number in the baseline, and 0.5",
+        ),
         (("recipe: openclip", "recipe: [openclip"), "s.yaml:"),
         (
             ("precision: fp32\n", "precision: fp32\n  epochs: true\n"),
@@ -235,6 +244,8 @@ def test_a_python_object_in_yaml_is_refused() -> None:
     assert "is not read" in refusal(GOOD.replace("[0, 1]", "!!python/name:os.system []"))
 
 
+@example("0[:")
+@example("constrained-float:")
 @given(st.text(max_size=200))
 def test_any_text_ends_in_a_study_error(text: str) -> None:
     """Whatever a file holds, the user gets a StudyError with the file's name, never a crash."""

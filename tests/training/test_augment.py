@@ -143,7 +143,7 @@ def test_inputs_take_the_models_type() -> None:
     seed=st.integers(0, 99),
 )
 @example(height=129, width=191, hard=True, side=224, seed=30)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_fast_resize_differs_by_its_rounding_alone(
     height: int, width: int, hard: bool, side: int, seed: int
 ) -> None:

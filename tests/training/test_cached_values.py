@@ -58,7 +58,7 @@ TRANSFORMS = {
 colour = st.tuples(*[st.sampled_from([0, 90, 255])] * 3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from("ab"), colour, st.sampled_from([*TRANSFORMS])),
                 min_size=2, max_size=4))  # fmt: skip
 def test_cached_pixels_are_those_of_their_own_source(
@@ -91,7 +91,7 @@ class Words:
         return torch.tensor([row + [0] * (4 - len(row)) for row in rows])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.permutations(["a", "photo", "of", "red", "cat"]),
        st.permutations(["a", "photo", "of", "red", "cat"]))  # fmt: skip
 def test_cached_prompts_are_those_of_their_own_tokenizer(one: list[str], other: list[str]) -> None:
@@ -112,7 +112,7 @@ FOUR = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255), "d": (255, 255, 0)
 
 
 @given(st.sets(st.sampled_from("abcd"), min_size=1), st.sets(st.sampled_from("abcd"), min_size=1))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_classes_are_paired_by_name(judged: set[str], learnt: set[str]) -> None:
     """A class's number is that of the folder of its name, whichever other classes are there; one
     that was not learnt is refused by its name."""

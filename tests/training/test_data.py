@@ -109,7 +109,7 @@ def test_the_last_batch_of_an_epoch_is_filled_from_its_start() -> None:
     size=st.integers(20, 60), epoch=st.integers(61, 400), batch=st.integers(1, 12),
     accum=st.integers(1, 3), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_an_epoch_longer_than_the_set_passes_over_it_anew(
     size: int, epoch: int, batch: int, accum: int, seed: int
 ) -> None:
@@ -259,7 +259,7 @@ def test_damaged_images_and_empty_captions_are_bad(tmp_path: Path) -> None:
 
 
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF"]), st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_damaged_image_is_a_bad_sample_whatever_its_decoder_raises(
     kind: str, drawn: st.DataObject
 ) -> None:

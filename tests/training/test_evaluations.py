@@ -436,7 +436,7 @@ def test_recalls_count_positions_and_share_ties() -> None:
     assert collapsed.tolist() == pytest.approx([1 / 20, 5 / 20, 10 / 20])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 60), st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from([8, 512]))
 def test_recalls_do_not_hang_on_rounding(pairs: int, kinds: int, seed: int, width: int) -> None:
     """Pairs of a few kinds, each copy rounded another way as by another batch shape or processor:

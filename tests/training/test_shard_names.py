@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from braceexpand import braceexpand
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ablate.errors import DataError
@@ -28,7 +28,6 @@ PATTERNS = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(PATTERNS)
 def test_patterns_expand_as_for_the_peer(pattern: str) -> None:
     """Lists, ranges (padded, stepped, downwards, letters) and nesting give braceexpand's names."""

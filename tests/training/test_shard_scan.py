@@ -16,7 +16,7 @@ from tars import Member, pairs, peer_samples, write_tar
 from ablate.training.data.shard_scan import ShardScan, scan_shard
 from ablate.training.data.shard_write import Sample, write_shard
 
-ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 KEYS = st.one_of(
     st.from_regex(r"[a-c]{1,2}", fullmatch=True),
