@@ -63,10 +63,12 @@ def check(study: StudyArg, as_json: JsonOption = False) -> None:
         f"{drawn} beside the baseline, {found.design.name}, {counted(len(found.seeds), 'seed')}, "
         f"{counted(found.gang.workers, 'worker')} a trial.",
         markup=False,
+        soft_wrap=True,
     )
     for note in notes:
-        out.print(f"note: {note}", style="yellow", markup=False)
-    out.print(f"Whether all of it can run, and what it costs: ablate plan {study}", markup=False)
+        out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    plan = f"Whether all of it can run, and what it costs: ablate plan {study}"
+    out.print(plan, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -120,10 +122,12 @@ def init(
         names = [factor.name for factor in found.factors]
         print_json({"file": str(file), "recipe": found.recipe, "factors": names, "missing": lacks})
         return
-    out.print(f"{file}: {counted(len(found.factors), 'factor')}, recipe {found.recipe}.")
+    told = f"{file}: {counted(len(found.factors), 'factor')}, recipe {found.recipe}."
+    out.print(told, markup=False, soft_wrap=True)
     for missing in lacks:
-        out.print(f"note: {missing}; edit the baseline", style="yellow", markup=False)
-    out.print(f"Next: ablate plan {file}", markup=False)
+        note = f"note: {missing}; edit the baseline"
+        out.print(note, style="yellow", markup=False, soft_wrap=True)
+    out.print(f"Next: ablate plan {file}", markup=False, soft_wrap=True)
 
 
 @app.command()

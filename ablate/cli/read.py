@@ -346,7 +346,8 @@ def verify(
     if found:
         raise typer.Exit(1)
     if not as_json:
-        out.print(f"{run}: {len(trials)} trials, all promises kept.")
+        told = f"{run}: {len(trials)} trials, all promises kept."
+        out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()
