@@ -59,10 +59,9 @@ class Problems:
 
     def add_validation(self, error: ValidationError, place: Place, model: type[BaseModel]) -> None:
         for item in error.errors(include_url=False):
-            is_key = item["type"] == "extra_forbidden"  # the last is the file's own, whatever it is
-            ends = item["loc"][-1:] if is_key else ()
-            inner = item["loc"][: len(item["loc"]) - len(ends)]
-            loc = (*(part for part in inner if not self._is_tag(part)), *ends)
+            is_key = item["type"] == "extra_forbidden"
+            key = item["loc"][-1:] if is_key else ()  # the file's own, also where it is like a tag
+            loc = tuple(part for part in item["loc"] if part in key or not self._is_tag(part))
             where = (*place, *loc)
             if is_key:
                 name, elsewhere = str(loc[-1]), getattr(model, "ELSEWHERE", {})

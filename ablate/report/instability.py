@@ -49,8 +49,9 @@ def instability(table: StudyTable) -> Instability:
         events = [(event, row) for row in ran for event in row.events]
         flags = sorted({flag for row in ran for flag in row.flags})
         if not events and not flags and all(row.verdict in ("", "STABLE") for row in ran):
-            calm += any(row.verdict for row in ran)
-            unjudged += bool(ran) and not any(row.verdict for row in ran)
+            silent = any(row.scored for row in ran) and not any(row.verdict for row in ran)
+            unjudged += silent
+            calm += bool(ran) and not silent
             continue
         counts = []
         for marker in markers:

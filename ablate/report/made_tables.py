@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import AnalysisError
+from ablate.markers.foreign.evidence import is_empty
 from ablate.records.source import at_header, read_csv, read_text
 from ablate.study.elsewhere import ENDED, Made, flat, number
 
@@ -20,7 +21,6 @@ SETTING = ("config.", "config/", "params.", "params_", "param.", "hparams.")
 MEASURED = ("summary.", "summary/", "metrics.", "metric.", "user_attrs_")
 _NAMES = ("name", "run_name", "tags.mlflow.runname", "display_name", "run_id", "id", "number")
 _STATES = ("state", "status", "outcome")
-_NOTHING = ("-", "--", "NA", "N/A", "n/a", "na")
 
 
 def read_runs(file: Path, *, metric: str, factors: Sequence[str] = ()) -> list[Made]:
@@ -39,25 +39,26 @@ def read_runs(file: Path, *, metric: str, factors: Sequence[str] = ()) -> list[M
             f"{file} has no column {', '.join(missing)}; it has {', '.join(columns)}"
         )
     if not factors and not any(name.startswith(SETTING) for name in columns):
-        others = (name for name in columns if name.lower() not in (metric, *_NAMES, *_STATES))
+        no_setting = (*_NAMES, *_STATES)
+        others = (name for name in columns if name != metric and name.lower() not in no_setting)
         raise AnalysisError(
             f"{file} does not say which columns are settings; name each of them: "
             f"--factor {shlex.quote(next(others, 'NAME'))}. Its columns: {', '.join(columns)}"
         )
-    _refuse_text(file, rows, metric)
+    _refuse_text(file, rows, [name for name in columns if bare(name) == metric])
     return [made for place, row in enumerate(rows, 1) if (made := _made(row, place, factors))]
 
 
-def _refuse_text(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+def _refuse_text(file: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     """A cell of the metric's that is neither a number nor empty would be a run without a result."""
     for place, row in enumerate(rows, 1):
-        for name, value in row.items():
-            if bare(name) == metric and isinstance(found := number(value), str | bool):
-                if found not in _NOTHING:
-                    raise AnalysisError(
-                        f"{file}: {name} is {value!r} in row {place}, which is no number; write it "
-                        "as one, like 51.2, and leave the cell empty where nothing was measured"
-                    )
+        for name in names:
+            value = row.get(name)
+            if not is_empty(value) and isinstance(number(value), str | bool):
+                raise AnalysisError(
+                    f"{file}: {name} is {value!r} in row {place}, which is no number; write it "
+                    "as one, like 51.2, and leave the cell empty where nothing was measured"
+                )
 
 
 def bare(column: str) -> str:

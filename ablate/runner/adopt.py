@@ -84,7 +84,7 @@ def _result(study: Study, run: Made, writer: AttemptWriter) -> dict[str, Any]:
             writer.event(event.to_dict())
         verdict = found.verdict
         said = {
-            "verdict": verdict.name,
+            "verdict": verdict.called,
             "flags": list(verdict.flags),
             "markers": verdict.to_dict(),
             "context": asdict(context),

@@ -200,17 +200,20 @@ def meet(gang: Gang) -> None:
 
 def take_over(gang: Gang) -> None:
     """Compute with the cores of all this machine's ranks of the gang, once the others have left."""
-    torch.set_num_threads(torch.get_num_threads() * gang.local_world_size)
+    _compute_with(torch.get_num_threads() * gang.local_world_size)
 
 
 def _set_up_torch(gang: Gang, *, cpus: float) -> None:
     """Threads for this rank's share of the machine, and arithmetic that repeats itself."""
-    available = len(os.sched_getaffinity(0))
-    threads = int(cpus) or available // gang.local_world_size
-    torch.set_num_threads(max(1, min(threads, available)))
+    _compute_with(int(cpus) or len(os.sched_getaffinity(0)) // gang.local_world_size)
     if gang.device.type == "cpu":
         keep_freed_memory()
     repeat_itself(gang.device)
+
+
+def _compute_with(threads: int) -> None:
+    """As many threads, or those that this process may use, where that are fewer."""
+    torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
 
 
 def keep_freed_memory() -> None:

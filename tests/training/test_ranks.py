@@ -88,12 +88,15 @@ def test_ranks(port: int, what: Callable[[int, int], None]) -> None:
     torch.multiprocessing.start_processes(what, (port,), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
 
 
-def test_the_rank_that_goes_on_alone_has_the_cores_of_all() -> None:
-    """Of the ranks on this machine, not of the gang's others."""
+def test_the_rank_that_goes_on_alone_has_the_cores_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the ranks on this machine, not of the gang's others, and none that it may not use."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         ranks.take_over(ranks.Gang(0, 6, 0, 3, torch.device("cpu")))
         assert torch.get_num_threads() == 6
+        ranks.take_over(ranks.Gang(0, 6, 0, 3, torch.device("cpu")))
+        assert torch.get_num_threads() == 8
     finally:
         torch.set_num_threads(threads)

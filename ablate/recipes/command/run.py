@@ -68,6 +68,7 @@ class _Process:
         if self.config.table is not None:
             self.table = Table(Path(self.config.cwd) / fill(self.config.table, values))
         self.env = _environment(session, self.config, values, place)
+        self.metric = session.trial["objective"]["metric"]
         self.step = 0
         self.final: Row = {}
         self.best: Row | None = None
@@ -168,8 +169,8 @@ class _Process:
             if text.strip():
                 self.last = [*self.last[1 - LAST_LINES :], text.rstrip()[:500]]
             row = parse_line(text, self.patterns)
-            if row is None:
-                self.near = near_line(text, self.session.trial["objective"]["metric"]) or self.near
+            if row is None and self.metric not in self.final:
+                self.near = near_line(text, self.metric) or self.near
             self._take(row)
 
     def _take_files(self, *, ended: bool) -> None:
@@ -239,7 +240,7 @@ class _Process:
             end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited {code}"
             said = " | ".join(self.last)
             raise RuntimeError(f"the command {end} after step {self.step}; its last lines: {said}")
-        metric = session.trial["objective"]["metric"]
+        metric = self.metric
         if metric in self.final and not math.isfinite(self.final[metric]):
             return self._end("diverged", f"{metric} is {self.final[metric]} at step {self.step}")
         if metric not in self.final:
