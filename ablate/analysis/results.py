@@ -19,6 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 Cell = tuple[str, ...]
 """Level names in the order of `Table.factors`."""
 
+LARGEST_SCORE = 1e60
+"""The analysis takes fourth powers of scores (variances of variances)."""
 OUTCOMES = ("completed", "diverged", "pruned", "failed", "infeasible", "lost")
 
 
@@ -148,11 +150,18 @@ class Table:
         return int((self.outcomes[row] == outcome).sum())
 
 
+def is_score(value: float) -> bool:
+    """Whether a run that ended with `value` can be compared; otherwise it diverged (a perplexity
+    may well be 1e217)."""
+    return abs(value) <= LARGEST_SCORE  # false of NaN
+
+
 def tabulate(results: Iterable[Result]) -> Table:
     """Arrange results as cells x seeds; the order of first appearance is kept.
 
-    Raises AnalysisError for an unknown outcome, a completed run without a finite value, results
-    that do not name the same factors, and two different runs of one cell with one seed.
+    Raises AnalysisError for an unknown outcome, a completed run without a value that can be
+    compared, results that do not name the same factors, and two different runs of one cell with
+    one seed.
     """
     rows = list(results)
     if not rows:
@@ -222,7 +231,7 @@ def _check(row: Result) -> None:
             f"trial {row.trial_id or row.levels}: outcome {row.outcome!r}; "
             f"use one of {', '.join(OUTCOMES)}"
         )
-    if row.outcome == "completed" and (row.value is None or not math.isfinite(row.value)):
+    if row.outcome == "completed" and (row.value is None or not is_score(row.value)):
         raise AnalysisError(
             f"trial {row.trial_id or row.levels}, seed {row.seed}: completed with value "
             f"{row.value!r}; give its final number, or call it diverged"

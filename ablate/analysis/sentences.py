@@ -40,6 +40,13 @@ class Scale:
         """A size with its unit: "1.30 points" or "0.0130"."""
         return f"{self._number(x)} points" if self.is_percent else self._number(x)
 
+    def margin(self, x: float) -> str:
+        """A size that was given, which is not rounded to the digits of the noise."""
+        shown = x * (100 if self.is_percent else 1)
+        text = self._number(x)
+        text = text if math.isclose(float(text), shown, rel_tol=0.01) else f"{shown:.3g}"
+        return f"{text} points" if self.is_percent else text
+
     def signed(self, x: float) -> str:
         text = self.amount(x)
         return text if x < 0 else f"+{text}"
@@ -181,7 +188,7 @@ def _contrast(c: Contrast, objective: Objective, say: Scale, seeds_inert: bool) 
             f"{_wanted(c, say)}."
         )
     evidence = _evidence(c, say)
-    margin = say.amount(objective.margin or 0.0)
+    margin = say.margin(objective.margin or 0.0)
     if c.verdict == verdict.MATTERS:
         text = f"{c.level} is {c.direction} than {c.reference}: {say.signed(c.delta)}"
         also = _beyond(c, objective, margin)
@@ -302,7 +309,7 @@ def _diverged_alike(c: Contrast, objective: Objective, say: Scale) -> str:
     alive = f"the survivors differ by {say.signed(c.delta)} ({counted(c.n, 'seed')}"
     margin = objective.margin
     if c.ci_equivalence is not None and margin and max(map(abs, c.ci_equivalence)) < margin:
-        alive += f", within the margin of {say.amount(margin)}"
+        alive += f", within the margin of {say.margin(margin)}"
     return f"{text}; {alive}), which equates no runs that diverge: mend the divergence first."
 
 

@@ -484,21 +484,21 @@ def _feature_table(found: Mapping[str, Any]) -> RenderableType:
 def render_contrasts(contrasts: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A row per contrast of results that were made elsewhere, then a sentence for each."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    table.add_column("setting", overflow="fold", min_width=10)
-    for name in ("difference", "95 % interval", "p", "verdict", "n", "diverged", "seeds"):
-        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("setting", overflow="fold", min_width=8)
+    for name in ("difference", "95 % interval", "adj. p", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    diverged = any(item["diverged"][0] for item in contrasts)
+    if diverged:
+        table.add_column("diverged", justify="right")
     for item in contrasts:
         low, high = item["ci"] or (None, None)
-        needs = item["needs_seeds"]
         table.add_row(
             Text(f"{item['factor']}={item['level']}"),
             _signed(item["delta"]),
             "-" if low is None else f"{low:+.3g} to {high:+.3g}",
             "-" if item["p_adjusted"] is None else f"{item['p_adjusted']:.2g}",
             Text(item["verdict"].lower()),
-            str(item["n"]),
-            "/".join(str(count) for count in item["diverged"]),
-            "" if needs == 0 else "hopeless" if needs is None else f"+{needs}",
+            *(["/".join(map(str, item["diverged"]))] if diverged else []),
         )
     told = (
         f"{item['factor']}: {item['sentence']} {_noted(item['warnings'])}" for item in contrasts

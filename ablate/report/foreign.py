@@ -9,7 +9,6 @@ be empty for runs that did not complete.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import unicodedata
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablate.analysis.analysis import Analysis, analyze_results
 from ablate.analysis.answer import plain
-from ablate.analysis.results import OUTCOMES, Objective, Result
+from ablate.analysis.results import OUTCOMES, Objective, Result, is_score
 from ablate.errors import AnalysisError
 from ablate.records.names import find_fault, look_of
 from ablate.records.source import at_header, read_csv, read_text
@@ -227,7 +226,7 @@ def _result(where: str, row: dict[str, str], levels: Levels) -> Result:
                 f"{where}: value {row['value']!r} is not a number"
                 + (advice or "; leave it empty for a run that did not complete")
             ) from None
-    if outcome == "completed" and (value is None or not math.isfinite(value)):
+    if outcome == "completed" and (value is None or not is_score(value)):
         raise AnalysisError(
             f"{where}: a completed run with value {row['value']!r}; give its final number, or "
             "write `diverged` (counts as a result) or `failed` (counts as missing) as outcome"

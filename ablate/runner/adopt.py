@@ -6,11 +6,11 @@ nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ablate.analysis.results import is_score
 from ablate.errors import RecordError
 from ablate.markers import Context, Thresholds
 from ablate.markers.judge import judge
@@ -91,7 +91,7 @@ def _result(study: Study, run: Made, writer: AttemptWriter) -> dict[str, Any]:
         }
     steps = [int(row["step"]) for row in (*run.rows, *run.curves)]
     value = run.values.get(study.objective.metric)
-    lost = run.outcome == "completed" and value is not None and not math.isfinite(value)
+    lost = run.outcome == "completed" and value is not None and not is_score(value)
     return {
         "status": "diverged" if lost else run.outcome,
         "reason": f"made elsewhere: {run.name}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.analysis.course import At, values_of
-from ablate.analysis.results import Result
+from ablate.analysis.results import Result, is_score
 from ablate.records.folder import TrialRecord
 from ablate.trial import metrics
 from ablate.trial.identity import Outcome, Trial
@@ -42,8 +42,11 @@ def _by_last(metric: str, folder: TrialRecord, outcome: Mapping[str, Any]) -> Ma
     value = final.get(metric)
     if outcome["value"] == value or folder.trial()["objective"]["metric"] == metric:
         return outcome
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return {**outcome, "value": float(value)}
+    if isinstance(value, (int, float)):
+        if is_score(value):
+            return {**outcome, "value": float(value)}
+        why = f"{metric} is {value} at step {outcome.get('step', 0)}"
+        return {**outcome, "outcome": str(Outcome.DIVERGED), "value": None, "reason": why}
     why = f"it ended without {metric}; it measured: {', '.join(sorted(final)) or 'nothing'}"
     return {**outcome, "outcome": str(Outcome.FAILED), "value": None, "reason": why}
 

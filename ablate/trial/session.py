@@ -12,11 +12,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ablate.analysis.results import is_score
 from ablate.markers import Context, Event, Monitor, Thresholds
 from ablate.records.attempt import AttemptWriter
 from ablate.records.files import write_json
@@ -294,6 +295,7 @@ class RecordingSession(Session):
         self._concluded = True
         if ending.status == "stopped":
             return
+        ending = _without_a_score(ending, self.trial["objective"]["metric"])
         if ending.status in ("completed", "diverged"):
             self._tell(self.monitor.finish(), aloud=False)
         self._scribe.finish()
@@ -367,3 +369,11 @@ class RecordingSession(Session):
             **self._beat,
         }
         self._scribe.write(lambda: self._writer.heartbeat(beat))
+
+
+def _without_a_score(ending: Ending, metric: str) -> Ending:
+    """What ended well with an objective that nothing can be compared with has diverged."""
+    value = ending.final.get(metric)
+    if ending.status != "completed" or value is None or is_score(value):
+        return ending
+    return replace(ending, status="diverged", reason=f"{metric} is {value} at step {ending.step}")

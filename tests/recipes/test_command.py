@@ -108,6 +108,7 @@ with open("metrics.csv", "w") as file:
     ("script", "fields", "status", "reason"),
     [
         ('print(\'{"step": 1, "loss": NaN, "top1": NaN}\')', {}, "diverged", "top1 is nan"),
+        ('print(\'{"step": 1, "top1": 1e217}\')', {}, "diverged", "top1 is 1e+217 at step 1"),
         ('print(\'{"step": 9, "a": 1}\\n{"step": 3, "a": 1}\')', {}, "failed", "step 3 after step"),
         ("import time; time.sleep(60)", {"patience_s": 0.5}, "failed", "said nothing for 0.5 s"),
         ("print('nothing')", {}, "failed", "ended without top1"),

@@ -81,6 +81,7 @@ BASE = ["baseline,baseline,0,0.2,", "baseline,baseline,1,0.21,"]
         ([*BASE, "lr,high,0,much,"], HEADER, "r.csv:4: value 'much' is not a number"),
         ([*BASE, "lr,high,0,,"], HEADER, "r.csv:4: a completed run with value ''"),
         ([*BASE, "lr,high,0,nan,"], HEADER, "r.csv:4: a completed run with value 'nan'"),
+        ([*BASE, "lr,high,0,1e217,"], HEADER, "r.csv:4: a completed run with value '1e217'"),
         ([*BASE, "lr,high,0,0.2,diverge"], HEADER, "did you mean 'diverged'"),
         ([*BASE, "lr,high,0,0.2,", "lr,high,0,0.3,"], HEADER, "r.csv:5: lr=high .* line 4"),
         ([*BASE, "lr,baseline,0,0.2,"], HEADER, "r.csv:4: lr,baseline: a baseline line reads"),
@@ -239,3 +240,11 @@ def test_names_that_look_the_same_are_one(tmp_path: Path) -> None:
     lines += [f"lr,{name},{s},0.3{s}," for s, name in enumerate(spelt)]
     (found,) = analyze(write(tmp_path / "results.csv", lines))
     assert (found["level"], found["n"]) == ("\u00e9", 3)
+
+
+def test_the_margin_is_told_as_it_was_given(tmp_path: Path) -> None:
+    """It is not rounded to the digits of the noise: beside 20 +- 0.4, 0.005 is not 0.01."""
+    values = {"baseline,baseline": (19.7, 20.1, 20.3), "lr,high": (24.0, 24.6, 25.2)}
+    lines = [f"{c},{seed},{v}," for c, column in values.items() for seed, v in enumerate(column)]
+    (found,) = analyze(write(tmp_path / "results.csv", lines))
+    assert "the margin of 0.005 is" in found["sentence"]

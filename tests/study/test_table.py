@@ -39,14 +39,15 @@ def test_the_value_is_the_last_step_and_the_best_only_shown(quick):
 
 def test_another_metric_asked_later_is_read_from_what_the_trials_measured(tmp_path):
     """Never the old metric's number under the new name; a run that did not measure it has failed
-    by this objective, and says what it measured."""
+    by this objective, and says what it measured; one that measured no number has diverged."""
     study = study_of(tmp_path)
     record = write_study(tmp_path, study)
     other = study_of(tmp_path, QUICK.replace("imagenet_top1", "imagenet_top5"))
     for folder in record.records():
         outcome = folder.outcome()
         if outcome["outcome"] == "completed" and folder.trial()["seed"] != 3:
-            outcome["final"]["imagenet_top5"] = 2 * outcome["value"]
+            top5 = 2 * outcome["value"] if folder.trial()["seed"] else math.nan
+            outcome["final"]["imagenet_top5"] = top5
             write_json(folder.folder / "outcome.json", outcome)
     before, after = read_table(study, record), read_table(other, record)
     known = {row.id: row for row in before.rows}
@@ -55,6 +56,8 @@ def test_another_metric_asked_later_is_read_from_what_the_trials_measured(tmp_pa
         if was.state == "completed" and row.seed == 3:
             assert row.state == "failed" and row.value is None
             assert row.reason == "it ended without imagenet_top5; it measured: imagenet_top1"
+        elif was.state == "completed" and row.seed == 0:
+            assert row.state == "diverged" and row.reason.startswith("imagenet_top5 is nan at step")
         elif was.state == "completed":
             assert row.value == 2 * was.value
     assert after.count("failed") == sum(r.seed == 3 and r.state == "completed" for r in before.rows)

@@ -241,8 +241,6 @@ class _Process:
             said = " | ".join(self.last)
             raise RuntimeError(f"the command {end} after step {self.step}; its last lines: {said}")
         metric = self.metric
-        if metric in self.final and not math.isfinite(self.final[metric]):
-            return self._end("diverged", f"{metric} is {self.final[metric]} at step {self.step}")
         if metric not in self.final:
             how = self.near or "it may say other lines with patterns, or a file of rows with table"
             return self._end(
