@@ -134,6 +134,9 @@ def inspect_checkpoints(
         Path | None,
         typer.Argument(help="The later one; a trial folder stands for its newest checkpoint."),
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="State dict to take of torch files that hold several.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Labelled images (class folders, or .tar); the trial's if left out."),
@@ -163,7 +166,7 @@ def inspect_checkpoints(
 
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of weights it did not load
     with showing(err, "looking at the weights") as work:
-        found = inspect_paths(a, b, data=data, model=model, images=images, device=device)
+        found = inspect_paths(a, b, key=key, data=data, model=model, images=images, device=device)
         work.begin("drawing")
         drawn = picture is not None and draw_inspection(found, picture)
     if as_json:

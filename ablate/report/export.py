@@ -396,6 +396,10 @@ def _export_model(
     """
     home = record.record(row.id).folder / "checkpoints"
     path = home / f"step-{step:06d}"
+    if find_ability(recipe, "export_model") is None:
+        is_kept = home.is_dir() and any(home.iterdir())
+        kept = f"; what the program kept is in {home}" if is_kept else ""
+        return False, None, f"no model: recipe {recipe} exports none{kept}"
     if not path.is_dir() and copies is not None and step:
         problem = _fetch(copies, step, home)
         if problem:
@@ -411,8 +415,6 @@ def _export_model(
             f"{weights} does not match its checksum: it was damaged after training. "
             "Export another seed (--seed), or launch the trial again from an empty folder."
         )
-    if find_ability(recipe, "export_model") is None:
-        return False, None, f"no model: recipe {recipe} exports none"
     try:
         ability(recipe, "export_model")(config, weights, folder / "model")
     except ValueError as error:

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,13 @@ class WeightFile:
     """Keys of its other state dicts."""
 
 
-def read_weights(path: Path, *, key: str | None = None) -> WeightFile:
+def read_weights(
+    path: Path, *, key: str | None = None, asked_by: str = "init_from.key:"
+) -> WeightFile:
     """The tensors of a .safetensors file, a torch file, or a checkpoint folder of ours.
 
-    `key` names the state dict in a torch file that holds several (dots go deeper).
+    `key` names the state dict in a torch file that holds several (dots go deeper); `asked_by` is
+    how the user gives it.
 
     Raises:
         LoadError: it cannot be read; says what it holds instead, and what to do.
@@ -62,8 +66,10 @@ def read_weights(path: Path, *, key: str | None = None) -> WeightFile:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise LoadError(f"init_from {path} cannot be read: {error.strerror}") from error
+        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix == ".safetensors":
+        if key is not None:
+            raise LoadError(f"{path} holds one state dict and no keys; leave {asked_by} {key} out")
         try:
             return WeightFile(safetensors.torch.load_file(path), digest)
         except safetensors.SafetensorError as error:
@@ -78,14 +84,38 @@ def read_weights(path: Path, *, key: str | None = None) -> WeightFile:
     if key is not None or _is_state_dict(content):
         if not _is_state_dict(content):
             raise LoadError(f"{path}: {key!r} is no state dict; it holds {_listed(content)}")
-        return WeightFile(dict(content), digest, taken=key or "")
-    return _choose(path, content, digest)
+        return WeightFile(_plain(content, path), digest, taken=key or "")
+    found = _state_dicts(content) or {
+        f"{outer}.{name}": value
+        for outer, inner in (content.items() if isinstance(content, Mapping) else ())
+        for name, value in _state_dicts(inner).items()
+    }
+    taken = _choose(path, content, list(found), asked_by)
+    others = tuple(name for name in found if name != taken)
+    return WeightFile(_plain(found[taken], path), digest, taken=taken, others=others)
 
 
-def _choose(path: Path, content: Any, digest: str) -> WeightFile:
-    """The one state dict inside of a torch file, or the usual one of several."""
+def _state_dicts(content: Any) -> dict[str, Mapping[str, torch.Tensor]]:
     inner = content if isinstance(content, Mapping) else {}
-    found = [str(name) for name, value in inner.items() if _is_state_dict(value)]
+    return {str(name): value for name, value in inner.items() if _is_state_dict(value)}
+
+
+def _plain(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """The numbers themselves, however they were stored."""
+    absent = [name for name, value in tensors.items() if value.is_meta]
+    if absent:
+        raise LoadError(
+            f"{path}: {absent[0]} has no values (it is on torch's meta device, as {len(absent)} of "
+            f"{len(tensors)} tensors); save the model after its weights were loaded"
+        )
+    return {
+        name: value.detach() if value.layout == torch.strided else value.detach().to_dense()
+        for name, value in tensors.items()
+    }
+
+
+def _choose(path: Path, content: Any, found: list[str], asked_by: str) -> str:
+    """The one state dict inside of a torch file, or the usual one of several."""
     usual = [name for name in USUAL_KEYS if name in found]
     if not found:
         raise LoadError(
@@ -94,11 +124,9 @@ def _choose(path: Path, content: Any, digest: str) -> WeightFile:
     if len(found) > 1 and not usual:
         raise LoadError(
             f"{path} holds several state dicts: {', '.join(found)}. Say which: "
-            f"init_from.key: {found[-1]}"
+            f"{asked_by} {found[-1]}"
         )
-    taken = usual[0] if usual else found[0]
-    others = tuple(name for name in found if name != taken)
-    return WeightFile(dict(inner[taken]), digest, taken=taken, others=others)
+    return usual[0] if usual else found[0]
 
 
 def _file_in(folder: Path) -> Path:
@@ -146,6 +174,15 @@ def _told_by_its_beginning(path: Path) -> str:
         return "a web page: the address gave no file; download it again"
     if head.lstrip().startswith(b"{"):
         return "JSON, as the index of a checkpoint in several files; make one file of them"
+    if zipfile.is_zipfile(path):
+        names = zipfile.ZipFile(path).namelist()
+        if any("/code/" in name for name in names):
+            return (
+                "a TorchScript program; where you trust it, save torch.jit.load(FILE).state_dict() "
+                "with safetensors.torch.save_file"
+            )
+        if all(name.endswith(".npy") for name in names):
+            return "numpy's archive; save its arrays with safetensors.numpy.save_file"
     return "cut, damaged, or something else" if head else "empty"
 
 
@@ -163,7 +200,9 @@ def _listed(content: Any) -> str:
         return f"one {type(content).__name__}"
     if not content:
         return "nothing"
-    shown = [f"{name} ({_kind(value)})" for name, value in list(content.items())[:8]]
+    # What keeps it from being a state dict comes first.
+    ordered = sorted(content.items(), key=lambda item: isinstance(item[1], torch.Tensor))
+    shown = [f"{name} ({_kind(value)})" for name, value in ordered[:8]]
     return ", ".join(shown) + (f" and {len(content) - 8} more" if len(content) > 8 else "")
 
 
@@ -184,10 +223,6 @@ def find_unsound(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     in place of its logarithm, zeros alone."""
     found = []
     for name, value in tensors.items():
-        if value.is_meta or value.layout != torch.strided:
-            kind = "has no values (it is on meta)" if value.is_meta else "is sparse"
-            found.append(f"{name} {kind}; save it as a plain tensor of numbers")
-            continue
         if not value.is_floating_point():
             continue
         wrong = int((~torch.isfinite(value)).sum())
@@ -201,8 +236,7 @@ def find_unsound(tensors: Mapping[str, torch.Tensor]) -> list[str]:
                 f"{name} is {float(value.max()):g}, and the model's is a logarithm, at most "
                 f"{math.log(100):.3f} (ln 100). Was its exponential stored? Write reset: [{name}]"
             )
-    plain = [v for v in tensors.values() if not v.is_meta and v.layout == torch.strided]
-    matrices = [value for value in plain if value.ndim > 1]
+    matrices = [value for value in tensors.values() if value.ndim > 1]
     if matrices and not any(bool(value.any()) for value in matrices):
         found.append(f"all {len(matrices)} matrices are 0")
     return found

@@ -251,9 +251,10 @@ def ability(recipe: str, name: str) -> Callable[..., Any]:
     """
     found = find_ability(recipe, name)
     if found is None:
+        _, _, gives = ABILITIES[name].rpartition("-> ")
         raise AbilityError(
-            f"the recipe {recipe!r} has no {name}{ABILITIES[name].partition(' ->')[0]}, which this "
-            f"needs. Recipes that have it: {', '.join(having(name)) or 'none'}"
+            f"recipe {recipe!r} cannot do this: it has no {name}() ({gives}). Recipes that have "
+            f"it: {', '.join(having(name)) or 'none'}"
         )
     return found
 

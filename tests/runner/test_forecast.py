@@ -42,6 +42,16 @@ factors:
 seeds: [0, 1, 2]
 gang: {workers: 2}
 """
+STUDY_OF_A_COMMAND = """
+recipe: command
+baseline:
+  command: python train.py --lr {lr} --seed {seed}
+  metrics: {top1: maximize}
+  lr: 0.1
+factors: {lr: [0.2]}
+seeds: 2
+objective: {metric: top1}
+"""
 
 
 def notes(text: str, folder: Path) -> list[str]:
@@ -379,6 +389,17 @@ def test_an_optimizer_that_cannot_be_made_is_refused(tmp_path: Path, opt: str, s
     )
     with pytest.raises(PlanError, match=f"opt: {opt} cannot {says}"):
         plan(study, StudyRecord(tmp_path / "none"), deep=True)
+
+
+def test_only_ways_that_are_open_are_advised_to_know_the_cost(tmp_path: Path) -> None:
+    """A program that says no steps can be neither probed nor counted: its first trial tells."""
+    command = parse_study(STUDY_OF_A_COMMAND, path="planned.yaml", root=tmp_path)
+    made = plan(command, StudyRecord(tmp_path / "none"))
+    assert made.cost is None and "Launch and ask again after the first trial" in made.cost_note
+    assert "--probe" not in made.cost_note and "--samples-per-s" not in made.cost_note
+    ours = parse_study(STUDY, path="planned.yaml", root=tmp_path)
+    usual = plan(ours, StudyRecord(tmp_path / "none")).cost_note
+    assert "--probe, give the throughput of one gang with --samples-per-s, or launch" in usual
 
 
 def test_what_cannot_be_counted_is_said(tmp_path: Path) -> None:

@@ -222,6 +222,21 @@ def test_only_weights_can_be_compared_without_data(tmp_path: Path, trial: Path) 
     assert "do not fit the model" in other.not_judged[0]
 
 
+def test_of_several_state_dicts_the_asked_one_is_compared(tmp_path: Path) -> None:
+    """A student and its teacher in one file, as self-supervised training keeps them: which one is
+    meant is asked for, taken, and named."""
+    first, last = ({"net.weight": torch.full((2, 2), value)} for value in (1.0, 2.0))
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    torch.save({"student": first, "teacher": first}, paths[0])
+    torch.save({"student": last, "teacher": first, "epoch": 2}, paths[1])
+    with pytest.raises(CheckpointError, match="Say which: --key teacher"):
+        inspect.inspect_paths(*paths)
+    found = {key: inspect.inspect_paths(*paths, key=key) for key in ("student", "teacher")}
+    assert {key: (f.b, f.moved) for key, f in found.items()} == {
+        "student": ("b.pt, its student", 1), "teacher": ("b.pt, its teacher", 0),
+    }  # fmt: skip
+
+
 def test_damaged_and_missing_checkpoints_are_errors(tmp_path: Path, trial: Path) -> None:
     """What is compared must be whole, and one checkpoint alone is no comparison."""
     with pytest.raises(CheckpointError, match="no whole checkpoint.*Give a trial folder"):

@@ -62,7 +62,6 @@ def test_all_tensors_arrive(tmp_path: Path, net: Net) -> None:
 ODD: dict[str, tuple[Any, str]] = {
     "names that are numbers": ({1: torch.ones(3)}, "holds no state dict"),
     "no values": ({n: t.to("meta") for n, t in other().items()}, "has no values"),
-    "sparse": ({n: t.to_sparse() if t.ndim > 1 else t for n, t in other().items()}, "is sparse"),
 }
 
 
@@ -110,6 +109,13 @@ UNREADABLE: dict[str, tuple[Any, str | None, str]] = {
         {"teacher": other(), "student": other(), "epoch": 1}, None,
         "several state dicts: teacher, student. Say which: init_from.key: student",
     ),
+    "deeper": (
+        {"model": {"teacher": other(), "student": other()}}, None,
+        "several state dicts: model.teacher, model.student. Say which: .* model.student",
+    ),
+    "a number among the tensors": (
+        {**other(), "scale": 0.5}, None, r"holds no state dict .*; it holds scale \(float\), "
+    ),
     "no such key": (
         {"teacher": other()}, "student", "has no 'student'; it holds teacher .state dict of 9"
     ),
@@ -141,6 +147,31 @@ def test_of_several_state_dicts_the_one_asked_for_is_taken(tmp_path: Path, net: 
     for key in ("model_ema", "deep.net"):
         assert load_weights(net, tmp_path / "w.pt", key=key).taken == key
         assert torch.equal(net.head.bias, ema["head.bias"])
+
+
+def test_numbers_are_read_however_they_are_stored(tmp_path: Path, net: Net) -> None:
+    """Sparse tensors and Parameters are the numbers that they hold."""
+    stored = {
+        name: value.to_sparse() if value.ndim == 2 else value for name, value in other().items()
+    }
+    torch.save({**stored, "head.bias": nn.Parameter(stored["head.bias"])}, tmp_path / "w.pt")
+    load_weights(net, tmp_path / "w.pt")
+    assert all(torch.equal(value, other()[name]) for name, value in net.state_dict().items())
+
+
+def test_what_other_libraries_write_is_told_by_name(tmp_path: Path, net: Net) -> None:
+    """A program of TorchScript and numpy's archive are no torch file of weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are deprecated, and there are many of them
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
+    with pytest.raises(LoadError, match="a TorchScript program; .* torch.jit.load"):
+        load_weights(net, tmp_path / "w.pt")
+    np.savez(tmp_path / "w.npz", bias=np.zeros(3))
+    with pytest.raises(LoadError, match="numpy's archive"):
+        load_weights(net, tmp_path / "w.npz")
+    store(tmp_path / "w.safetensors", other())
+    with pytest.raises(LoadError, match="no keys; leave init_from.key: model out"):
+        load_weights(net, tmp_path / "w.safetensors", key="model")
 
 
 def test_cut_files_and_folders_are_told_apart(tmp_path: Path, net: Net) -> None:

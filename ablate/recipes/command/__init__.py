@@ -73,7 +73,7 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
     return Outline(
         measures=tuple(config.metrics),
         steps=config.num_steps,
-        no_steps="" if config.num_steps else "the baseline has no steps",
+        no_steps="" if config.num_steps else "the baseline does not say how many (steps)",
         warnings=tuple(warnings),
     )
 

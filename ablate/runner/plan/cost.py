@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from ablate.runner.budget import Ledger
 from ablate.runner.plan import probe
 from ablate.study import Study
 from ablate.trial.identity import Trial
-from ablate.trial.recipe import Outline
+from ablate.trial.recipe import Outline, find_ability
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def seconds_of(
 
 def cost_of(
     study: Study,
+    outlines: Collection[Outline],
     remaining_s: Sequence[tuple[float, float] | None],
     durations_s: Sequence[float],
     samples_per_s: float | None,
@@ -74,11 +75,8 @@ def cost_of(
         known = [typical] * len(remaining_s)
         basis = f"{len(durations_s)} ended trials of this study"
     else:
-        return None, (
-            "No cost estimate yet: no trial has ended. Measure a few steps of every shape with "
-            "--probe, give the throughput of one gang with --samples-per-s, or launch and ask "
-            "again after the first trial."
-        )
+        ways = _what_would_tell(study, outlines)
+        return None, f"No cost estimate yet: no trial has ended. {ways}"
     workers = study.gang.workers
     p50, p90 = (sum(seconds[i] for seconds in known) * workers / 3600 for i in (0, 1))
     return (
@@ -93,6 +91,18 @@ def cost_of(
         ),
         "",
     )
+
+
+def _what_would_tell(study: Study, outlines: Collection[Outline]) -> str:
+    """How the cost of such trials comes to be known, as far as each way is open to them."""
+    ways = []
+    if any(found.steps for found in outlines) and find_ability(study.recipe, "shorten"):
+        ways.append("measure a few steps of every shape with --probe")
+    if any(found.steps and found.samples for found in outlines):
+        ways.append("give the throughput of one gang with --samples-per-s")
+    last = "launch and ask again after the first trial"
+    text = ", ".join([*ways, f"or {last}" if ways else last])
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def makespan_s(durations_s: Sequence[float], concurrency: int) -> float:

@@ -143,8 +143,8 @@ def plan(
     notes += design.repeats(study) + _aliases(study) + referee.advise(study) + _taught(study)
     disk_gib = _disk_gib(outlines, listed)
     notes += over_disk(record.folder, disk_gib, free_gib=free_gib(record.folder))
-    remaining_s, durations_s = listed.remaining_s, listed.durations_s
-    cost, cost_note = cost_of(study, remaining_s, durations_s, samples_per_s, paces, concurrency)
+    known = outlines.values(), listed.remaining_s, listed.durations_s
+    cost, cost_note = cost_of(study, *known, samples_per_s, paces, concurrency)
     notes += over_budget(study, record, cost)
     sigma = noise_of(listed.ended)
     detectable, unit = detectable_of(study, sigma, num_cells)
@@ -293,7 +293,7 @@ def _taught(study: Study) -> list[str]:
 
 def _uncounted(outlines: Mapping[str, Outline]) -> str:
     no_steps = next((found.no_steps for found in outlines.values() if found.no_steps), "")
-    return f"The data cannot be counted here: {no_steps}" if no_steps else ""
+    return f"Steps cannot be counted here: {no_steps}" if no_steps else ""
 
 
 def _what_confirms(study: Study) -> str:

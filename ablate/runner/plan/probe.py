@@ -94,9 +94,11 @@ def measure(
     One at a time, as a gang of its own: probes beside each other would measure each other.
 
     Raises:
+        AbilityError: the recipe cannot shorten a run.
         PlanError: a probe did not end as it should; the message holds the tail of its log.
         PlacementError: no gang of this study fits the cluster.
     """
+    ability(study.recipe, "shorten")  # or nothing is begun
     known = paces(record)
     usual = study.baseline_levels()
     missing: dict[str, Trial] = {}

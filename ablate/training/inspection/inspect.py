@@ -90,11 +90,12 @@ class Weights:
     """Folder of the trial it belongs to."""
 
 
-def open_weights(path: Path, *, first: bool) -> Weights:
+def open_weights(path: Path, *, first: bool, key: str | None = None) -> Weights:
     """A trial folder, one of its checkpoints, a .safetensors file or a torch file of tensors.
 
     A trial folder stands for its initial weights when it comes `first`, else for its newest
-    checkpoint. Torch files are read with ``weights_only``, which runs no code.
+    checkpoint. Torch files are read with ``weights_only``, which runs no code;
+    `key` names the state dict in one that holds several.
 
     Raises:
         CheckpointError: there is nothing, or it is damaged.
@@ -104,10 +105,10 @@ def open_weights(path: Path, *, first: bool) -> Weights:
             return Weights(title=f"{path.name}, initial weights", tensors=None, trial=path)
         there = [checkpoint.path_of(path / "checkpoints", step)
                  for step in reversed(checkpoint.steps(path / "checkpoints"))]  # fmt: skip
-        whole = next((each for each in there if checkpoint.fault(each) is None), None)
-        if whole is None:
+        newest = next((each for each in there if checkpoint.fault(each) is None), None)
+        if newest is None:
             raise CheckpointError(f"{path} has no whole checkpoint yet")
-        path = whole
+        path = newest
     if (path / "study.json").is_file():
         raise CheckpointError(f"{path} is a whole study; give one of its trials: {path}/trials/ID")
     if path.is_dir():
@@ -117,21 +118,23 @@ def open_weights(path: Path, *, first: bool) -> Weights:
                 f"{path} is no whole checkpoint: {problem}. Give a trial folder, "
                 "TRIAL/checkpoints/step-..., or a .safetensors or .pt file"
             )
-        found = checkpoint.load(path)
+        whole = checkpoint.load(path)
         trial = path.resolve().parent.parent
         return Weights(
-            title=f"{trial.name}, step {found.step}",
-            tensors=found.judged,
-            moments=found.optimizer,
-            zero_gradients=found.state.get("zero_gradients", {}),
+            title=f"{trial.name}, step {whole.step}",
+            tensors=whole.judged,
+            moments=whole.optimizer,
+            zero_gradients=whole.state.get("zero_gradients", {}),
             known_seed=(trial / "trial.json").is_file(),
             trial=trial if (trial / "trial.json").is_file() else None,
         )
     try:
-        tensors = read_weights(path).tensors
+        asked = None if path.suffix == ".safetensors" else key  # the other file may have several
+        found = read_weights(path, key=asked, asked_by="--key")
     except LoadError as error:
         raise CheckpointError(str(error)) from error
-    return Weights(title=path.name, tensors=_without_wrapper(tensors))
+    title = f"{path.name}, its {found.taken}" if found.others or asked else path.name
+    return Weights(title=title, tensors=_without_wrapper(found.tensors))
 
 
 def _without_wrapper(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -226,6 +229,7 @@ def inspect_paths(
     a: Path,
     b: Path | None = None,
     *,
+    key: str | None = None,
     data: str | None = None,
     model: str | None = None,
     recipe: str | None = None,
@@ -234,10 +238,11 @@ def inspect_paths(
 ) -> Inspection:
     """Compare two checkpoints, or the initial weights and the newest checkpoint of a trial.
 
-    The model and the images come from the trial that either belongs to; `model` names one for
-    files from elsewhere, of the recipe `recipe` where several have models; `data` other labelled
-    images (a folder of class folders, or shards). `device` computes the features: a CPU unless it
-    is told, for a GPU here may be a running trial's.
+    `key` names the state dict in torch files that hold several. The model and the images come from
+    the trial that either belongs to; `model` names one for files from elsewhere, of the recipe
+    `recipe` where several have models; `data` other labelled images (a folder of class folders, or
+    shards). `device` computes the features: a CPU unless it is told, for a GPU here may be a
+    running trial's.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
@@ -249,10 +254,10 @@ def inspect_paths(
                 f"{path} does not exist; give a trial folder (runs/NAME/trials/ID), a checkpoint "
                 "in it, or a .safetensors or .pt file"
             )
-    first = open_weights(a, first=True)
+    first = open_weights(a, first=True, key=key)
     if b is None and first.tensors is not None:
         raise CheckpointError(f"{a} is one checkpoint: give a second one to compare it with")
-    second = open_weights(a if b is None else b, first=False)
+    second = open_weights(a if b is None else b, first=False, key=key)
     name, config = "", None
     owner = second.trial or first.trial
     if model is not None:
