@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+WANDER = 128
+"""Values that `wandering` is taken over."""
+
 
 class Window:
     """The last ``size`` values and their mean and deviation, recomputed without drift."""
@@ -191,3 +194,16 @@ class Streak:
 
     def load_state(self, state: list[int]) -> None:
         self.length, self.first_step = state
+
+
+def wandering(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Deviation of a series about its course where neighbours are alike: by the median of how far a
+    value is from the middle of those 16 rows before and after it (an eighth of fewer than 128),
+    which neither a descent nor a step moves. Neighbours' differences show a third of noise that
+    goes on as AR .9, and a window of 32 rows holds two or three independent values of it. 0 of
+    fewer than 32 values."""
+    lag = min(16, len(values) // 8)
+    if lag < 4:
+        return 0.0
+    bent = values[lag:-lag] - (values[: -2 * lag] + values[2 * lag :]) / 2.0
+    return float(np.median(np.abs(bent))) / (0.6745 * math.sqrt(1.5))

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, median
 from typing import ClassVar
 
 from ablate.markers.event import UNIFORM, Context, Event, Row, event
 from ablate.markers.marker import Marker
-from ablate.markers.series import Ema, Episode, Streak
+from ablate.markers.series import WANDER, Ema, Episode, Streak, Window, wandering
+
+_WANDER_EVERY = 32  # rows after which it is taken anew
 
 
 @dataclass
@@ -20,8 +22,10 @@ class Divergence(Marker):
 
     ``rise``: the smoothed loss stays above its lowest value so far by more than
     max(``rise`` nat, ``rise_sigmas`` * noise) for ``hold`` rows. Noise is the deviation of
-    successive differences (over root 2) at the time of that lowest value: in a steep descent
-    the deviation of a window would be mostly the descent, and hide a rise of several nat.
+    successive differences (over root 2) at the time of that lowest value (of a value in the first
+    ``smooth`` rows, the largest of these): in a steep descent the deviation of a window would be
+    mostly the descent, and hide a rise of several nat. Where neighbours are alike, differences
+    show little of the noise: the deviation of the last rows counts if it is larger (``wandering``).
 
     ``chance``: the smoothed loss stays within ``chance_band`` of ln(global batch), which is
     the loss of uniform logits, after ``Context.settled``, and does not fall from the first half of
@@ -43,8 +47,9 @@ class Divergence(Marker):
     less than a wrong verdict.
 
     ``overshoot`` is a label only: in the first rows, before any window is filled, the loss
-    climbs ``overshoot`` nat above where it began. Nats are those of a cross entropy; of another
-    loss they stand for shares of where it began (``Context.in_nats``).
+    climbs max(``overshoot`` nat, ``overshoot_sigmas`` * noise) above where it began. Nats are those
+    of a cross entropy; of another loss they stand for shares of where it began
+    (``Context.in_nats``).
     """
 
     name: ClassVar[str] = "divergence"
@@ -63,6 +68,7 @@ class Divergence(Marker):
     patient_rows: int = 1000
     last_rows: int = 20
     overshoot: float = 0.5
+    overshoot_sigmas: float = 7.0
     stop: bool = True
 
     seen: int = field(default=0, init=False)
@@ -78,6 +84,9 @@ class Divergence(Marker):
     """Lowest value of the slow mean."""
     best_step: int = field(default=0, init=False)
     best_noise: float = field(default=0.0, init=False)
+    past: Window = field(default_factory=lambda: Window(WANDER), init=False)
+    wander: float = field(default=0.0, init=False)
+    """Deviation of the last rows about their course."""
     risen: Streak = field(default_factory=Streak, init=False)
     at_chance: Streak = field(default_factory=Streak, init=False)
     held: list[float] = field(default_factory=list, init=False)
@@ -89,10 +98,12 @@ class Divergence(Marker):
     last_norm: float | None = field(default=None, init=False)
     last: list[list[float]] = field(default_factory=list, init=False)
     """[step, loss] of the last fifth of a run of which something is judged at its end."""
+    begun: list[float] = field(default_factory=list, init=False)
+    """Losses of the first rows."""
     early: Episode = field(default_factory=lambda: Episode(2, 10), init=False)
 
     def start(self, context: Context) -> None:
-        span = context.rows(self.smooth, share=0.1, least=20)
+        self._span = span = context.rows(self.smooth, share=0.1, least=20)
         self.slow, self.fast = Ema(span), Ema(max(3, span // 5))
         self.roughness = Ema(span)
         rows = context.rows_total
@@ -115,12 +126,17 @@ class Divergence(Marker):
         slow, fast = self.slow.push(loss), self.fast.push(loss)
         apart = 0.0 if self.before is None else loss - self.before
         self.before = loss
+        self.past.push(loss)
+        if self.seen % _WANDER_EVERY == 0:
+            self.wander = wandering(self.past.held)
         noise = (self.roughness.push(apart * apart) / 2.0) ** 0.5
         if self.first is None:
             self.first, self.first_norm = loss, row.finite("grad_norm")
             self.nat = 1.0 if self._in_nats else abs(loss) / UNIFORM
         if self.best is None or slow < self.best:
             self.best, self.best_step, self.best_noise = slow, row.step, noise
+        elif self.seen <= self._span:  # a mean of few rows, and a noise of fewer
+            self.best_noise = max(self.best_noise, noise)
         self.last_norm = row.finite("grad_norm")
         found = list(self._overshoot(row, loss))
         if self._num_last:
@@ -132,7 +148,8 @@ class Divergence(Marker):
         return found
 
     def finish(self, step: int) -> Iterable[Event]:
-        found = [_tell_overshoot(self.early)] if self.early.open else []
+        found = list(self._tell_overshoot()) if self.early.open else []
+        self.wander = wandering(self.past.held)
         if self._num_last and len(self.last) == self._num_last:
             found.extend(self._judge_last(step))
         return found
@@ -219,7 +236,8 @@ class Divergence(Marker):
     def _limit(self) -> float:
         """Where a rise begins."""
         assert self.best is not None
-        return self.best + max(self.rise * self.nat, self.rise_sigmas * self.best_noise)
+        noise = max(self.best_noise, self.wander)
+        return self.best + max(self.rise * self.nat, self.rise_sigmas * noise)
 
     def _tell_rise(self, first: int, last: int, level: float, rows: int) -> Event:
         return event(
@@ -243,11 +261,45 @@ class Divergence(Marker):
 
     def _overshoot(self, row: Row, loss: float) -> Iterable[Event]:
         assert self.first is not None
-        limit = self.first + self.overshoot * self.nat
-        if self.seen <= self._early_rows and loss > limit:
-            if self.early.hit(self.seen, row.step, loss, self.first):
-                return [_tell_overshoot(self.early)]
-        return [_tell_overshoot(self.early)] if self.early.ended(self.seen) else ()
+        if self.seen <= self._early_rows:
+            self.begun.append(loss)
+            if loss > self.first + self.overshoot * self.nat:
+                self.early.hit(self.seen, row.step, loss, self.first)
+        return self._tell_overshoot() if self.early.ended(self.seen) else ()
+
+    def _tell_overshoot(self) -> Iterable[Event]:
+        """Of the climb that has ended, unless noise explains it: that is known by now."""
+        began, peak = self.early.first[3], self.early.peak[2]
+        if peak - began <= self.overshoot_sigmas * _noise_of(self.begun):
+            return
+        yield event(
+            self.name,
+            kind="overshoot",
+            quantity="loss",
+            first_step=self.early.first_step,
+            last_step=self.early.last_step,
+            detected_at=self.early.last_step,
+            verdict="SPIKY",
+            flag="OVERSHOOT",
+            message=f"loss began at {began:.4g} and first climbed to {peak:.4g} "
+            f"(step {self.early.peak_step})",
+            began=began,
+            peak=peak,
+            peak_step=self.early.peak_step,
+        )
+
+
+def _noise_of(losses: Sequence[float]) -> float:
+    """Deviation of one loss about its course, by medians of differences, which a climb of some rows
+    does not move: of neighbours (for noise that goes on as AR .9, of which they show 0.32), or
+    eight rows apart (of which a steep course would be most), whichever is less."""
+    near, far = (
+        median(abs(b - a) for a, b in zip(losses, losses[lag:], strict=False)) / (0.6745 * 2**0.5)
+        if len(losses) > lag
+        else math.inf
+        for lag in (1, 8)
+    )
+    return min(near / math.sqrt(1 - 0.9), far)
 
 
 def _tell_chance(
@@ -279,23 +331,4 @@ def _tell_chance(
         rows=rows,
         grad_norm=marker.last_norm,
         grad_norm_first=marker.first_norm,
-    )
-
-
-def _tell_overshoot(early: Episode) -> Event:
-    began, peak = early.first[3], early.peak[2]
-    return event(
-        Divergence.name,
-        kind="overshoot",
-        quantity="loss",
-        first_step=early.first_step,
-        last_step=early.last_step,
-        detected_at=early.last_step,
-        verdict="SPIKY",
-        flag="OVERSHOOT",
-        message=f"loss began at {began:.4g} and first climbed to {peak:.4g} "
-        f"(step {early.peak_step})",
-        began=began,
-        peak=peak,
-        peak_step=early.peak_step,
     )

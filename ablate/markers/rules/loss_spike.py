@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ablate.markers.event import Context, Event, Row, VerdictName, event
 from ablate.markers.innovations import Innovations, Tail
 from ablate.markers.marker import Marker
-from ablate.markers.series import Ema, Episode, Window
+from ablate.markers.series import WANDER, Ema, Episode, Window, wandering
 
 _TERMS, _CLIP = 8, 5.0  # innovations in the sum, and what each may count
 _FAR, _CALM_SHARE = 4.0, 1e-3  # normal noise: 6e-5; Student t with 4 degrees of freedom: 1e-2
 _BAR_EVERY = 500  # rows after which the bar for one row is taken anew
+_NEAR = 8  # rows whose median is where a spike came from
 
 
 @dataclass
@@ -33,6 +36,9 @@ class LossSpike(Marker):
 
     - up to ``short_rows`` rows: from ``short_sigma`` deviations on;
     - up to ``long_rows``: from ``name_sigma`` deviations with ``name_hits`` hits on;
+    - in both, where it also rose from the median of the eight rows before it by ``name_jump``
+      deviations of a loss that wanders (see ``wandering``): of noise that goes on as AR .9, the
+      window holds so few independent values that their own deviation says little;
     - in longer runs: where innovations z (see ``Innovations``) are too large for the run's own
       noise: the sum of eight, each clipped at 5, over root 8 above ``name_sum`` (``calm_sum``
       where no more than one past row in a thousand was beyond 4, as in normal noise), or a
@@ -69,6 +75,7 @@ class LossSpike(Marker):
     long_rows: int = 2000
     name_sigma: float = 5.0
     name_hits: int = 3
+    name_jump: float = 5.0
     name_sum: float = 7.2
     calm_sum: float = 6.2
     name_row: float = 12.0
@@ -76,6 +83,7 @@ class LossSpike(Marker):
 
     seen: int = field(default=0, init=False)
     history: Window = field(default_factory=lambda: Window(1), init=False)
+    past: Window = field(default_factory=lambda: Window(WANDER), init=False)
     episode: Episode = field(default_factory=lambda: Episode(1, 1), init=False)
     undecided: list[dict[str, Any]] = field(default_factory=list, init=False)
     """Spikes of which it is not known yet whether they recover; the open one is the last."""
@@ -114,7 +122,9 @@ class LossSpike(Marker):
         judged = self.history.full and row.step >= self._first_step and std > 0.0
         loud = self._long and self._is_loud(loss) and judged
         hit = judged and (loud or loss > mean + self._sigma * std)
-        self.history.push(min(loss, mean + self._winsor * std) if hit else loss)
+        known = min(loss, mean + self._winsor * std) if hit else loss
+        self.history.push(known)
+        self.past.push(known)
         if not hit and not self.undecided:
             return ()
         found: list[Event] = []
@@ -150,7 +160,9 @@ class LossSpike(Marker):
     def _hit(
         self, step: int, loss: float, mean: float, std: float, *, loud: bool
     ) -> Iterable[Event]:
-        opened = self.episode.hit(self.seen, step, loss, mean, std, alone=loud)
+        past = self.past.held[:-1]
+        level, noise = float(np.median(past[-_NEAR:])), wandering(past)
+        opened = self.episode.hit(self.seen, step, loss, mean, std, level, noise, alone=loud)
         if opened:
             self.undecided.append(
                 {
@@ -158,6 +170,8 @@ class LossSpike(Marker):
                     "detected_at": step,
                     "mean": self.episode.first[3],
                     "std": self.episode.first[4],
+                    "level": self.episode.first[5],
+                    "noise": self.episode.first[6],
                     "named": False,
                     "deadline": self.seen + self._recover,
                     "recovered": None,
@@ -181,6 +195,8 @@ class LossSpike(Marker):
             return bool(sigmas > self.sparse_name_sigma)
         if self._long:
             return loud
+        if spike["peak"] - spike["level"] < self.name_jump * spike["noise"]:
+            return False
         if self._rows is not None and self._rows <= self.short_rows:
             return bool(sigmas >= self.short_sigma)
         return bool(sigmas >= self.name_sigma and spike["hits"] >= self.name_hits)
