@@ -51,7 +51,8 @@ def judge(
     what one rank's loading processes hold in /dev/shm, where that is known.
     """
     ranks = Counter(sight["node"] for sight in sights)
-    by_node = {sight["node"]: sight for sight in sights}
+    # Every rank's word counts: two machines may have one name.
+    in_order = sorted(sights, key=lambda sight: str(sight["node"]))
     rules: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "shared memory": lambda sight: _small_memory(sight, ranks[sight["node"]], shared_gib),
         "limits": _low_limits,
@@ -66,11 +67,11 @@ def judge(
     }
     findings = []
     for subject, rule in rules.items():
-        said = {node: why for node, sight in sorted(by_node.items()) if (why := rule(sight))}
+        said = {sight["node"]: why for sight in in_order if (why := rule(sight))}
         if said:
             why = "; ".join(f"{node}: {each}" for node, each in said.items())
             findings.append(Finding(subject, "warning", why))
-        elif by_node:
+        elif sights:
             findings.append(Finding(subject, "ok", well[subject]))
     return findings
 

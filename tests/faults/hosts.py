@@ -45,11 +45,17 @@ def ray_environment() -> dict[str, str]:
 
 
 class Hosts:
-    """``with Hosts(cpus=(0, 2, 2), folder=...)``: Ray's head on host 0, a node on each other."""
+    """``with Hosts(cpus=(0, 2, 2), folder=...)``: Ray's head on host 0, a node on each other.
 
-    def __init__(self, cpus: Sequence[int], folder: Path) -> None:
+    `first`: a shell command that a host runs before its Ray.
+    """
+
+    def __init__(
+        self, cpus: Sequence[int], folder: Path, first: Mapping[int, str] | None = None
+    ) -> None:
         self.cpus = tuple(cpus)
         self.folder = folder
+        self.first = dict(first or {})
         # Interface and namespace names are short, and two runs must not meet.
         self.tag = f"ab{os.getpid() % 100_000}"
         self.started: dict[int, subprocess.Popen[bytes]] = {}
@@ -122,6 +128,7 @@ class Hosts:
         ray += ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
         # The machine stays when its Ray ends.
         prepare = 'mount --bind "$0" /tmp/ray && hostname "$1" && shift && "$@"; exec sleep 3600'
+        prepare = f"{self.first.get(host, 'true')} && {prepare}"
         isolate = "unshare --uts --mount --pid --fork --kill-child --mount-proc"
         log = open(self.folder / f"host{host}.log", "wb")
         self.logs.append(log)

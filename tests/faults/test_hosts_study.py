@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +63,24 @@ def test_a_study_survives_the_death_of_a_host(
     assert again_s < allowed_s(KILLED_HOST_S)
     assert [end["kind"] for end in struck.ends()] == ["lost", "ended"]
     stage.check(summary(study_folder, record), same_as=whole)
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
+def test_doctor_asks_every_host_and_names_the_one_that_is_not_ready(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Of three hosts, each asked by a rank of a gang there, one may open too few files."""
+    lay_out(stage, tmp_path, TEXT)
+    with Hosts(cpus=(0, 1, 1), folder=tmp_path / "hosts", first={2: "ulimit -n 2048"}) as hosts:
+        hosts.wait_for_nodes()
+        asked = [sys.executable, "-m", "ablate.cli", "doctor", "--cluster", "drill.yaml"]
+        inside = ["sh", "-c", 'cd "$0" && exec "$@"', str(tmp_path), *asked]
+        with hosts.run(0, [*inside, "--address", hosts.ray_address]) as doctor:
+            said = doctor.communicate(timeout=200)[0].decode()
+    assert doctor.returncode == 0, said
+    assert re.search(r"ok +nodes +2 probed: host1, host2", said), said
+    assert re.search(r"limits +host2: .*2,?048", said), said
+    assert "host1:" not in said and re.search(r"ok +clock", said), said
 
 
 def test_a_machine_whose_environment_is_broken_is_set_aside(stage: Stage, tmp_path: Path) -> None:
