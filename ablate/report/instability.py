@@ -83,7 +83,7 @@ def _by_chance(table: StudyTable) -> str:
     return (
         f"By chance: of {found.runs} simulated healthy runs of {found.steps:,} steps, the length "
         f"nearest to these runs' that was measured, {found.named} {are(found.named)} called SPIKY "
-        "and none anything else."
+        "or DEGRADED, and none anything else."
     )
 
 
