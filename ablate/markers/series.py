@@ -15,6 +15,7 @@ import numpy as np
 
 WANDER = 128
 """Values that `wandering` is taken over."""
+_WANDER_EVERY = 32
 
 
 class Window:
@@ -194,6 +195,29 @@ class Streak:
 
     def load_state(self, state: list[int]) -> None:
         self.length, self.first_step = state
+
+
+class Wander:
+    """`wandering` of the last values, taken anew after every 32 of them."""
+
+    def __init__(self) -> None:
+        self._values = Window(WANDER)
+        self.deviation = 0.0
+
+    def push(self, value: float) -> None:
+        self._values.push(value)
+        if self._values.count % _WANDER_EVERY == 0:
+            self.renew()
+
+    def renew(self) -> None:
+        self.deviation = wandering(self._values.held)
+
+    def state(self) -> dict[str, Any]:
+        return {"values": self._values.state(), "deviation": self.deviation}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._values.load_state(state["values"])
+        self.deviation = state["deviation"]
 
 
 def wandering(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:

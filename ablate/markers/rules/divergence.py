@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ablate.markers.event import UNIFORM, Context, Event, Row, event
 from ablate.markers.marker import Marker
-from ablate.markers.series import WANDER, Ema, Episode, Streak, Window, wandering
-
-_WANDER_EVERY = 32  # rows after which it is taken anew
+from ablate.markers.series import Ema, Episode, Streak, Wander
 
 
 @dataclass
@@ -84,9 +82,7 @@ class Divergence(Marker):
     """Lowest value of the slow mean."""
     best_step: int = field(default=0, init=False)
     best_noise: float = field(default=0.0, init=False)
-    past: Window = field(default_factory=lambda: Window(WANDER), init=False)
-    wander: float = field(default=0.0, init=False)
-    """Deviation of the last rows about their course."""
+    wander: Wander = field(default_factory=Wander, init=False)
     risen: Streak = field(default_factory=Streak, init=False)
     at_chance: Streak = field(default_factory=Streak, init=False)
     held: list[float] = field(default_factory=list, init=False)
@@ -98,9 +94,7 @@ class Divergence(Marker):
     last_norm: float | None = field(default=None, init=False)
     last: list[list[float]] = field(default_factory=list, init=False)
     """[step, loss] of the last fifth of a run of which something is judged at its end."""
-    begun: list[float] = field(default_factory=list, init=False)
-    """Losses of the first rows."""
-    early: Episode = field(default_factory=lambda: Episode(2, 10), init=False)
+    climb: Climb = field(default_factory=lambda: Climb(), init=False)
 
     def start(self, context: Context) -> None:
         self._span = span = context.rows(self.smooth, share=0.1, least=20)
@@ -126,9 +120,7 @@ class Divergence(Marker):
         slow, fast = self.slow.push(loss), self.fast.push(loss)
         apart = 0.0 if self.before is None else loss - self.before
         self.before = loss
-        self.past.push(loss)
-        if self.seen % _WANDER_EVERY == 0:
-            self.wander = wandering(self.past.held)
+        self.wander.push(loss)
         noise = (self.roughness.push(apart * apart) / 2.0) ** 0.5
         if self.first is None:
             self.first, self.first_norm = loss, row.finite("grad_norm")
@@ -138,7 +130,9 @@ class Divergence(Marker):
         elif self.seen <= self._span:  # a mean of few rows, and a noise of fewer
             self.best_noise = max(self.best_noise, noise)
         self.last_norm = row.finite("grad_norm")
-        found = list(self._overshoot(row, loss))
+        if self.seen <= self._early_rows:
+            self.climb.push(self.seen, row.step, loss, limit=self.first + self.overshoot * self.nat)
+        found = list(self.climb.told(self.overshoot_sigmas)) if self.climb.ended(self.seen) else []
         if self._num_last:
             self.last = [*self.last, [row.step, loss]][-self._num_last :]
         if not self._is_live:
@@ -148,8 +142,8 @@ class Divergence(Marker):
         return found
 
     def finish(self, step: int) -> Iterable[Event]:
-        found = list(self._tell_overshoot()) if self.early.open else []
-        self.wander = wandering(self.past.held)
+        found = list(self.climb.told(self.overshoot_sigmas)) if self.climb.open else []
+        self.wander.renew()
         if self._num_last and len(self.last) == self._num_last:
             found.extend(self._judge_last(step))
         return found
@@ -236,7 +230,7 @@ class Divergence(Marker):
     def _limit(self) -> float:
         """Where a rise begins."""
         assert self.best is not None
-        noise = max(self.best_noise, self.wander)
+        noise = max(self.best_noise, self.wander.deviation)
         return self.best + max(self.rise * self.nat, self.rise_sigmas * noise)
 
     def _tell_rise(self, first: int, last: int, level: float, rows: int) -> Event:
@@ -259,34 +253,54 @@ class Divergence(Marker):
             rows=rows,
         )
 
-    def _overshoot(self, row: Row, loss: float) -> Iterable[Event]:
-        assert self.first is not None
-        if self.seen <= self._early_rows:
-            self.begun.append(loss)
-            if loss > self.first + self.overshoot * self.nat:
-                self.early.hit(self.seen, row.step, loss, self.first)
-        return self._tell_overshoot() if self.early.ended(self.seen) else ()
 
-    def _tell_overshoot(self) -> Iterable[Event]:
-        """Of the climb that has ended, unless noise explains it: that is known by now."""
-        began, peak = self.early.first[3], self.early.peak[2]
-        if peak - began <= self.overshoot_sigmas * _noise_of(self.begun):
+class Climb:
+    """The rows with which a run begins, and how far the loss climbs there above its first."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._high = Episode(2, 10)
+
+    @property
+    def open(self) -> bool:
+        return self._high.open
+
+    def push(self, row: int, step: int, loss: float, *, limit: float) -> None:
+        """Take in the next row that has a loss; it is high above `limit`."""
+        self._losses.append(loss)
+        if loss > limit:
+            self._high.hit(row, step, loss)
+
+    def ended(self, row: int) -> bool:
+        return self._high.ended(row)
+
+    def told(self, sigmas: float) -> Iterable[Event]:
+        """Of a climb that is over, unless noise explains it, which is known by now."""
+        began, peak = self._losses[0], self._high.peak[2]
+        if peak - began <= sigmas * _noise_of(self._losses):
             return
         yield event(
-            self.name,
+            Divergence.name,
             kind="overshoot",
             quantity="loss",
-            first_step=self.early.first_step,
-            last_step=self.early.last_step,
-            detected_at=self.early.last_step,
+            first_step=self._high.first_step,
+            last_step=self._high.last_step,
+            detected_at=self._high.last_step,
             verdict="SPIKY",
             flag="OVERSHOOT",
             message=f"loss began at {began:.4g} and first climbed to {peak:.4g} "
-            f"(step {self.early.peak_step})",
+            f"(step {self._high.peak_step})",
             began=began,
             peak=peak,
-            peak_step=self.early.peak_step,
+            peak_step=self._high.peak_step,
         )
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": list(self._losses), "high": self._high.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._losses = list(state["losses"])
+        self._high.load_state(state["high"])
 
 
 def _noise_of(losses: Sequence[float]) -> float:
