@@ -125,7 +125,7 @@ def test_a_recipe_of_another_package_is_a_study(tmp_path: Path, theirs: dict[str
     assert sorted(o["value"] for o in outcomes) == pytest.approx(sorted(expected))
     probed = ablate("plan", "study.yaml", "--probe", "--cluster", "local")
     assert probed.returncode != 0
-    assert "the recipe 'parabola' has no shorten" in probed.stderr + probed.stdout
+    assert "'parabola' cannot do this: it has no shorten" in probed.stderr + probed.stdout
     (tmp_path / "study.yaml").write_text(STUDY.replace("parabola", "broken"))
     refused = ablate("check", "study.yaml")
     assert "has no metrics, outline, run" in " ".join((refused.stderr + refused.stdout).split())
