@@ -66,7 +66,7 @@ def read_weights(
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+        raise LoadError(f"init_from {path} cannot be read: {error.strerror}") from error
     if path.suffix == ".safetensors":
         if key is not None:
             raise LoadError(f"{path} holds one state dict and no keys; leave {asked_by} {key} out")
@@ -175,7 +175,8 @@ def _told_by_its_beginning(path: Path) -> str:
     if head.lstrip().startswith(b"{"):
         return "JSON, as the index of a checkpoint in several files; make one file of them"
     if zipfile.is_zipfile(path):
-        names = zipfile.ZipFile(path).namelist()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         if any("/code/" in name for name in names):
             return (
                 "a TorchScript program; where you trust it, save torch.jit.load(FILE).state_dict() "

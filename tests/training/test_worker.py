@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -160,7 +159,7 @@ def _final_weights(trial: TrialRecord) -> str:
     ("changes", "reason"),
     [
         ({"train_data": "train/{00000..00005}.tar"}, "data fault: 3 shards"),
-        ({"init_from": {"path": "nowhere.safetensors"}}, "weights: .*/nowhere.*cannot be"),
+        ({"init_from": {"path": "nowhere.safetensors"}}, "weights: init_from"),
     ],
 )
 def test_what_retrying_cannot_mend_is_a_result(
@@ -171,7 +170,7 @@ def test_what_retrying_cannot_mend_is_a_result(
     assert run(trial.folder, workers=2) == [EXIT_ALONE, EXIT_ALONE]
     result = trial.result(1)
     assert result is not None
-    assert result["status"] == "failed" and re.match(reason, result["reason"])
+    assert result["status"] == "failed" and result["reason"].startswith(reason)
 
 
 def test_out_of_memory_is_a_result_with_the_batch_size_to_try(tmp_path: Path, data: Path) -> None:

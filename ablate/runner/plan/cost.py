@@ -57,13 +57,13 @@ def seconds_of(
 
 def cost_of(
     study: Study,
-    outlines: Collection[Outline],
     remaining_s: Sequence[tuple[float, float] | None],
     durations_s: Sequence[float],
     samples_per_s: float | None,
     paces: Mapping[str, probe.Pace],
     concurrency: int,
-) -> tuple[Cost | None, str]:
+) -> Cost | None:
+    """What the trials still to run take; None where nothing tells it yet."""
     known = [seconds for seconds in remaining_s if seconds is not None]
     if len(known) == len(remaining_s) and (samples_per_s or paces):
         if samples_per_s:
@@ -75,26 +75,22 @@ def cost_of(
         known = [typical] * len(remaining_s)
         basis = f"{len(durations_s)} ended trials of this study"
     else:
-        ways = _what_would_tell(study, outlines)
-        return None, f"No cost estimate yet: no trial has ended. {ways}"
+        return None
     workers = study.gang.workers
     p50, p90 = (sum(seconds[i] for seconds in known) * workers / 3600 for i in (0, 1))
-    return (
-        Cost(
-            worker_hours_p50=p50,
-            worker_hours_p90=p90,
-            makespan_hours=makespan_s([usual for usual, _ in known], concurrency) / 3600,
-            concurrency=concurrency,
-            basis=basis,
-            price_p50=study.price(p50),
-            price_p90=study.price(p90),
-        ),
-        "",
+    return Cost(
+        worker_hours_p50=p50,
+        worker_hours_p90=p90,
+        makespan_hours=makespan_s([usual for usual, _ in known], concurrency) / 3600,
+        concurrency=concurrency,
+        basis=basis,
+        price_p50=study.price(p50),
+        price_p90=study.price(p90),
     )
 
 
-def _what_would_tell(study: Study, outlines: Collection[Outline]) -> str:
-    """How the cost of such trials comes to be known, as far as each way is open to them."""
+def why_unknown(study: Study, outlines: Collection[Outline]) -> str:
+    """Why there is no `cost_of`, and how it comes to be known, as far as each way is open."""
     ways = []
     if any(found.steps for found in outlines) and find_ability(study.recipe, "shorten"):
         ways.append("measure a few steps of every shape with --probe")
@@ -102,7 +98,7 @@ def _what_would_tell(study: Study, outlines: Collection[Outline]) -> str:
         ways.append("give the throughput of one gang with --samples-per-s")
     last = "launch and ask again after the first trial"
     text = ", ".join([*ways, f"or {last}" if ways else last])
-    return f"{text[0].upper()}{text[1:]}."
+    return f"No cost estimate yet: no trial has ended. {text[0].upper()}{text[1:]}."
 
 
 def makespan_s(durations_s: Sequence[float], concurrency: int) -> float:

@@ -11,7 +11,14 @@ from ablate.records.files import free_gib
 from ablate.records.folder import StudyRecord
 from ablate.runner.agenda import planned
 from ablate.runner.plan import probe
-from ablate.runner.plan.cost import Cost, cost_of, over_budget, over_disk, seconds_of
+from ablate.runner.plan.cost import (
+    Cost,
+    cost_of,
+    over_budget,
+    over_disk,
+    seconds_of,
+    why_unknown,
+)
 from ablate.runner.plan.outlines import (
     Remark,
     not_resumed,
@@ -143,8 +150,7 @@ def plan(
     notes += design.repeats(study) + _aliases(study) + referee.advise(study) + _taught(study)
     disk_gib = _disk_gib(outlines, listed)
     notes += over_disk(record.folder, disk_gib, free_gib=free_gib(record.folder))
-    known = outlines.values(), listed.remaining_s, listed.durations_s
-    cost, cost_note = cost_of(study, *known, samples_per_s, paces, concurrency)
+    cost = cost_of(study, listed.remaining_s, listed.durations_s, samples_per_s, paces, concurrency)
     notes += over_budget(study, record, cost)
     sigma = noise_of(listed.ended)
     detectable, unit = detectable_of(study, sigma, num_cells)
@@ -158,7 +164,7 @@ def plan(
         seeds=study.seeds,
         workers=study.gang.workers,
         cost=cost,
-        cost_note=" ".join(part for part in (cost_note, _uncounted(outlines)) if part),
+        cost_note=_cost_note(study, outlines, cost),
         disk_gib=disk_gib,
         shared_gib=_shared_gib(outlines),
         detectable=detectable,
@@ -291,9 +297,11 @@ def _taught(study: Study) -> list[str]:
     return [f"warm start: {found.sentence}" for found in warm_start.earlier_studies(study)]
 
 
-def _uncounted(outlines: Mapping[str, Outline]) -> str:
+def _cost_note(study: Study, outlines: Mapping[str, Outline], cost: Cost | None) -> str:
     no_steps = next((found.no_steps for found in outlines.values() if found.no_steps), "")
-    return f"Steps cannot be counted here: {no_steps}" if no_steps else ""
+    unknown = "" if cost else why_unknown(study, outlines.values())
+    uncounted = f"Steps cannot be counted here: {no_steps}" if no_steps else ""
+    return " ".join(part for part in (unknown, uncounted) if part)
 
 
 def _what_confirms(study: Study) -> str:
