@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import scipy
 
-from ablate.analysis.results import FloatArray
+from ablate.analysis.results import FloatArray, is_score
 
 At = Literal["last", "mean_last_k", "best_by_heldout"]
 LEAST = 3
@@ -53,7 +53,7 @@ def values_of(
 
     `sign`: 1 where more is better. Of equally good evaluations the earliest is taken.
     """
-    scores = [float(row[metric]) for row in evaluations if math.isfinite(row.get(metric, math.nan))]
+    scores = [float(row[metric]) for row in evaluations if is_score(row.get(metric, math.nan))]
     found: dict[At, float] = {}
     if scores:
         found["last"] = scores[-1]
@@ -74,7 +74,7 @@ def best_of(
     both = [
         row
         for row in evaluations
-        if all(math.isfinite(row.get(name, math.nan)) for name in (metric, heldout))
+        if all(is_score(row.get(name, math.nan)) for name in (metric, heldout))
     ]
     return max(both, key=lambda row: sign * row[heldout]) if both else None
 

@@ -16,10 +16,11 @@ NUMBERS = st.floats(-10, 10)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=8), st.integers(2, 5))
 def test_every_choice_gives_what_it_says(points: list[tuple[float, float]], k: int) -> None:
     """The last, the mean of the last k where there are so many, the metric where the other set is
-    best; upside down where less is better; what was not measured counts for nothing."""
+    best; upside down where less is better; what was not measured, or
+    nothing can be compared with, counts for nothing."""
     rows: Rows = [{"top1": mine, "val": other} for mine, other in points]
     rows.insert(0, {"val": 99.0})
-    rows.append({"top1": float("nan"), "val": 99.0})
+    rows += [{"top1": float("nan"), "val": 99.0}, {"top1": 1e217, "val": 99.0}]
     mine, others = [p[0] for p in points], [p[1] for p in points]
     for sign, place in ((1.0, others.index(max(others))), (-1.0, others.index(min(others)))):
         found = values_of(rows, metric="top1", k=k, heldout="val", sign=sign)
