@@ -12,15 +12,16 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-# Before anything imports torch, ray or mlflow: no hub, no telemetry, one thread a process.
+# Before anything imports torch, ray or mlflow: no hub, no telemetry, one thread a process unless
+# the suite is run to see what other numbers of threads do.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     RAY_USAGE_STATS_ENABLED="0",
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="true",
-    OMP_NUM_THREADS="1",
     MPLBACKEND="agg",
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
