@@ -72,6 +72,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ablate data cc3m /data/cc3m --links Train_GCC-training.tsv",
         "ablate data cc3m /data/cc3m",
     ),
+    "data pack": (
+        "ablate data pack train.csv /data/shards",
+        "ablate data pack train.tsv /data/shards --image path --caption text",
+    ),
     "data check": ("ablate data check '/data/cc3m/{0000..0575}.tar'",),
 }
 """By verb; those of a group have its name before theirs. A verb that needs nothing needs none."""

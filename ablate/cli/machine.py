@@ -246,6 +246,26 @@ def _say_download(folder: Path, found: Download) -> None:
     out.print(f"train_num_samples: {index.num_samples}", markup=False)
 
 
+@data_app.command("pack")
+def data_pack(
+    pairs: Annotated[
+        Path, typer.Argument(help="List of pictures and captions; its first line names them.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Where to write the shards.")],
+    image: Annotated[str, typer.Option(help="Column of the pictures' paths.")] = "filepath",
+    caption: Annotated[str, typer.Option(help="Column of the captions.")] = "title",
+    per_shard: Annotated[int, typer.Option(min=1, help="Pairs in a shard.")] = 1000,
+) -> None:
+    """Pack a CSV of pictures and captions into shards."""
+    from ablate.training.data.pair_list import pack, read_pairs
+
+    found = read_pairs(pairs, image=image, caption=caption)
+    with showing(err, "writing shards") as work:
+        pattern = pack(found, folder, per_shard=per_shard, on_shard=work.counter("shards"))
+    out.print(f"train_data: {pattern}", markup=False, soft_wrap=True)
+    out.print(f"train_num_samples: {len(found)}", markup=False)
+
+
 @data_app.command("check")
 def data_check(
     shards: Annotated[

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tars import pairs, write_tar
+from tars import pairs, peer_samples, write_tar
 
+from ablate.training.data.shard_names import expand_shards
 from tests.cli.conftest import Said
 
 Ablate = Callable[..., Said]
@@ -166,3 +167,91 @@ def test_a_name_that_is_no_data_set_is_refused(ablate: Ablate) -> None:
     """The verb that is not there is named."""
     said = ablate("data", "imagenette")
     assert said.code == 2 and "imagenette" in said.err
+
+
+def picture_list(folder: Path, text: str, *, pictures: int = 5, **options: str) -> Path:
+    """A list as given beside its pictures, which are one colour each."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number in range(pictures):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / "images" / f"{number}.png")
+    path = folder / "train.csv"
+    path.write_text(text, **options)
+    return path
+
+
+def packed(pattern: str) -> dict[str, bytes]:
+    """Picture of each caption in the shards, as open_clip_train reads them."""
+    return {text: image for path in expand_shards(pattern) for _, image, text in peer_samples(path)}
+
+
+ROWS = [(f"images/{k}.png", f"a colour, number {k}") for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("separator", "names", "asked"),
+    [
+        ("\t", ("filepath", "title"), ()),
+        (";", ("title", "filepath"), ()),
+        ("\t", ("path", "text"), ("--image", "path", "--caption", "text")),
+    ],
+)
+def test_a_list_of_pictures_becomes_shards(
+    ablate: Ablate, tmp_path: Path, separator: str, names: tuple[str, str], asked: tuple[str, ...]
+) -> None:
+    """Each picture lies beside its caption, byte for byte, in as many shards as it takes; the
+    same list gives the same shards, wherever a byte order mark or quotes stand in it."""
+    lines = [dict(zip(("filepath", "title"), row, strict=True)) for row in ROWS]
+    order = names if names[0] in lines[0] else ("filepath", "title")
+    text = "\n".join(separator.join(f'"{line[name]}"' for name in order) for line in lines)
+    picture_list(tmp_path / "set", f"{separator.join(names)}\n{text}\n", encoding="utf-8-sig")
+    ask = ("data", "pack", "set/train.csv", "shards", "--per-shard", "2", *asked)
+    said = ablate(*ask)
+    assert said.code == 0 and said.out == (
+        "train_data: shards/{00000..00002}.tar\ntrain_num_samples: 5\n"
+    )
+    held = packed("shards/{00000..00002}.tar")
+    assert held == {text: (tmp_path / "set" / name).read_bytes() for name, text in ROWS}
+    before = [path.read_bytes() for path in sorted((tmp_path / "shards").iterdir())]
+    assert ablate(*ask).code == 0
+    assert [path.read_bytes() for path in sorted((tmp_path / "shards").iterdir())] == before
+    other = ablate("data", "pack", "set/train.csv", "shards", *asked)
+    assert other.code == 2 and "2 shards that would be none of these, the first 00001" in other.err
+
+
+def test_a_lone_quote_is_a_character_of_a_caption(ablate: Ablate, tmp_path: Path) -> None:
+    """In a list with tabs it swallows no row, as it does in pandas; with commas, where it may hold
+    a comma, it is refused with its line."""
+    rows = [(name, f'"{text}' if name[-5] == "1" else text) for name, text in ROWS]
+    tabs = "filepath\ttitle\n" + "".join(f"{name}\t{text}\n" for name, text in rows)
+    picture_list(tmp_path, tabs)
+    assert ablate("data", "pack", "train.csv", "shards").code == 0
+    assert set(packed("shards/00000.tar")) == {text for _, text in rows}
+    picture_list(tmp_path, tabs.replace(",", " ").replace("\t", ","))
+    said = ablate("data", "pack", "train.csv", "commas")
+    assert said.code == 2 and "a quote before it is not closed" in said.err
+    assert not (tmp_path / "commas").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no column 'filepath'"),
+        ("filepath\ttitle\n", "no pairs below its line of names"),
+        ("images/0.png\ta dog\n", "--image"),
+        ("filepath\tcaption\nimages/0.png\ta dog\n", "names no column 'title'"),
+        ("filepath\ttitle\nimages/0.png\n", "train.csv:2: 1 columns where the first line names 2"),
+        ("filepath\ttitle\nimages/9.png\ta\nimages/0.png\tb\n", "1 of 2 pictures are not there"),
+        ("filepath\ttitle\nimages/0.gif\ta\n", "pictures that end in '.gif'"),
+        ("filepath\ttitle\nhttps://x.org/0\ta\n", "0 is a link. img2dataset"),
+    ],
+)
+def test_a_list_that_cannot_be_packed_says_why(
+    ablate: Ablate, tmp_path: Path, text: str, said: str
+) -> None:
+    """One sentence, exit 2, and nothing written."""
+    picture_list(tmp_path, text)
+    found = ablate("data", "pack", "train.csv", "shards")
+    assert found.code == 2 and said in found.err and not (tmp_path / "shards").exists()
+    (tmp_path / "train.csv").write_bytes(b"filepath\ttitle\nimages/0.png\tcaf\xe9\n")
+    found = ablate("data", "pack", "train.csv", "shards")
+    assert found.code == 2 and "not UTF-8 (byte 0xe9)" in found.err

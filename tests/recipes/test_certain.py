@@ -212,3 +212,16 @@ def test_classes_that_were_not_learnt_are_refused_before_a_step(tmp_path: Path) 
         check_data(placed(tmp_path, evaluations=[spec], **given), workers=1)
     spec["path"], spec["train_path"] = "more", "nowhere"
     assert check_data(placed(tmp_path, evaluations=[spec], **given), workers=1) == []
+
+
+def test_a_csv_of_pictures_is_told_how_it_becomes_shards() -> None:
+    """As a kind, as an ending, and where the kind is said but the shards are there."""
+    from ablate.recipes.openclip.config import Config
+
+    for settings_given in (
+        {"train_data": "train.csv"},
+        {"train_data": "train.csv", "dataset_type": "csv"},
+        {"train_data": "train.tar", "dataset_type": "csv"},
+    ):
+        with pytest.raises(ValueError, match="ablate data pack LIST FOLDER"):
+            Config(model="RN50", **settings_given)

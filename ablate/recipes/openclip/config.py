@@ -318,8 +318,8 @@ class Config(_Optimised):
         data = dict(data)
         if data.get("precision") == "amp_bfloat16":
             data["precision"] = "amp_bf16"
-        if data.get("dataset_type", "auto") == "auto":
-            data["dataset_type"] = _dataset_type(data.get("train_data"))
+        if (given := data.get("dataset_type", "auto")) in ("auto", "csv"):
+            data["dataset_type"] = _dataset_type(data.get("train_data"), given)
         for name, applies in _where_fast_applies(data).items():
             data.setdefault(name, applies and data.get("speed", "fast") == "fast")
         names = ["lr", "beta1", "beta2", "eps"]
@@ -377,12 +377,14 @@ def _where_fast_applies(data: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def _dataset_type(train_data: Any) -> str:
-    if train_data is None or str(train_data).endswith(".tar"):
+def _dataset_type(train_data: Any, given: str) -> str:
+    if given == "auto" and (train_data is None or str(train_data).endswith(".tar")):
         return "webdataset"
+    shown = "is read from a CSV" if given == "csv" else "does not end in .tar"
     raise ValueError(
-        f"train_data {str(train_data)!r} does not end in .tar. Give WebDataset shards "
-        "(.../train-{0000..0575}.tar); other kinds must be converted first"
+        f"train_data {str(train_data)!r} {shown}. Give WebDataset shards "
+        "(.../train-{0000..0575}.tar); ablate data pack LIST FOLDER writes them from a CSV of "
+        "pictures and captions"
     )
 
 
