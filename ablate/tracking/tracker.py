@@ -12,7 +12,7 @@ from ablate.records.masking import masked_url, reason_of
 from ablate.study import Study
 from ablate.tracking.mlflow.mirror import Mirror
 from ablate.tracking.mlflow.patience import Abandoned, Patience
-from ablate.tracking.mlflow.refusal import refusal_of
+from ablate.tracking.mlflow.refusal import not_reached, refusal_of
 from ablate.tracking.mlflow.store import checked, default_uri, load_tables
 from ablate.trial.identity import Trial
 
@@ -128,7 +128,7 @@ class Tracker:
                 self._mirror.forget()
                 self._patience.failed()
                 refusal = refusal_of(self._uri, error)
-                why = refusal or reason_of(error)
+                why = refusal or not_reached(self._uri, error) or reason_of(error)
                 self.trouble = f"MLflow at {masked_url(self._uri)} is behind: {why}"
                 if closing and refusal:
                     return  # it will say so for as long as anybody asks
