@@ -92,7 +92,8 @@ class Run:
         between steps of the loop: 1 lets trials write a checkpoint and stop, 2 ends them at once.
         `watch` gets the status now and then, `look` the cluster before
         the first trial starts. At the end MLflow is brought up to date, however long that takes:
-        `mirrored` is told how many trials it holds, `behind` why it is not complete.
+        `mirrored` is told how many trials it holds, `behind` why it or Optuna's storage is not
+        complete.
         `say` hears what became of the records in the study's object store.
 
         Raises:
@@ -115,7 +116,7 @@ class Run:
                 tell=mirrored,
                 give_up=lambda: stop_level() > 1,
             ) as mirror,
-            open_book(self.study, self.record, storage) as book,
+            open_book(self.study, self.record, storage, behind=behind) as book,
             open_archive(self.study, self.record, say=say) as archive,
             closing(machines),  # before the mirrors, which may take their time
         ):
@@ -467,9 +468,15 @@ def open_archive(
 
 @contextmanager
 def open_book(
-    study: Study, record: StudyRecord, storage: str | None, *, fresh: bool = False
+    study: Study,
+    record: StudyRecord,
+    storage: str | None,
+    *,
+    fresh: bool = False,
+    behind: Callable[[str], None] = lambda trouble: None,
 ) -> Iterator[CellBook]:
-    """Where cells are asked for and told, with what earlier studies taught."""
+    """Where cells are asked for and told, with what earlier studies taught; at the end `behind`
+    hears why its storage is not complete."""
     from ablate.search.book import CellBook
     from ablate.search.warm_start import earlier_studies
     from ablate.study.design import score_of
@@ -487,3 +494,5 @@ def open_book(
         yield book
     finally:
         book.close()
+        if book.trouble is not None:
+            behind(book.trouble)

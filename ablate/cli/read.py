@@ -292,7 +292,7 @@ def rebuild(
         ) as mirror:
             mirror.update(trials, ())
         work.begin("Optuna")
-        with open_book(study, record, storage, fresh=True) as book:
+        with open_book(study, record, storage, fresh=True, behind=troubles.append) as book:
             untold = agenda.retell(study, record, book)
     for line in untold:
         err.print(f"note: Optuna lacks a cell: {line}", style="yellow", markup=False)

@@ -88,10 +88,10 @@ CpusOption = Annotated[
 
 
 def say_behind(record: StudyRecord) -> Callable[[str], None]:
-    """What is said when MLflow is not complete at the end."""
+    """What is said when MLflow or Optuna's storage is not complete at the end."""
     return lambda trouble: err.print(
-        f"note: MLflow is behind ({trouble}); nothing is lost. "
-        f"Bring it up to date with `ablate rebuild {record.folder}`.",
+        f"note: {trouble}. Nothing is lost; bring it up to date with "
+        f"`ablate rebuild {record.folder}`.",
         style="yellow",
         markup=False,
         soft_wrap=True,

@@ -154,8 +154,9 @@ class Storage:
             if isinstance(e, ImportError) and self._url.startswith("postgresql"):
                 e = ImportError("its driver is not installed")
                 advice = "Install it: pip install 'ablate-runner[postgres]'."
+            said = str(e).rstrip(".")
             raise TrackingError(
-                f"{masked_url(self._url)} cannot be used as Optuna storage: {e}. {advice}"
+                f"{masked_url(self._url)} cannot be used as Optuna storage: {said}. {advice}"
             ) from e
 
     def _storage(self, seconds: Mapping[str, float]) -> optuna.storages.RDBStorage:

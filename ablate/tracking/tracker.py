@@ -134,7 +134,8 @@ class Tracker:
                     return  # it will say so for as long as anybody asks
                 pause_s = min(max(2 * pause_s, 1.0), _LONGEST_PAUSE_S)
             else:
-                self.trouble = self._mirror.complaint
+                complaint = self._mirror.complaint
+                self.trouble = complaint and f"MLflow is behind: {complaint}"
                 pause_s = 0.0
                 if closing:
                     self._complete = self.trouble is None

@@ -7,6 +7,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -244,3 +245,24 @@ def test_a_server_that_asks_who_one_is_is_named(refusing: str) -> None:
     assert "401" not in str(caught.value), "the client itself does not say it"
     said = refusal_of(refusing, caught.value) or ""
     assert "(401)" in said and "MLFLOW_TRACKING_USERNAME" in said
+
+
+def test_a_storage_that_is_not_reached_is_said_at_the_end(
+    finished: StudyRecord, tmp_path: Path
+) -> None:
+    """A rebuild that wrote nothing there has not succeeded, and a launch hears why it is behind."""
+    folder = tmp_path / finished.folder.name
+    shutil.copytree(finished.folder, folder)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{held.getsockname()[1]}/optuna"
+        url = f"postgresql://me:secret@{address}"
+        found = ablate("rebuild", folder.name, "--storage", url, cwd=tmp_path)
+        behind: list[str] = []
+        with open_book(open_run(folder).study, StudyRecord(folder), url, behind=behind.append):
+            pass
+    said = found.stderr.decode()
+    assert found.returncode == 1 and b"Rebuilt" not in found.stdout
+    assert f"the Optuna storage postgresql://***@{address} is behind: " in said
+    assert "Connection refused" in said and "ablate rebuild" in said
+    assert len(behind) == 1 and f"***@{address} is behind" in behind[0]
