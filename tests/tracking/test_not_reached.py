@@ -7,16 +7,20 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import postgres_server
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from ablate.errors import TrackingError
 from ablate.tracking.mlflow.refusal import not_reached
+from ablate.tracking.mlflow.store import one_at_a_time
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +107,32 @@ def test_a_server_that_answers_is_reached() -> None:
     """What it says is another matter."""
     with listening() as port:
         assert said_of(f"http://127.0.0.1:{port}") is None
+
+
+def test_a_database_without_a_server_is_told_at_once() -> None:
+    """MLflow would try fifteen times first, for minutes."""
+    begun = time.monotonic()
+    with (
+        pytest.raises(TrackingError, match="Connection refused"),
+        one_at_a_time(f"postgresql+psycopg://me@127.0.0.1:{free_port()}/mlflow"),
+    ):
+        pass
+    assert time.monotonic() - begun < 60.0
+
+
+def test_a_database_that_lets_nobody_in_says_so() -> None:
+    """A wrong password, a database that is not there; the right ones are let in."""
+    with postgres_server.running(password="right") as server:
+        address = f"127.0.0.1:{server.port}"
+        for who, said in (
+            ("ablate:wrong", "password authentication failed"),
+            ("nobody:right", "password authentication failed"),
+        ):
+            url = f"postgresql+psycopg://{who}@{address}/optuna"
+            with pytest.raises(TrackingError, match=said), one_at_a_time(url):
+                pass
+        missing = f"postgresql+psycopg://ablate:right@{address}/mlflow"
+        with pytest.raises(TrackingError, match="does not exist"), one_at_a_time(missing):
+            pass
+        with one_at_a_time(f"postgresql+psycopg://ablate:right@{address}/optuna"):
+            pass

@@ -973,7 +973,14 @@ def check_doors(url: str, pid: int, port: int) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["", "mlruns", "file:///tmp/mlruns", "nosuch://host", "postgresql+nosuch://u:hunter2@h/db"],
+    [
+        "",
+        "mlruns",
+        "file:///tmp/mlruns",
+        "nosuch://host",
+        "http://",
+        "postgresql+nosuch://u:hunter2@h/db",
+    ],
 )
 def test_a_uri_that_can_never_work_is_refused(folder: Folder, uri: str) -> None:
     """At once, with what to write instead, and without showing a password."""

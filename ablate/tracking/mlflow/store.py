@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
@@ -34,9 +35,11 @@ def checked(uri: str) -> str:
         TrackingError: it cannot, whatever the state of the network.
     """
     scheme = uri.split(":", 1)[0].lower() if "://" in uri else ""
-    if scheme in ("http", "https"):
-        return uri
     try:
+        if scheme in ("http", "https"):
+            if urlsplit(uri).hostname:
+                return uri
+            raise ValueError("it names no host")
         if scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
             raise ValueError(f"unknown scheme {scheme!r}")
         sqlalchemy.engine.make_url(uri).get_dialect().import_dbapi()
@@ -99,6 +102,8 @@ def one_at_a_time(uri: str) -> Iterator[None]:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not uri.startswith("sqlite:///"):
+        if not uri.startswith("http"):
+            _connect_once(uri)
         yield
         return
     path = Path(uri.removeprefix("sqlite:///"))
@@ -111,6 +116,27 @@ def one_at_a_time(uri: str) -> Iterator[None]:
         _MIRRORS.add(path.resolve())
         yield
 
+
+def _connect_once(uri: str) -> None:
+    """Hear what a database says to a stranger: MLflow tries fifteen times, with longer and longer
+    pauses, before it tells.
+
+    Raises:
+        TrackingError: it cannot be reached, or lets nobody in.
+    """
+    url = sqlalchemy.engine.make_url(uri)
+    times = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
+    limit = {times[name]: _CONNECTING_S for name in (url.get_backend_name(),) if name in times}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, connect_args=limit)
+    try:
+        with engine.connect():
+            pass
+    except sqlalchemy.exc.DBAPIError as error:
+        raise TrackingError(str(error.orig).strip().splitlines()[0]) from error
+
+
+_CONNECTING_S = 5
+"""What a database has time to answer a connection."""
 
 _CREATING_S = 5.0
 """Another program that creates the tables itself writes at least so often."""
