@@ -92,9 +92,8 @@ class Run:
         between steps of the loop: 1 lets trials write a checkpoint and stop, 2 ends them at once.
         `watch` gets the status now and then, `look` the cluster before
         the first trial starts. At the end MLflow is brought up to date, however long that takes:
-        `mirrored` is told how many trials it holds, `behind` why it or Optuna's storage is not
-        complete.
-        `say` hears what became of the records in the study's object store.
+        `mirrored` is told how many trials it holds, `behind` why it or Optuna's storage lacks
+        some, and `say` what became of the records in the study's object store.
 
         Raises:
             RecordError: another process runs this study.
