@@ -75,6 +75,32 @@ BROKEN: dict[str, tuple[str, bytes]] = {
     "DeepSpeed": (
         "a.log", lines(lambda k: f"steps: {k} loss: {value(k)} iter time (s): 0.1").encode()
     ),
+    "print, with nothing between": (
+        "a.log", lines(lambda k: f"step {k} loss {value(k)} lr 0.1").encode()
+    ),
+    "PyTorch's name of a rank": (
+        "a.log", lines(lambda k: f"[rank0]: step {k} loss {value(k)}").encode()
+    ),
+    "srun's number of each task": ("a.log", lines(
+        lambda k: f"0: step {k} loss {value(k)}\n1: step {k} loss {sound(k)}"
+    ).encode()),
+    "Ray's coloured name of a worker": ("a.log", lines(
+        lambda k: f"\x1b[36m(Worker pid=7, ip=10.0.0.1)\x1b[0m step {k} loss {value(k)}"
+    ).encode()),
+    "Caffe's, with the rate on lines of its own": ("a.log", lines(
+        lambda k: f"solver.cpp:228] Iteration {k}, loss = {value(k)}\nIteration {k}, lr = 0.01"
+    ).encode()),
+    "steps of an epoch each, in words": ("a.log", lines(
+        lambda k: f"Epoch {(k - 1) // 100} Step {(k - 1) % 100 + 1}: loss = {value(k)}"
+    ).encode()),
+    "NeMo's bar": ("a.log", "\r".join(
+        f"Epoch 0: {k}/400 [00:10<00:10, reduced_train_loss={value(k)}, global_step={k}.0]"
+        for k in STEPS
+    ).encode()),
+    "the table of a model card": ("a.md", (
+        "| Step | Training Loss | Validation Loss |\n|:---:|---|---|\n"
+        + lines(lambda k: f"| {k} | {value(k)} | {'No log' if k % 2 else 2.0} |")
+    ).encode()),
     "names with a slash": ("a.log", lines(
         lambda k: f"step: {k} train/loss: {value(k)} val/loss: 2.0"
     ).encode()),
@@ -206,3 +232,31 @@ def test_numbers_beyond_a_float_are_infinite() -> None:
     assert number(10**400) == math.inf and number(-(10**400)) == -math.inf
     assert number("-1.#INF00") == -math.inf and math.isnan(number("1.#IND00") or 0.0)
     assert number("1.#") is None and number("ind") is None
+
+
+def test_a_loss_with_a_name_of_its_own_is_said_by_the_caller(tmp_path: Path) -> None:
+    """A log without a loss is refused with what its numbers are called; OLMo prints one a line."""
+    place = tmp_path / "a.log"
+    place.write_text(lines(
+        lambda k: f"host:0 [step={k}/400]\n    train/CrossEntropyLoss={value(k)}\n    optim/x=1.2"
+    ))  # fmt: skip
+    with pytest.raises(ForeignError, match="called host, step, train/crossentropyloss, optim/x"):
+        judge_foreign(place)
+    judged = judge_foreign(place, columns={"loss": "train/CrossEntropyLoss"})
+    assert judged["verdict"] == "NUMERIC_FAIL"
+
+
+def test_numbers_before_a_colon_are_no_processes(tmp_path: Path) -> None:
+    """Steps and epochs are written so, too: none is left out. Of processes that take turns the
+    first is read, and it is said."""
+    place = tmp_path / "a.log"
+    place.write_text(lines(lambda k: f"{k}: loss={value(k)}"))
+    assert len(read_foreign(place).rows) == len(STEPS)
+    place.write_text(lines(lambda k: f"[rank0]: step {k} loss 2.5\n[rank1]: step {k} loss {k}.5"))
+    read = read_foreign(place)
+    assert {row["loss"] for row in read.rows} == {2.5} and len(read.rows) == len(STEPS)
+    assert "of 2 processes the lines of rank0 were read" in read.notes
+    both = "".join(lines(lambda k, r=r: f"[rank{r}]: step {k} loss {k}.5") for r in range(2))
+    place.write_text(both)
+    with pytest.raises(ForeignError, match="several runs in one source"):
+        read_foreign(place)

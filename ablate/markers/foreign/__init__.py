@@ -16,6 +16,7 @@ be the loss. What was assumed, converted or left out is said in ``Foreign.notes`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from ablate.markers.foreign.evidence import refuse_no_course
 from ablate.markers.foreign.finish import finish
 from ablate.markers.foreign.run import Evaluated, Foreign, ForeignError, Trainer
 from ablate.markers.foreign.table import read_parquet, read_table
-from ablate.markers.foreign.text import read_json, read_log
+from ablate.markers.foreign.text import names_of, read_json, read_log
 from ablate.markers.judge import judge
 from ablate.markers.thresholds import Thresholds
 from ablate.records.source import read_text
@@ -37,6 +38,9 @@ __all__ = ["EXPECTED", "Foreign", "ForeignError", "Trainer", "judge_foreign", "r
 
 _TABLES = ("metrics.csv", "trainer_state.json", "summary.csv", "progress.csv", "log.txt")
 """What Lightning, Hugging Face, timm, Stable Baselines and MAE leave in the folder of a run."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What terminals take for a colour, or for a place to go to."""
 
 
 def judge_foreign(
@@ -101,12 +105,22 @@ def read_foreign(
     text = read_text(place, error=ForeignError, errors="replace")
     if run := next((run for each in trainers if (run := each.read(place, text))), None):
         return run
+    text = _COLOUR.sub("", text)
     lines = text.splitlines(keepends=True)
     whole = [line for line in lines if "\0" not in line]
     torn = len(lines) - len(whole) if whole else 0
     if torn:
         text = "".join(whole)
-    found = read_json(place, text) or read_log(place, text)
+    found = read_json(place, text)
+    if found is None:
+        lower = {quantity: name.lower() for quantity, name in chosen.items()}
+        found = read_log(place, text, loss=lower.get("loss"))
+        chosen = lower if found else chosen
+    if found is None and (names := names_of(text)):
+        raise ForeignError(
+            f"{place}: no loss was found, and without one there is no verdict; its numbers are "
+            f"called {', '.join(names[:20])}. Say which is the loss: --column loss=NAME"
+        )
     source = found or read_table(place, text)
     source.evaluated = evaluated
     if torn:

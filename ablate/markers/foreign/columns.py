@@ -23,7 +23,8 @@ EXPECTED = ("loss", "grad_norm", "logit_scale", "lr")
 
 _MEASURED = {name for rule in RULES for name in rule.reads} - {ACCURACY} | {*EXPECTED, "samples"}
 _NOISE = frozenset(
-    "train training trainer global average avg mean step metrics lm total running batch".split()
+    "train training trainer global average avg mean reduced step metrics lm total running "
+    "batch".split()
 )
 """Words that say nothing about what a number is."""
 _CORES = {

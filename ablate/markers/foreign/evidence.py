@@ -15,7 +15,7 @@ HELD_OUT = frozenset({"val", "valid", "validation", "eval", "evaluation", "test"
 """Words for data that are not trained on."""
 _PARTS = frozenset("mode split phase stage set subset partition dataset type".split())
 """Columns that say in a word which data a line was measured on."""
-_EMPTY = frozenset({"", "none", "null", "<na>", "n/a", "na", "-", "--"})
+_EMPTY = frozenset({"", "none", "null", "<na>", "n/a", "na", "-", "--", "no log"})
 """What programs write where there is no value. Whether that was nan is asked by `refuse_holes`."""
 _HOLE = 5
 """Records without a loss, beyond what lies between two losses anyway, that are a hole."""

@@ -24,7 +24,7 @@ def read_table(place: Path, text: str) -> Source:
     Raises:
         ForeignError: no rows, a column that stands twice, several runs in one table.
     """
-    text, header, delimiter = at_header(text, delimiters=",;|\t")
+    text, header, delimiter = at_header(_without_rules(text), delimiters=",;|\t")
     plain = header.rstrip("\r").replace("\t", " ")
     if not plain.isprintable() or plain.count("\ufffd") * 3 > len(plain):
         raise ForeignError(f"{place}: no loss was found, and no verdict; it is no text")
@@ -54,6 +54,16 @@ def read_table(place: Path, text: str) -> Source:
     if names and not records:
         raise ForeignError(f"{place} has a header but no rows; give a line for each step")
     return Source(str(place), in_columns(place, records))
+
+
+def _without_rules(text: str) -> str:
+    """The rows of a Markdown table, as model cards have them, without what is drawn around them."""
+    lines = text.split("\n")
+    if not any(re.fullmatch(r"\s*\|?(?:\s*:?-+:?\s*\|)+[\s:-]*", line) for line in lines[:20]):
+        return text
+    bars = [line.strip() for line in lines]
+    kept = [line[1:-1] if line[:1] == line[-1:] == "|" else line for line in bars]
+    return "\n".join("" if not re.search(r"[^\s|:-]", line) else line for line in kept)
 
 
 def in_columns(place: Path, records: list[Record]) -> list[Record]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ _WORD = r"[A-Za-z_][\w./-]{0,60}"  # bounded: a line may be of any length
 _PAIR = re.compile(rf"(?<![\w./-])({_WORD}(?: {_WORD})?)\s*[:=]\s*({_NUMBER})", re.IGNORECASE)
 _LOSS = re.compile(rf"(?<=[:,|\t])\s?loss ({_NUMBER})", re.IGNORECASE)
 """nanoGPT's ``iter 10: loss 4.2``, and PyTorch's own example after a tab."""
+_BARE = re.compile(
+    rf"(?<![\w./-])((?:[a-z_][\w./-]* )?(?:\w*loss|grad_norm|lr)|step|iter|iteration|epoch)"
+    rf"\s+\[?({_NUMBER})",
+    re.IGNORECASE,
+)
+"""What ``print("step", step, "loss", loss)`` leaves."""
+_BARE_LOSS = re.compile(rf"loss\s+\[?{_NUMBER}", re.IGNORECASE)
 _OF = re.compile(
     r"\b(?:(?:iteration|iter|step)(?:\(train\))?\s*\[?|training\s*\[)\s*(\d+)\s*[/:|]",
     re.IGNORECASE,
@@ -37,31 +45,85 @@ _HELD_OUT = re.compile(
 )
 _TRAINED = re.compile(r"(?<![\w./-])train(?:ing|er)?(?![\w./-])", re.IGNORECASE)
 _BATCH = re.compile(r"global batch size:?\s*(\d+)", re.IGNORECASE)
+_ENOUGH_LINES = 1000
 _ENOUGH = (("loss", False), ("grad_norm", False))
 """Either makes a line one of training: Megatron-LM prints no loss where it is not a number."""
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STEP = re.compile(r"(?<![\w./-])(?:step|iter|iteration)\s+(\d+)\b(?!\s*[%/])", re.IGNORECASE)
+_EPOCH = re.compile(r"(?<![\w./-])epoch\s+(\d+)\b(?!\s*%)", re.IGNORECASE)
+"""Caffe's and scikit-learn's ``Iteration 100, loss = 4.2``."""
+_PROCESS = re.compile(r"\s*(?:\[?([a-z]+\d+)\]:|(\d+):(?= )|\((\w+) pid=(\d+)[^)]*\))")
+"""Whose line it is: PyTorch's ``[rank0]:``, srun's ``0:``, and Ray's name and pid."""
 _QUOTES = str.maketrans("", "", "\"'")
 """fairseq's lines hold JSON, and those of Hugging Face's trainer are dictionaries."""
 
 
-def read_log(place: Path, text: str) -> Source | None:
+def read_log(place: Path, text: str, *, loss: str | None = None) -> Source | None:
     """Lines with ``name: number`` pairs, as torchtitan, Megatron-LM, Chinese-CLIP and many others
-    print them; None where no line has a loss."""
-    lines = [_COLOUR.sub("", line).translate(_QUOTES) for line in text.splitlines()]
-    found = [(line, _pairs(line)) for line in lines]
-    stepped = any(step_of(dict.fromkeys(values, 1)) and _tells(values) for _, values in found)
+    print them; None where no line has a loss, which may be called `loss`."""
+    lines, notes = _of_one_process([line.translate(_QUOTES) for line in text.splitlines()])
+    for pairs_of in (_pairs, _bare):
+        if pairs_of is _bare and not _BARE_LOSS.search(text):
+            break
+        pairs = [pairs_of(line) for line in lines]
+        if source := _from_pairs(place, text, lines, pairs, notes, loss):
+            return source
+    return None
+
+
+def names_of(text: str) -> list[str]:
+    """What a log calls its numbers, where most of its first lines have some; else it is none."""
+    lines = [line for line in text.splitlines() if line.strip()][:_ENOUGH_LINES]
+    found = [names for line in lines if (names := _pairs(line.translate(_QUOTES)))]
+    if len(found) * 2 < len(lines):
+        return []
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _of_one_process(lines: list[str]) -> tuple[list[str], list[str]]:
+    """Lines without the name of the process before them, those of others left empty; and a note."""
+    marked = [_PROCESS.match(line) for line in lines]
+    names = [_process(mark) for mark in marked if mark]
+    several = set(names)
+    changes = sum(one != other for one, other in pairwise(names))
+    in_turn = len(several) == 1 or changes >= len(several)  # else steps or epochs are so written
+    few = len(names) * 2 < sum(map(bool, map(str.strip, lines)))
+    if not names or few or not in_turn:
+        return lines, []
+    first = min(several, key=lambda name: (len(name), name))
+    kept = [
+        line if mark is None else line[mark.end() :] if _process(mark) == first else ""
+        for line, mark in zip(lines, marked, strict=True)
+    ]
+    if len(several) == 1:
+        return kept, []
+    return kept, [f"of {len(several)} processes the lines of {first} were read"]
+
+
+def _process(mark: re.Match[str]) -> str:
+    return " ".join(filter(None, mark.groups()))
+
+
+def _from_pairs(
+    place: Path,
+    text: str,
+    lines: Sequence[str],
+    pairs: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    loss: str | None,
+) -> Source | None:
+    stepped = any(step_of(dict.fromkeys(values, 1)) and _tells(values, loss) for values in pairs)
     records: list[Record] = []
     held_out: list[Record] = []
     unread = []
-    for at, (line, values) in enumerate(found, start=1):
-        if _tells(values) and (step_of(dict.fromkeys(values, 1)) or not stepped):
+    for at, (line, values) in enumerate(zip(lines, pairs, strict=True), start=1):
+        if _tells(values, loss) and (step_of(dict.fromkeys(values, 1)) or not stepped):
             (held_out if _is_held_out(line) else records).append(Record(f"{place}:{at}", values))
         elif line.strip():
             unread.append(line.strip())
     records = records or held_out  # a word that stands in each line is part of a name
-    if not any(quantity_of(name)[0] == "loss" for record in records for name in record.values):
+    if not any(_is_loss(name, loss) for record in records for name in record.values):
         return None
-    notes = []
+    notes = [*notes]
     if held_out and records is not held_out:
         notes.append(
             f"{len(held_out)} lines were measured on held-out data, and are no part of the verdict"
@@ -91,7 +153,15 @@ def _pairs(line: str) -> dict[str, Any]:
     named = step_of(dict.fromkeys(values, 1)) or "step"
     if within and values.get(named, within[2]) == within[2]:
         values["epoch"], values[named] = within.groups()
+    if not step_of(dict.fromkeys(values, 1)) and (step := _STEP.search(line)):
+        values["step"] = step[1]
+    if epoch := _EPOCH.search(line):
+        values.setdefault("epoch", epoch[1])
     return values
+
+
+def _bare(line: str) -> dict[str, Any]:
+    return {name.lower(): value for name, value in _BARE.findall(line)} | _pairs(line)
 
 
 def _is_held_out(line: str) -> bool:
@@ -101,9 +171,13 @@ def _is_held_out(line: str) -> bool:
     return bool(_HELD_OUT.search(before)) and not _TRAINED.search(before)
 
 
-def _tells(values: Mapping[str, Any]) -> bool:
+def _is_loss(name: str, chosen: str | None) -> bool:
+    return name == chosen or quantity_of(name)[0] == "loss"
+
+
+def _tells(values: Mapping[str, Any], loss: str | None) -> bool:
     """Whether a line speaks of a step of training."""
-    return any(quantity_of(name) in _ENOUGH for name in values)
+    return any(name == loss or quantity_of(name) in _ENOUGH for name in values)
 
 
 def read_json(place: Path, text: str) -> Source | None:
