@@ -44,7 +44,7 @@ gang: {workers: 2}
 """
 
 
-def ablate(folder: Path, *arguments: str, timeout_s: float = 280) -> str:
+def ablate(folder: Path, *arguments: str, timeout_s: float = 800) -> str:
     """Run the command line in `folder`; its output, or a failure with all it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "ablate.cli", *arguments],
