@@ -259,9 +259,9 @@ def data_pack(
     """Pack a CSV of pictures and captions into shards."""
     from ablate.training.data.pair_list import pack, read_pairs
 
-    found = read_pairs(pairs, image=image, caption=caption)
-    with showing(err, "writing shards") as work:
-        pattern = pack(found, folder, per_shard=per_shard, on_shard=work.counter("shards"))
+    with showing(err, "looking at the pictures") as work:
+        found = read_pairs(pairs, image=image, caption=caption)
+        pattern = pack(found, folder, per_shard=per_shard, on_shard=work.counter("writing shards"))
     out.print(f"train_data: {pattern}", markup=False, soft_wrap=True)
     out.print(f"train_num_samples: {len(found)}", markup=False)
 

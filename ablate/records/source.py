@@ -9,7 +9,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel, ValidationError
 
@@ -157,26 +157,38 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_text(path: Path, *, error: type[AblateError], errors: str = "strict") -> str:
-    """The text of a file that a person gave; raises `error` for what is no text of theirs."""
+@contextlib.contextmanager
+def open_text(
+    path: Path, *, error: type[AblateError], errors: str = "strict", newline: str | None = None
+) -> Iterator[TextIO]:
+    """A file that a person gave, opened as the text that it is; raises `error` for what is none."""
     try:
         if path.exists() and not path.is_file():
             raise error(f"{path} is no file that can be read whole; give a file")
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise error(
-                f"{path} has {size / 2**30:.1f} GiB, more than the {_MOST_BYTES / 2**30:g} GiB "
-                "that are read; give the needed columns, or every tenth line"
-            )
         with path.open("rb") as file:
             begin = file.read(max(map(len, _KINDS)))
         if kind := next((kind for mark, kind in _KINDS.items() if begin.startswith(mark)), None):
             raise error(f"{path} is {kind}")
         wide = begin.startswith((b"\xff\xfe", b"\xfe\xff"))  # Excel's, and a redirect of PowerShell
-        return path.read_text(encoding="utf-16" if wide else "utf-8-sig", errors=errors)
+        encoding = "utf-16" if wide else "utf-8-sig"
+        with path.open(encoding=encoding, errors=errors, newline=newline) as text:
+            yield text
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise error(f"{path}: is not UTF-8 text; save it as CSV UTF-8") from None
+
+
+def read_text(path: Path, *, error: type[AblateError], errors: str = "strict") -> str:
+    """The whole text of such a file; raises `error` where it is too much, or not UTF-8."""
+    with open_text(path, error=error, errors=errors) as file:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise error(
+                f"{path} has {size / 2**30:.1f} GiB, more than the {_MOST_BYTES / 2**30:g} GiB "
+                "that are read; give the needed columns, or every tenth line"
+            )
+        try:
+            return file.read()
+        except UnicodeDecodeError:
+            raise error(f"{path}: is not UTF-8 text; save it as CSV UTF-8") from None
 
 
 def at_header(text: str, *, delimiters: str = ",;\t") -> tuple[str, str, str]:

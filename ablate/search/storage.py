@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import TrialState
 
 from ablate.errors import TrackingError
-from ablate.records.masking import masked_url
+from ablate.records.masking import masked_url, reason_of
 from ablate.search.cells import Entry
 from ablate.search.space import directions_of, state_of
 from ablate.study import Study
@@ -100,7 +100,7 @@ class Storage:
             self.trouble, self._pause_s = None, 0.0
 
     def _report(self, error: Exception) -> None:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = reason_of(error.__cause__ or error)
         self.trouble = f"the Optuna storage {masked_url(self._url)} is behind: {reason}"
         self._pause_s = min(max(2 * self._pause_s, 2.0), _LONGEST_PAUSE_S)
         self._not_before = time.monotonic() + self._pause_s

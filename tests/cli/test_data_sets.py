@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
@@ -255,3 +256,15 @@ def test_a_list_that_cannot_be_packed_says_why(
     (tmp_path / "train.csv").write_bytes(b"filepath\ttitle\nimages/0.png\tcaf\xe9\n")
     found = ablate("data", "pack", "train.csv", "shards")
     assert found.code == 2 and "not UTF-8 (byte 0xe9)" in found.err
+
+
+def test_a_list_is_opened_as_every_text_that_a_person_gives(ablate: Ablate, tmp_path: Path) -> None:
+    """UTF-16 as Excel saves it is read; what is packed, and what is not there, is named."""
+    text = "filepath\ttitle\n" + "".join(f"{name}\t{title}\n" for name, title in ROWS)
+    path = picture_list(tmp_path, text, encoding="utf-16")
+    assert ablate("data", "pack", "train.csv", "shards").code == 0
+    assert set(packed("shards/00000.tar")) == {title for _, title in ROWS}
+    path.write_bytes(gzip.compress(text.encode()))
+    assert "packed (gzip)" in ablate("data", "pack", "train.csv", "other").err
+    missing = ablate("data", "pack", "gone.csv", "other")
+    assert missing.code == 2 and "gone.csv" in missing.err and "No such file" in missing.err

@@ -23,9 +23,7 @@ _PAIR = re.compile(rf"(?<![\w./-])({_WORD}(?: {_WORD})?)\s*[:=]\s*({_NUMBER})", 
 _LOSS = re.compile(rf"(?<=[:,|\t])\s?loss ({_NUMBER})", re.IGNORECASE)
 """nanoGPT's ``iter 10: loss 4.2``, and PyTorch's own example after a tab."""
 _BARE = re.compile(
-    rf"(?<![\w./-])((?:[a-z_][\w./-]* )?(?:\w*loss|grad_norm|lr)|step|iter|iteration|epoch)"
-    rf"\s+\[?({_NUMBER})",
-    re.IGNORECASE,
+    rf"(?<![\w./-])((?:[a-z_][\w./-]* )?(?:\w*loss|grad_norm|lr))\s+\[?({_NUMBER})", re.IGNORECASE
 )
 """What ``print("step", step, "loss", loss)`` leaves."""
 _BARE_LOSS = re.compile(rf"loss\s+\[?{_NUMBER}", re.IGNORECASE)
@@ -46,11 +44,13 @@ _HELD_OUT = re.compile(
 _TRAINED = re.compile(r"(?<![\w./-])train(?:ing|er)?(?![\w./-])", re.IGNORECASE)
 _BATCH = re.compile(r"global batch size:?\s*(\d+)", re.IGNORECASE)
 _ENOUGH_LINES = 1000
+"""Lines that show whether a text is a log."""
 _ENOUGH = (("loss", False), ("grad_norm", False))
 """Either makes a line one of training: Megatron-LM prints no loss where it is not a number."""
-_STEP = re.compile(r"(?<![\w./-])(?:step|iter|iteration)\s+(\d+)\b(?!\s*[%/])", re.IGNORECASE)
-_EPOCH = re.compile(r"(?<![\w./-])epoch\s+(\d+)\b(?!\s*%)", re.IGNORECASE)
+_STEP = re.compile(r"(?<![\w./-])(?:step|iter|iteration)\s+\[?(\d+)\b(?!\s*[%/])", re.IGNORECASE)
 """Caffe's and scikit-learn's ``Iteration 100, loss = 4.2``."""
+_EPOCH = re.compile(r"(?<![\w./-])epoch\s+\[?(\d+)\b(?!\s*%)", re.IGNORECASE)
+"""That of ``Epoch 3 Step 100: ...``, where steps begin anew."""
 _PROCESS = re.compile(r"\s*(?:\[?([a-z]+\d+)\]:|(\d+):(?= )|\((\w+) pid=(\d+)[^)]*\))")
 """Whose line it is: PyTorch's ``[rank0]:``, srun's ``0:``, and Ray's name and pid."""
 _QUOTES = str.maketrans("", "", "\"'")
@@ -61,13 +61,12 @@ def read_log(place: Path, text: str, *, loss: str | None = None) -> Source | Non
     """Lines with ``name: number`` pairs, as torchtitan, Megatron-LM, Chinese-CLIP and many others
     print them; None where no line has a loss, which may be called `loss`."""
     lines, notes = _of_one_process([line.translate(_QUOTES) for line in text.splitlines()])
-    for pairs_of in (_pairs, _bare):
-        if pairs_of is _bare and not _BARE_LOSS.search(text):
-            break
-        pairs = [pairs_of(line) for line in lines]
-        if source := _from_pairs(place, text, lines, pairs, notes, loss):
-            return source
-    return None
+    pairs = [_pairs(line) for line in lines]
+    found = _from_pairs(place, text, lines, pairs, notes, loss)
+    if found or not _BARE_LOSS.search(text):
+        return found
+    pairs = [_bare(line) | values for line, values in zip(lines, pairs, strict=True)]
+    return _from_pairs(place, text, lines, pairs, notes, loss)
 
 
 def names_of(text: str) -> list[str]:
@@ -161,7 +160,7 @@ def _pairs(line: str) -> dict[str, Any]:
 
 
 def _bare(line: str) -> dict[str, Any]:
-    return {name.lower(): value for name, value in _BARE.findall(line)} | _pairs(line)
+    return {name.lower(): value for name, value in _BARE.findall(line)}
 
 
 def _is_held_out(line: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service.utils import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -44,14 +45,17 @@ def not_reached(uri: str, error: BaseException) -> str | None:
     """What lies between here and the server; None where it, or another thing, has answered."""
     host = urlsplit(uri).hostname
     causes = list(_causes(error))
-    kinds = {type(cause).__name__ for cause in causes}
-    if any(isinstance(cause, requests.exceptions.ProxyError) for cause in causes):
+
+    def has(kind: type[BaseException]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    if has(requests.exceptions.ProxyError):
         proxy = requests.utils.select_proxy(uri, requests.utils.get_environ_proxies(uri))
         return (
             f"the proxy {masked_url(str(proxy))} of this environment lets nothing through; where "
             f"the server is reached without one, set no_proxy={host}"
         )
-    if any(isinstance(cause, requests.exceptions.SSLError) for cause in causes):
+    if has(requests.exceptions.SSLError):
         said = _last_words(causes)
         if "CERTIFICATE_VERIFY_FAILED" in said:
             return (
@@ -59,11 +63,11 @@ def not_reached(uri: str, error: BaseException) -> str | None:
                 "of those that are"
             )
         return f"no encrypted connection ({said}); is its address https?"
-    if "NameResolutionError" in kinds:
+    if has(urllib3.exceptions.NameResolutionError):
         return f"this machine knows no host {host!r}"
-    if any(isinstance(cause, requests.exceptions.Timeout) for cause in causes):
+    if has(requests.exceptions.Timeout):
         return "it does not answer in time"
-    if any(isinstance(cause, requests.exceptions.ConnectionError) for cause in causes):
+    if has(requests.exceptions.ConnectionError):
         return f"no connection ({_last_words(causes)}); is the server up, and this its port?"
     return None
 

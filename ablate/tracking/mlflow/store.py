@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock
 
 from ablate.errors import TrackingError
-from ablate.records.masking import masked_url
+from ablate.records.masking import masked_url, reason_of
 
 
 def default_uri(runs: Path) -> str:
@@ -125,14 +125,17 @@ def _connect_once(uri: str) -> None:
         TrackingError: it cannot be reached, or lets nobody in.
     """
     url = sqlalchemy.engine.make_url(uri)
-    times = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
-    limit = {times[name]: _CONNECTING_S for name in (url.get_backend_name(),) if name in times}
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool, connect_args=limit)
+    limited = url.get_backend_name() in ("postgresql", "mysql")
+    engine = sqlalchemy.create_engine(
+        url,
+        poolclass=sqlalchemy.pool.NullPool,
+        connect_args={"connect_timeout": _CONNECTING_S} if limited else {},
+    )
     try:
         with engine.connect():
             pass
     except sqlalchemy.exc.DBAPIError as error:
-        raise TrackingError(str(error.orig).strip().splitlines()[0]) from error
+        raise TrackingError(reason_of(error.orig or error)) from error
 
 
 _CONNECTING_S = 5

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ablate.errors import DataError, suggest
+from ablate.records.source import open_text
 from ablate.training.data.shard_scan import IMAGE_TYPES
 from ablate.training.data.shard_write import Sample, write_shard
 from ablate.words import counted
@@ -103,7 +104,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     the rows that follow, as it does in pandas.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(path, error=DataError, newline="") as file:
             first = file.readline()
             file.seek(0)
             separator = next((mark for mark in SEPARATORS if mark in first), ",")
@@ -117,8 +118,6 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             for row in reader:
                 if row:
                     yield reader.line_num, [_unquoted(text) for text in row] if plain else row
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x}); write it anew as UTF-8"
