@@ -168,12 +168,17 @@ class CellBook:
     def _propose(self) -> Levels | None:
         rng = np.random.default_rng([self._sampler.seed, len(self._cells)])
         last: Levels | None = None
+        params: dict[str, Any] = {}
         patience = self._sampler.patience(known=len(self._cells))
         for params in itertools.islice(self._sampler.proposals(rng), patience):
             last = self._name(params)
             if self._is_new(last):
                 return last
-        return self._nearest_new(last, rng)
+        if (near := self._nearest_new(last, rng)) is not None:
+            return near
+        # A sampler at the end of a range comes back to it, where every choice is known.
+        moved = map(self._name, self._sampler.around(params, rng))
+        return next(filter(self._is_new, moved), None)
 
     def _name(self, params: Mapping[str, Any]) -> Levels:
         levels = {f.name: name_level(params[f.name]) for f in self._study.factors}
