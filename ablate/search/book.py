@@ -149,7 +149,7 @@ class CellBook:
         self._cells[levels] = entry
         named = dict(levels)
         off = [f.name for f in self._study.factors if not self._study.counts(f, named)]
-        params = params_of(self._space, named, inactive=off)
+        params = params_of(self._space, named, inactive=() if self._sampler.takes_all else off)
         if params is not None:
             self._sampler.enter(levels, params, entry)
         wide = params_of(self._space, named, strict=False, inactive=off)

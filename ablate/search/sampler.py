@@ -68,6 +68,12 @@ class Sampler:
         self._numbers: dict[Levels, int] = {}
         self._grid: list[dict[str, Any]] | None = None
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether cells are shown with the factors too that do not count in them: Optuna's GP
+        draws by lot what is not a parameter of every cell."""
+        return self._name == "gp"
+
     def enter(self, levels: Levels, params: dict[str, Any], entry: Entry) -> None:
         """Show a cell: running, or ended."""
         before = self._shown.get(levels)

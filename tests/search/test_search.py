@@ -240,41 +240,6 @@ def test_an_infeasible_cell_is_not_asked_again(tmp_path: Path) -> None:
     assert all(t.user_attrs["infeasible"] for t in in_storage(study, tmp_path))
 
 
-def test_where_nothing_fits_is_not_asked_again_and_again(tmp_path: Path) -> None:
-    """Two of five batch sizes do not fit, and larger ones are better: Optuna's GP, which is blind
-    to what is not complete, asks there seldomer than lots would."""
-    study = make_study("\n  batch_size: {low: 32, high: 1024, log: true}\n", sampler="gp")
-    book = make_book(study, tmp_path)
-    beyond = []
-    for _ in range(26):
-        cell = book.ask()
-        assert cell is not None
-        size = float(dict(cell.levels)["batch_size"])
-        beyond.append(size > 256)
-        fits = [Result(cell.levels, 0, "completed", 0.1 + 0.02 * math.log2(size))]
-        book.tell(cell, [Result(cell.levels, 0, "infeasible")] if beyond[-1] else fits)
-    book.close()
-    assert sum(beyond[10:]) <= 0.4 * len(beyond[10:])
-
-
-@pytest.mark.parametrize(("factor", "end"), [("lr: {low: 1.0e-4, high: 1.0e-2, log: true}", 24),
-                                             ("batch_size: {low: 60, high: 68}", 9)])  # fmt: skip
-def test_a_range_is_used_up_only_when_every_value_of_it_is_known(
-    tmp_path: Path, factor: str, end: int
-) -> None:
-    """A sampler that keeps coming back to the end of a range is given what lies beside it; 24
-    learning rates are all new, nine whole numbers are all."""
-    study = make_study(f"\n  {factor}\n", sampler="gp", baseline=", batch_size: 64")
-    book = make_book(study, tmp_path)
-    known = set()
-    while len(known) < 24 and (cell := book.ask()) is not None:
-        known.add(cell.levels)
-        (level,) = dict(cell.levels).values()
-        book.tell(cell, [Result(cell.levels, 0, "completed", float(level))])
-    book.close()
-    assert len(known) == end
-
-
 # --------------------------------------------------------------------------- telling
 
 
