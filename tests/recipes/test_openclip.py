@@ -299,6 +299,7 @@ def test_impossible_combinations_are_refused_with_the_reason() -> None:
     ("changes", "says"),
     [
         ({"precision": "amp"}, "fp16 autocast"),
+        ({"precision": "amp_bf16"}, "no bf16 instructions"),
         ({"precision": "pure_fp16", "eps": 1e-8}, "eps 1e-08"),
         ({"local_loss": True}, "negative control"),
     ],

@@ -17,6 +17,7 @@ from ablate.training.planning import count_samples, sketch
 from ablate.training.sketches import sentence
 from ablate.trial.extras import refuse_without
 from ablate.trial.metrics import Metric
+from ablate.trial.precision import slow_on_cpu
 from ablate.trial.recipe import Note, Outline, absolute
 
 if TYPE_CHECKING:
@@ -77,12 +78,7 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
 
 def check(config: Config, *, gpus: int) -> list[str]:
     """Warnings about a configuration on workers with `gpus` GPUs each (0: CPU)."""
-    warnings = []
-    if gpus == 0 and config.precision == "amp":
-        warnings.append(
-            "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, and slow "
-            "where the CPU emulates fp16; amp_bf16 or fp32 is the usual choice on CPUs"
-        )
+    warnings = [] if gpus else slow_on_cpu(config.precision)
     if config.warmup_epochs > 0.2 * config.epochs:
         warnings.append(
             f"warmup_epochs {config.warmup_epochs:g} is "

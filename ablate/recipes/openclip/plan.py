@@ -27,6 +27,7 @@ from ablate.training.evaluations.fields import data_of
 from ablate.training.init_from import InitFrom, describe_initial
 from ablate.training.sketches import remember, sentence, shape_of
 from ablate.trial.metrics import Metric
+from ablate.trial.precision import slow_on_cpu
 from ablate.trial.recipe import Note, Outline, absolute
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     if config.use_bn_sync and workers == 1:
         warnings.append("use_bn_sync does nothing with one worker")
     if gpus == 0:
-        warnings += _slow_on_cpu(config.precision)
+        warnings += slow_on_cpu(config.precision)
     if config.precision in ("pure_fp16", "fp16") and (config.eps or 1.0) < 6e-8:
         warnings.append(
             f"eps {config.eps} is below fp16's smallest number: Adam divides by zero where "
@@ -167,17 +168,6 @@ def check(config: Config, *, workers: int, gpus: int, steps: int | None = None) 
     if steps is not None:
         warnings += _warmup_warning(config, steps)
     return warnings
-
-
-def _slow_on_cpu(precision: str) -> list[str]:
-    if precision == "amp":
-        return [
-            "precision amp on a CPU is fp16 autocast with a CPU gradient scaler: real, but "
-            "slower than fp32 where the CPU emulates fp16; amp_bf16 is the usual choice on CPUs"
-        ]
-    if precision in ("fp16", "pure_fp16"):
-        return [f"precision {precision} on a CPU emulates fp16: right in its rounding, slow"]
-    return []
 
 
 def unsound(config: Config, *, workers: int) -> list[str]:

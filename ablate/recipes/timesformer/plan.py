@@ -13,6 +13,7 @@ from ablate.training.counts import count_evaluations
 from ablate.training.sketches import sentence
 from ablate.trial.extras import refuse_without
 from ablate.trial.metrics import Metric
+from ablate.trial.precision import slow_on_cpu
 from ablate.trial.recipe import Note, Outline, absolute
 
 METRICS = (
@@ -37,7 +38,8 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
     if config.train_data is None:
         raise ValueError("train_data is missing; give clips, e.g. by `ablate data emoji-video`")
     batch_of_rank(config, workers=workers)
-    warnings, steps, why, classes = [], None, "", 400
+    warnings = [] if gpus else slow_on_cpu(config.precision)
+    steps, why, classes = None, "", 400
     try:
         source = open_train(config, root=root)
     except (DataError, OSError) as error:

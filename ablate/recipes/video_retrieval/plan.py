@@ -14,6 +14,7 @@ from ablate.training.counts import count_evaluations
 from ablate.training.sketches import sentence
 from ablate.trial.extras import refuse_without
 from ablate.trial.metrics import Metric
+from ablate.trial.precision import slow_on_cpu
 from ablate.trial.recipe import Note, Outline, absolute
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def outline(config: Config, *, workers: int, gpus: int, root: Path, deep: bool =
             "`ablate data emoji-video`"
         )
     _check_model(config.model)
-    steps, why, warnings = None, "", list[str]()
+    warnings = [] if gpus else slow_on_cpu(config.precision)
+    steps, why = None, ""
     try:
         steps = steps_per_epoch(config, root=root, workers=workers) * config.epochs
     except (DataError, OSError) as error:
