@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,9 @@ _RISK = 0.2
 """Probability of divergence from which a setting is never proposed."""
 _CONFIRMED = 8
 """Settings listed to be confirmed; whoever runs them takes as many as are worth it."""
+_CHANCE = 0.1
+"""Of being better than the first, below which a setting is not confirmed: where nothing alike has
+run, a setting that is poor by its mean has a tail beyond all others."""
 _HAIR = 0.1
 """Part of the margin below which a believed gain is no reason to leave the baseline."""
 _COARSE = 9
@@ -151,10 +154,11 @@ def answer(
     reference: Cell,
     objective: Objective,
     *,
-    barred: Collection[Cell] = (),
+    usable: Callable[[Cell], bool] = lambda cell: True,
     seed: int = 0,
 ) -> Answer:
-    """What the finished cells of a sweep say; `barred` cells are never handed out."""
+    """What the finished cells of a sweep say; what is not `usable` is neither handed out nor
+    proposed."""
     steep = cliffs(table, axes)
     response = fit(table, axes, seed=seed)
     tally = (
@@ -165,7 +169,7 @@ def answer(
     eligible = [
         cell
         for row, cell in enumerate(table.cells)
-        if cell not in barred and set(table.outcomes[row]) <= {"completed", ""}
+        if usable(cell) and set(table.outcomes[row]) <= {"completed", ""}
     ]
     if response is None:
         found = _observed(table, eligible, reference, objective)
@@ -175,7 +179,7 @@ def answer(
             *tally, why,
         )  # fmt: skip
     rng = np.random.default_rng([seed, 1, len(table.cells)])
-    look = _look(response, eligible, reference, objective, steep, rng, table)
+    look = _look(response, eligible, reference, objective, steep, rng, table, usable)
     return Answer(
         look[0][0] if look[0] else None,
         look[0],
@@ -240,6 +244,7 @@ def _look(
     steep: Sequence[Cliff],
     rng: np.random.Generator,
     table: Table,
+    may_use: Callable[[Cell], bool],
 ) -> tuple[tuple[Use, ...], Estimate | None, tuple[Proposal, ...], tuple[Cell, ...]]:
     """The best cells, what could be gained over the first, what to run to gain it, and what to
     run on fresh seeds."""
@@ -256,7 +261,8 @@ def _look(
     for cliff in steep:
         safe &= cliff.probability(drawn[:, cliff.axis]) < _RISK
     known = set(table.cells)
-    safe &= [_cell(axes, point, reference) not in known for point in drawn]
+    cells = [_cell(axes, point, reference) for point in drawn]
+    safe &= [cell not in known and may_use(cell) for cell in cells]
     drawn = drawn[safe]
     samples = response.sample(np.concatenate([positions(axes, seen), drawn]), rng)
     gains = objective.gain(1.0) * samples
@@ -283,9 +289,11 @@ def _look(
     if rivals:
         j = max(rivals, key=lambda i: improvement[i])
         proposals.append(Proposal(seen[j], float(improvement[j]), False))
+    chance = (over > 0).mean(axis=0)
+    rest = [j for j in (*order[1:], *range(len(seen), len(gains[0]))) if chance[j] >= _CHANCE]
     chosen = [
         seen[j] if j < len(seen) else _cell(axes, drawn[j - len(seen)], reference)
-        for j in _worth_confirming(gains, [*order, *range(len(seen), len(gains[0]))])
+        for j in _worth_confirming(gains, [at, *rest])
     ]
     ordered = tuple(sorted(proposals, key=lambda p: -p.improvement))
     return ranking, left, ordered, tuple(dict.fromkeys(chosen))

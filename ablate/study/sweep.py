@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ablate.analysis import sweep
@@ -62,16 +63,29 @@ def answer_of(study: Study, results: Iterable[Result]) -> sweep.Answer | None:
     if not ended:
         return None
     goal = study.objective
-    known = dict.fromkeys(result.levels for result in ended)
     return _answer(
         axes_of(study),
         tuple(study.baseline_levels().values()),
         Objective(goal.metric, goal.direction, margin=goal.margin),
-        frozenset(
-            tuple(name for _, name in levels) for levels in known if withheld(study, dict(levels))
-        ),
+        _Usable(study.source.text, study),
         ended,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """Whether a setting may be handed out, and hence be proposed; alike for one study's text."""
+
+    text: str
+    study: Study = field(compare=False)
+
+    def __call__(self, cell: LevelNames) -> bool:
+        levels = {f.name: level for f, level in zip(self.study.factors, cell, strict=True)}
+        try:
+            self.study.config(self.study.cell(levels), seed=self.study.seeds[0])
+            return not withheld(self.study, levels)
+        except ValueError:
+            return False  # the levels contradict each other
 
 
 @lru_cache(maxsize=8)  # the same results are asked about again and again while a study runs
@@ -79,10 +93,10 @@ def _answer(
     axes: tuple[Axis, ...],
     reference: LevelNames,
     objective: Objective,
-    barred: frozenset[LevelNames],
+    usable: _Usable,
     results: tuple[Result, ...],
 ) -> sweep.Answer:
-    return sweep.answer(tabulate(results), axes, reference, objective, barred=barred)
+    return sweep.answer(tabulate(results), axes, reference, objective, usable=usable)
 
 
 def has_converged(study: Study, results: Iterable[Result]) -> bool:
@@ -138,13 +152,8 @@ def to_confirm(study: Study, results: Sequence[Result]) -> list[Cell]:
     for names in found.confirm or (found.use.cell,):
         levels = dict(zip((axis.name for axis in found.axes), names, strict=True))
         cell = study.cell(levels)
-        if cell.levels in {other.levels for other in cells} or withheld(study, levels):
-            continue
-        try:
-            study.config(cell, seed=study.seeds[0])
-        except ValueError:
-            continue  # the levels contradict each other
-        cells.append(cell)
+        if cell.levels not in {other.levels for other in cells}:
+            cells.append(cell)
     return cells[: CONFIRMED + 1]
 
 

@@ -43,6 +43,19 @@ def hill(lr):
     return None if lr > 5e-3 else 0.2 - 0.04 * math.log10(lr / 1e-3) ** 2
 
 
+def test_what_may_not_be_used_is_neither_handed_out_nor_proposed():
+    """The better half of a space is barred: all that is named lies in the other."""
+    world = World("plain", 3)
+    (best,) = {axis.levels[int(np.argmax(world.effects[axis.name]))]
+               for axis in AXES if axis.name == "augmentation"}  # fmt: skip
+    usable = {"default", "strong"} - {best}
+    table = tabulate(world.sweep(cells=20))
+    found = answer(table, AXES, BASELINE, GOAL, usable=lambda cell: cell[4] in usable)
+    named = [use.cell for use in found.ranking] + [each.cell for each in found.next]
+    assert len(found.confirm) > 1 and found.next
+    assert {cell[4] for cell in (*named, *found.confirm)} == usable
+
+
 def test_a_sweep_is_answered_and_confirmed():
     """TPE's cells name the best region, the cliff and the strong factors; confirming updates it."""
     world = World("cliff", 4)
