@@ -20,7 +20,7 @@ from ablate.markers.event import (
 from ablate.markers.rules import RULES
 from ablate.markers.thresholds import Thresholds
 
-VERSION = 12
+VERSION = 13
 """Raised whenever a rule may judge the same trace differently."""
 
 
