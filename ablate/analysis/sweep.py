@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -256,14 +256,7 @@ def _look(
     observed = dict(zip(response.cells, objective.gain(1.0) * response.data.y, strict=True))
     seen = sorted(seen, key=lambda c: (c != reference, -observed[c]))[:_MOST_SEEN]
     near = positions(axes, [cell for cell in seen if cell in usable][:_BEST])
-    drawn = _anywhere(axes, rng, near)
-    safe = np.ones(len(drawn), dtype=bool)
-    for cliff in steep:
-        safe &= cliff.probability(drawn[:, cliff.axis]) < _RISK
-    known = set(table.cells)
-    cells = [_cell(axes, point, reference) for point in drawn]
-    safe &= [cell not in known and may_use(cell) for cell in cells]
-    drawn = drawn[safe]
+    drawn = _not_run(_anywhere(axes, rng, near), axes, reference, steep, set(table.cells), may_use)
     samples = response.sample(np.concatenate([positions(axes, seen), drawn]), rng)
     gains = objective.gain(1.0) * samples
     order = sorted(
@@ -297,6 +290,24 @@ def _look(
     ]
     ordered = tuple(sorted(proposals, key=lambda p: -p.improvement))
     return ranking, left, ordered, tuple(dict.fromkeys(chosen))
+
+
+def _not_run(
+    points: FloatArray,
+    axes: Sequence[Axis],
+    reference: Cell,
+    steep: Sequence[Cliff],
+    known: Collection[Cell],
+    may_use: Callable[[Cell], bool],
+) -> FloatArray:
+    """Those of the points that are new, before every cliff, and may be used."""
+    safe = np.ones(len(points), dtype=bool)
+    for cliff in steep:
+        safe &= cliff.probability(points[:, cliff.axis]) < _RISK
+    cells = [_cell(axes, point, reference) for point in points]
+    safe &= [cell not in known and may_use(cell) for cell in cells]
+    kept: FloatArray = points[safe]
+    return kept
 
 
 def _worth_confirming(gains: FloatArray, pool: Sequence[int]) -> list[int]:
