@@ -60,9 +60,9 @@ def notes(text: str, folder: Path) -> list[str]:
 
 
 def test_a_sound_study_has_no_warning(tmp_path: Path) -> None:
-    """80 steps, warmup of 4, amp_bf16 with BatchNorm in fp32, three seeds: only that the data are
-    not here is told, of each field."""
-    told = notes(STUDY, tmp_path)
+    """80 steps, warmup of 4, amp_bf16 with BatchNorm in fp32 on GPUs, three seeds: only that the
+    data are not here is told, of each field."""
+    told = notes(STUDY.replace("workers: 2}", "workers: 2, gpus_per_worker: 1}"), tmp_path)
     assert [line.partition(":")[0] for line in told] == ["train_data", "imagenet_val"]
     assert all(line.endswith("not on this machine: a launch here would refuse") for line in told)
 
