@@ -154,11 +154,11 @@ def answer(
     reference: Cell,
     objective: Objective,
     *,
-    usable: Callable[[Cell], bool] = lambda cell: True,
+    may_use: Callable[[Cell], bool] = lambda cell: True,
     seed: int = 0,
 ) -> Answer:
-    """What the finished cells of a sweep say; what is not `usable` is neither handed out nor
-    proposed."""
+    """What the finished cells of a sweep say; what one may not use (`may_use`) is
+    neither handed out nor proposed."""
     steep = cliffs(table, axes)
     response = fit(table, axes, seed=seed)
     tally = (
@@ -169,7 +169,7 @@ def answer(
     eligible = [
         cell
         for row, cell in enumerate(table.cells)
-        if usable(cell) and set(table.outcomes[row]) <= {"completed", ""}
+        if may_use(cell) and set(table.outcomes[row]) <= {"completed", ""}
     ]
     if response is None:
         found = _observed(table, eligible, reference, objective)
@@ -179,7 +179,7 @@ def answer(
             *tally, why,
         )  # fmt: skip
     rng = np.random.default_rng([seed, 1, len(table.cells)])
-    look = _look(response, eligible, reference, objective, steep, rng, table, usable)
+    look = _look(response, eligible, reference, objective, steep, rng, table, may_use)
     return Answer(
         look[0][0] if look[0] else None,
         look[0],

@@ -22,6 +22,7 @@ _MOST_PROPOSALS = 16
 """Proposals of a sampler that may repeat a known cell before the nearest new one is taken."""
 
 _MOST_FITS = 4
+"""The same of a Gaussian process."""
 
 _MOVES = 64
 """So many steps lie between a hundredth of a range and all of it; as many draws are from all."""

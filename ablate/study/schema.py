@@ -301,8 +301,7 @@ class Search(_Spec):
     """Distinct cells to run."""
     sampler: Literal["tpe", "gp", "qmc", "random", "grid"] = "tpe"
     """How the next cell is chosen: by Optuna's Parzen trees, its Gaussian process (a second of the
-    controller a cell; asks as well or better when cells are few), a low-discrepancy sequence, by
-    lot, or all of a grid in random order."""
+    controller a cell), a low-discrepancy sequence, by lot, or all of a grid in random order."""
     sampler_seed: int = 0
     """Seed of the sampler itself; not a replicate."""
     options: dict[str, Any] = {}

@@ -67,14 +67,14 @@ def answer_of(study: Study, results: Iterable[Result]) -> sweep.Answer | None:
         axes_of(study),
         tuple(study.baseline_levels().values()),
         Objective(goal.metric, goal.direction, margin=goal.margin),
-        _Usable(study.source.text, study),
+        _MayUse(study.source.text, study),
         ended,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Usable:
-    """Whether a setting may be handed out, and hence be proposed; alike for one study's text."""
+class _MayUse:
+    """Whether a setting may be handed out, hence proposed. For a cache: equal for equal texts."""
 
     text: str
     study: Study = field(compare=False)
@@ -93,10 +93,10 @@ def _answer(
     axes: tuple[Axis, ...],
     reference: LevelNames,
     objective: Objective,
-    usable: _Usable,
+    may_use: _MayUse,
     results: tuple[Result, ...],
 ) -> sweep.Answer:
-    return sweep.answer(tabulate(results), axes, reference, objective, usable=usable)
+    return sweep.answer(tabulate(results), axes, reference, objective, may_use=may_use)
 
 
 def has_converged(study: Study, results: Iterable[Result]) -> bool:

@@ -50,7 +50,7 @@ def test_what_may_not_be_used_is_neither_handed_out_nor_proposed():
                for axis in AXES if axis.name == "augmentation"}  # fmt: skip
     usable = {"default", "strong"} - {best}
     table = tabulate(world.sweep(cells=20))
-    found = answer(table, AXES, BASELINE, GOAL, usable=lambda cell: cell[4] in usable)
+    found = answer(table, AXES, BASELINE, GOAL, may_use=lambda cell: cell[4] in usable)
     named = [use.cell for use in found.ranking] + [each.cell for each in found.next]
     assert len(found.confirm) > 1 and found.next
     assert {cell[4] for cell in (*named, *found.confirm)} == usable

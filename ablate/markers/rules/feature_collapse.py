@@ -28,9 +28,9 @@ class FeatureCollapse(Marker):
 
     Small transformers have 4 % to 25 % of the even spread until they begin to learn, collapsed
     towers of the same size less than 1 %: hence ``std_share``. The first features after a warm-up
-    fill many dimensions at random, and a tower that learns gives most of them up: in 45 sound runs
-    of studies/emoji_sweep.yaml the rank fell to 0.25 of its best while the score rose ninefold,
-    and one that had diverged kept 0.13: hence ``rank_share``.
+    fill many dimensions at random, and a tower that learns gives most of them up: of 45 runs of
+    studies/emoji_sweep.yaml one kept 0.25 of its best rank while its score rose ninefold, and a
+    run of another study that had diverged kept 0.13: hence ``rank_share``.
     """
 
     name: ClassVar[str] = "feature_collapse"
