@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -31,6 +32,11 @@ def _wait_forever() -> None:
 def succeed() -> int:
     print("done", flush=True)
     return 0
+
+
+def see_collector() -> int:
+    """0 where garbage is collected."""
+    return 0 if gc.isenabled() else 1
 
 
 def write_environment() -> int:

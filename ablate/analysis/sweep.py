@@ -19,6 +19,7 @@ from ablate.analysis.axes import Axis, positions
 from ablate.analysis.cliff import Cliff, cliffs
 from ablate.analysis.response import Response, fit
 from ablate.analysis.results import Cell, FloatArray, Objective, Table
+from ablate.analysis.threads import one_thread
 
 MOVED, NOTHING, OPEN = "moved", "nothing", "open"
 """What a factor did: more than the margin, less than the margin, or not known yet."""
@@ -148,6 +149,7 @@ class Answer:
     """Empty when there is one."""
 
 
+@one_thread()
 def answer(
     table: Table,
     axes: Sequence[Axis],

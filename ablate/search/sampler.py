@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from ablate.analysis.threads import one_thread
 from ablate.errors import PlanError
 from ablate.search.cells import Entry
 from ablate.search.space import directions_of, state_of
@@ -118,9 +120,13 @@ class Sampler:
         else:
             study.sampler = self.make(int(rng.integers(2**31)))
         while True:
-            asked = study.ask(self._space)
+            asked = self._ask(study)
             study.tell(asked, state=TrialState.FAIL)  # only a draft; failed trials teach nothing
             yield {name: _rounded(value, self._space[name]) for name, value in asked.params.items()}
+
+    def _ask(self, study: optuna.Study) -> optuna.Trial:
+        with one_thread() if self._name == "gp" else contextlib.nullcontext():
+            return study.ask(self._space)
 
     def around(
         self, params: Mapping[str, Any], rng: np.random.Generator

@@ -159,6 +159,18 @@ def test_a_gang_that_makes_no_progress_ends_and_a_slow_evaluation_does_not(
         assert trial != "hang_evaluating" or "seven batches" in log.read_text()
 
 
+def test_a_rank_collects_garbage(tmp_path: Path) -> None:
+    """Its keeper does not while it imports."""
+    with LocalCluster(num_cpus=1, preload=("json",)) as cluster:
+        env = {"PYTHONPATH": str(HERE)}
+        entry = "cluster_entries:see_collector"
+        cluster.start(Attempt("trial", 1, tmp_path, Shape(1), entry, env))
+        seen: list[GangEvent] = []
+        while not seen or seen[-1].kind == "placed":
+            seen += cluster.wait(60)
+    assert seen[-1].exit_codes == (0,)
+
+
 def test_a_cluster_that_ran_nothing_does_not_wait_for_its_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

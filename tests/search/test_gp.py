@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ablate.analysis.results import Result
 from ablate.search.book import CellBook
@@ -93,3 +97,25 @@ def test_a_factor_that_counts_in_some_cells_is_modelled_too(
     book.close()
     assert sum(asked[10:]) <= 4
     assert "independently" not in capfd.readouterr().err
+
+
+def test_its_fits_take_one_thread(tmp_path: Path, monkeypatch) -> None:
+    """They run in the controller, on cores that train: threads that wait for one another took six
+    times as long. The first fit is what imports torch."""
+    seen = []
+    asked = optuna.samplers.GPSampler.sample_relative
+
+    def look(*args: Any) -> Any:
+        seen.append({pool["num_threads"] for pool in threadpool_info()} | {torch.get_num_threads()})
+        return asked(*args)
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", look)
+    book = make_book(make_study("  lr: {low: 1.0e-4, high: 1.0e-2, log: true}"), tmp_path)
+    with threadpool_limits(limits=2):
+        for score in (0.1, 0.2, 0.3, 0.4):
+            cell = book.ask()
+            assert cell is not None
+            book.tell(cell, [Result(cell.levels, 0, "completed", score)])
+    book.close()
+    assert len(seen) > 1
+    assert all(each == {1} for each in seen[1:])

@@ -298,6 +298,7 @@ def main() -> None:
     client.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    gc.disable()  # a fifth of the time of the imports
     try:
         import_ahead(json.loads(sys.argv[2]))
         torch = sys.modules.get("torch")
@@ -305,6 +306,7 @@ def main() -> None:
             raise RuntimeError("a preloaded module opened the GPU; a forked rank could not use it")
         gc.collect()
         gc.freeze()  # what is shared stays shared: the collector writes to no inherited object
+        gc.enable()
     except BaseException:
         traceback.print_exc()
         sys.exit(1)

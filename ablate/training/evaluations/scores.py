@@ -144,7 +144,7 @@ def linear_correct(
         weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
         bias = torch.zeros(classes, device=x.device, requires_grad=True)
         solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=iterations, line_search_fn="strong_wolfe"
+            [weight, bias], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
         )
 
         def loss() -> torch.Tensor:
