@@ -14,8 +14,8 @@ def one_thread() -> Iterator[None]:
     """BLAS, OpenMP and torch, where it is imported, compute on one thread meanwhile.
 
     Matrices of tens of cells are too small to share, and on cores that train the threads wait for
-    one another: 40 cells' answer took 10 s in place of 2, and as many proposals of Optuna's
-    Gaussian process 38 s in place of 6 (two at once on two cores).
+    one another: a sweep of 40 cells and its confirming were answered in 10 s in place of 2, and 55
+    proposals of Optuna's Gaussian process took 38 s in place of 6 (two at once on two cores).
     """
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
