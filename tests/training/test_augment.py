@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from open_clip.transform import AugmentationCfg, image_transform
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import stats
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from ablate.training.data.augment import (
@@ -20,7 +22,11 @@ from ablate.training.data.augment import (
     sample_seeds,
     uniforms,
 )
+from ablate.training.data.colours import SeededColours
 
+COLOURS = SeededColours(
+    ColorJitter(0.4, 0.4, 0.4, 0.1), share=0.8, grey_share=0.2, chance=random.random
+)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -116,7 +122,7 @@ def test_any_transform_depends_on_the_sample_alone(augmentation: dict[str, objec
     transform: SeededTransform | SeededCrop = (
         SeededTransform(peer)
         if augmentation.get("use_timm")
-        else SeededCrop(32, scale=(0.9, 1.0), extra=peer.transforms[2:-2])
+        else SeededCrop(32, scale=(0.9, 1.0), colours=COLOURS, extra=[ImageOps.mirror])
     )
     images = pictures()
     whole = transform(images, seeds_of(6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from ablate.training.data.shard_names import expand_shards
 from ablate.trial.recipe import absolute
 
 if TYPE_CHECKING:
+    from ablate.training.data.colours import SeededColours
     from ablate.training.data.shards import ShardIndex
-from ablate.recipes.openclip.config import Config
+from ablate.recipes.openclip.config import Augmentation, Config
 
 
 def num_samples(config: Config, *, root: Path) -> int:
@@ -114,16 +116,34 @@ def make_train_transform(config: Config, preprocess: Any, peer_transform: Any) -
     """The peer's own transform, or for its default path the same operations without overhead.
 
     A random resized crop is drawn and resized by ablate.training.data.augment, which gives 8-bit
-    images that are normalised in one go on the device; jitter and grey are the peer's objects.
+    images that are normalised in one go on the device; a batch's colours change at once.
     """
     from ablate.training.data import augment
 
     if config.aug_cfg.use_timm:
         return augment.SeededTransform(peer_transform)
-    # The peer's list: crop, to RGB (done at decoding), then jitter, grey, to tensor, normalise.
-    extra = tuple(peer_transform.transforms[2:-2])
     return augment.SeededCrop(
-        preprocess.size, scale=config.aug_cfg.scale, extra=extra, fast=config.fast_resize
+        preprocess.size,
+        scale=config.aug_cfg.scale,
+        colours=make_colours(config.aug_cfg),
+        fast=config.fast_resize,
+    )
+
+
+def make_colours(augmentation: Augmentation) -> SeededColours | None:
+    """open_clip's color_jitter and gray_scale; None where neither is asked for."""
+    from torchvision.transforms import ColorJitter
+
+    from ablate.training.data.colours import SeededColours
+
+    share, grey_share = augmentation.color_jitter_prob, augmentation.gray_scale_prob
+    if not share and not grey_share:
+        return None
+    strengths = augmentation.color_jitter if share else None
+    assert strengths is None or isinstance(strengths, tuple)
+    jitter = ColorJitter(*(strengths or ()))
+    return SeededColours(
+        jitter, share=share or 0.0, grey_share=grey_share or 0.0, chance=random.random
     )
 
 

@@ -9,11 +9,13 @@ import random
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
-from torchvision.transforms import ColorJitter, RandomApply, RandomGrayscale
+from torchvision.transforms import ColorJitter
 
 from ablate.recipes.swav.config import Config
 from ablate.training.data.augment import SeededCrop
+from ablate.training.data.colours import SeededColours
 from ablate.training.data.pairs import ImageTransform
 from ablate.training.data.pictures import Flipped
 
@@ -25,13 +27,14 @@ JITTER_SHARE, GREY_SHARE = 0.8, 0.2
 
 def make_views(config: Config) -> list[ImageTransform]:
     """A transform for each crop of an image."""
-    colours = (
-        RandomApply([ColorJitter(*JITTER)], p=JITTER_SHARE),
-        RandomGrayscale(p=GREY_SHARE),
-        _blur,
+    colours = SeededColours(
+        ColorJitter(*JITTER),
+        share=JITTER_SHARE,
+        grey_share=GREY_SHARE,
+        chance=lambda: float(torch.rand(1)),
     )
     return [
-        Flipped(SeededCrop(size, scale=(low, high), extra=colours))
+        Flipped(SeededCrop(size, scale=(low, high), colours=colours, extra=(_blur,)))
         for size, low, high in config.crops
     ]
 

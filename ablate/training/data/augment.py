@@ -60,8 +60,9 @@ class SeededCrop:
     """torchvision's RandomResizedCrop (ratio 3/4 to 4/3, bicubic), drawn for a batch at once.
 
     Same distribution and, for the same crop, the same bytes as torchvision's on PIL images; what
-    it leaves out is the per-image overhead. `extra` are transforms of the resized PIL image
-    (colour jitter, grey), called with all global generators seeded from the sample's. `fast`
+    it leaves out is the per-image overhead. `colours` changes the resized images, all at once;
+    `extra` are transforms of each as a PIL image, after it, called with all global generators
+    seeded from the sample's. `fast`
     resizes by torch's kernel, which rounds otherwise than Pillow's: by 1 of 255 in about one
     of a hundred values, rarely by 2.
     Bytes are returned; :class:`ToInput` makes them floats on the device.
@@ -73,12 +74,14 @@ class SeededCrop:
         *,
         scale: tuple[float, float],
         ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        colours: Callable[[npt.NDArray[np.uint8], Seeds], None] | None = None,
         extra: Sequence[Callable[[Any], Any]] = (),
         fast: bool = False,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
         self.scale = scale
         self.ratio = ratio
+        self.colours = colours
         self.extra = tuple(extra)
         self.fast = fast
 
@@ -125,14 +128,15 @@ class SeededCrop:
         ):
             top, left, h, w = box
             # Crop first: resizing with a box would let the filter see pixels outside of it.
-            small = self._resize(image[top : top + h, left : left + w])
-            if self.extra:
-                seed_globals(int(seeds[row]))
-                picture = Image.fromarray(small)
-                for transform in self.extra:
-                    picture = transform(picture)
-                small = np.asarray(picture)
-            batch[row] = small
+            batch[row] = self._resize(image[top : top + h, left : left + w])
+        if self.colours is not None:
+            self.colours(batch, seeds)
+        for row in range(len(batch) if self.extra else 0):
+            seed_globals(int(seeds[row]))
+            picture = Image.fromarray(batch[row])
+            for transform in self.extra:
+                picture = transform(picture)
+            batch[row] = np.asarray(picture)
         return torch.from_numpy(batch)
 
     def _resize(self, crop: Bytes) -> Bytes:
