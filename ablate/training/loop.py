@@ -75,7 +75,7 @@ class Run:
 
     def wrap(self) -> torch.nn.Module:
         """The model as the steps call it."""
-        model = parallel(self.task, self.gang)
+        model = parallel(self.step)
         step = self.progress.step
         if self.gang.world_size > 2 and step < self.total:
             settle_buckets(self.task, model, self.feed.peek(self.span(step)[0]))

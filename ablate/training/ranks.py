@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -167,12 +168,13 @@ def broadcast_buffers(model: torch.nn.Module, gang: Gang) -> None:
             dist.broadcast(buffer, src=0, group=_group_of(buffer, gang))
 
 
-def keep_statistics_apart(model: torch.nn.Module) -> None:
-    """Have DDP leave BatchNorm's running statistics alone, before `model` is handed to it.
+def keep_apart(model: torch.nn.Module, parameters: Iterable[str] = ()) -> None:
+    """Have DDP leave `parameters` and BatchNorm's running statistics alone, before `model` is
+    handed to it.
 
-    It would broadcast rank 0's before every forward pass, each by itself. A training step does
-    not read them, nobody overwrites rank 0's, and :func:`broadcast_buffers` comes before all that
-    reads them; so no number changes. Other buffers are broadcast as ever.
+    It would broadcast rank 0's statistics before every forward pass, each by itself. A training
+    step does not read them, nobody overwrites rank 0's, and :func:`broadcast_buffers` comes before
+    all that reads them; so no number changes. Other buffers are broadcast as ever.
     """
     ours = [
         f"{path}.{name}" if path else name
@@ -180,6 +182,7 @@ def keep_statistics_apart(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
         for name, _ in module.named_buffers(recurse=False)
     ]
+    ours += parameters
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ours)  # type: ignore[no-untyped-call]
 
 

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ablate.training.data.augment import mix, seed_globals
 from ablate.training.data.order import child_seeds
+from ablate.training.embeddings import begin_alike, large_embeddings, sum_rows
 from ablate.training.interruption import Borders, break_off
 from ablate.training.optim import GradientNorms, UpdateMeter, ZeroGradients
-from ablate.training.ranks import Gang, broadcast_buffers, keep_statistics_apart
+from ablate.training.ranks import Gang, broadcast_buffers, keep_apart
 from ablate.training.task import MicroBatch, Task
 
 GROUP_STEPS = 10
@@ -39,6 +40,9 @@ class Step:
         self.norms = GradientNorms(model)
         self.updates = UpdateMeter(model, optimizer, watched=task.watch.moments)
         self.zero_gradients = ZeroGradients(model)
+        # Of several micro-batches DDP sums each; the sum of their sum would round otherwise.
+        accumulates = task.length.accum_freq > 1
+        self.embeddings = {} if accumulates else large_embeddings(model, gang)
         per_epoch = task.length.steps_per_epoch(gang.world_size)
         self.borders = Borders(
             total=per_epoch * task.length.epochs,
@@ -65,6 +69,7 @@ class Step:
             (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
         values = learner.loss(model, micro, backward)
+        sum_rows(self.embeddings.values(), self.gang)
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = self.norms.measure()
@@ -134,14 +139,16 @@ class Step:
             torch.cuda.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
 
 
-def parallel(task: Task, gang: Gang) -> torch.nn.Module:
+def parallel(step: Step) -> torch.nn.Module:
     """The model as the ranks train it together; itself with one rank."""
+    task, gang = step.task, step.gang
     model, execution = task.learner.model, task.execution
     if gang.world_size == 1:
         return model
     if execution.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    keep_statistics_apart(model)
+    begin_alike(step.embeddings.values(), gang)
+    keep_apart(model, step.embeddings)
     return DistributedDataParallel(
         model,
         device_ids=[gang.device] if gang.device.type == "cuda" else None,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ablate.training.ranks import keep_statistics_apart
+from ablate.training.ranks import keep_apart
 
 
 def network() -> nn.Module:
@@ -41,7 +41,7 @@ def learn(rank: int, port: int, folder: str) -> None:
     for name in ("theirs", "ours"):
         model = network()
         if name == "ours":
-            keep_statistics_apart(model)
+            keep_apart(model)
         ddp = DistributedDataParallel(model, gradient_as_bucket_view=name == "ours")
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         images = torch.Generator().manual_seed(rank)
