@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ablate.api import RUNS, Run, load, open_run
+from ablate.api import RUNS, ClusterName, Run, load, open_cluster, open_run
 from ablate.cli.progress import lines, showing
 from ablate.cli.terminal import (
     AddressOption,
@@ -200,34 +201,39 @@ def _run(
 
     study, record = loaded.study, loaded.record
     people = err if as_json else out
-    with showing(err, "planning"):
-        made = make_plan(study, record)
-    people.print(render_plan(made))
-    if dry_run:
-        if as_json:
-            print_json(loaded.status().to_json())
-        return
-    if made.to_run and (missing := find_missing(study)) and not places.elsewhere:
-        raise DataError(
-            f"{study.source.path}: {'; '.join(missing)}, and the trials would run here. Mend the "
-            "paths, prepare the data, or launch on a Ray that sees them: --address auto"
-        )
-    if not yes and made.to_run and not may_start(made, study.budget.ask_above):
-        raise typer.Exit(130)
-    with stop_signals() as stop_level, watching(people) as watch:
-        ended = loaded.launch(
-            cluster=places.cluster.value,
-            address=places.address,
-            cpus=places.cpus,
-            tracking_uri=places.tracking_uri,
-            storage=places.storage,
-            stop_level=stop_level,
-            watch=watch,
-            look=partial(_look_before, study, record.folder, len(made.to_run)),
-            behind=say_behind(record),
-            mirrored=lines(err, "bringing MLflow up to date, trials"),
-            say=lambda line: err.print(f"note: {line}", markup=False, soft_wrap=True),
-        )
+    with ExitStack() as stack:
+        machines: ClusterName | Cluster = places.cluster.value
+        if places.cluster is ClusterKind.LOCAL and not dry_run:
+            # It imports ahead, for as long as planning takes.
+            machines = stack.enter_context(open_cluster(study.recipe, "local", cpus=places.cpus))
+        with showing(err, "planning"):
+            made = make_plan(study, record)
+        people.print(render_plan(made))
+        if dry_run:
+            if as_json:
+                print_json(loaded.status().to_json())
+            return
+        if made.to_run and (missing := find_missing(study)) and not places.elsewhere:
+            raise DataError(
+                f"{study.source.path}: {'; '.join(missing)}, and the trials would run here. Mend "
+                "the paths, prepare the data, or launch on a Ray that sees them: --address auto"
+            )
+        if not yes and made.to_run and not may_start(made, study.budget.ask_above):
+            raise typer.Exit(130)
+        with stop_signals() as stop_level, watching(people) as watch:
+            ended = loaded.launch(
+                cluster=machines,
+                address=places.address,
+                cpus=places.cpus,
+                tracking_uri=places.tracking_uri,
+                storage=places.storage,
+                stop_level=stop_level,
+                watch=watch,
+                look=partial(_look_before, study, record.folder, len(made.to_run)),
+                behind=say_behind(record),
+                mirrored=lines(err, "bringing MLflow up to date, trials"),
+                say=lambda line: err.print(f"note: {line}", markup=False, soft_wrap=True),
+            )
     if as_json:
         print_json(ended.to_json())
     people.print(render_status(ended, width=people.width))
