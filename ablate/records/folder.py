@@ -247,7 +247,7 @@ class TrialRecord:
         rows: dict[int, dict[str, Any]] = {}
         for attempt in self.attempts():
             folder = self.attempt_folder(attempt)
-            first = self.first_row(attempt)
+            first = self.first_row(attempt) if rows else None
             if first is not None:
                 rows = {step: row for step, row in rows.items() if step < first["step"]}
             for row in read_rows(folder / name):

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy
+import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
@@ -1074,6 +1075,21 @@ def test_studies_of_one_name_do_not_share_an_experiment(
     assert {item.name for item in MlflowClient(uri).search_experiments()} == {*names, "Default"}
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert len(list((tmp_path / "mlartifacts").glob("*/*/artifacts/trace.jsonl"))) == 3
+
+
+def test_a_trials_setting_is_shown_whole(tmp_path: Path) -> None:
+    """config.yaml is what trial.json asks for; the seeds of a cell differ in their seed alone."""
+    mine = Folder(tmp_path / "mine")
+    for trial in mine.trials[:3]:
+        mine.run(trial, steps=3, value=0.2)
+    tracker = Tracker(mine.study, mine.record, score=score, uri=f"sqlite:///{tmp_path}/shown.db")
+    tracker.update(mine.trials, [])
+    assert tracker.close(patience_s=120), tracker.trouble
+    shown = [path.parent for path in (tmp_path / "mlartifacts").glob("*/*/artifacts/trial.json")]
+    assert len(shown) == 3
+    for place in shown:
+        asked = json.loads((place / "trial.json").read_text(encoding="utf-8"))["config"]
+        assert yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8")) == asked
 
 
 def test_views_that_mlflow_refuses_are_left_out(

@@ -7,12 +7,13 @@ import gzip
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ablate.records.files import dumps
+from ablate.records.files import dumps, loads
 from ablate.records.folder import TrialRecord
 from ablate.records.masking import masked, masked_url
 from ablate.report.replay import draw_record
@@ -52,7 +53,7 @@ def write_artifacts(
     config = content["config"]
     (folder / "trial.json").write_text(dumps(content, indent=1) + "\n")
     (folder / "outcome.json").write_text(dumps(masked("", outcome), indent=1) + "\n")
-    (folder / "config.yaml").write_text(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
+    (folder / "config.yaml").write_text(_yaml_of(config))
     if line := _line_of(trial, config):
         (folder / "command.txt").write_text(line)
     learned = record.learned()
@@ -70,6 +71,19 @@ def write_artifacts(
         tail = record.log_tail(attempts[-1], lines=200)
         if tail:
             (folder / "log.txt").write_text(masked_url(tail) + "\n")
+
+
+def _yaml_of(config: Mapping[str, Any]) -> str:
+    """A configuration as YAML, its seed last: the rest is the same for all seeds of a cell."""
+    rest = {name: value for name, value in config.items() if name != "seed"}
+    if not rest or "seed" not in config:
+        return _dump_once(dumps(config))
+    return _dump_once(dumps(rest)) + str(yaml.dump({"seed": config["seed"]}, Dumper=_Dumper))
+
+
+@lru_cache(maxsize=16)  # of the cells whose trials end about now
+def _dump_once(config: str) -> str:
+    return str(yaml.dump(loads(config), Dumper=_Dumper, sort_keys=False))
 
 
 def command_of(trial: Trial) -> str:
