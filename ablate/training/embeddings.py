@@ -27,7 +27,7 @@ def large_embeddings(model: torch.nn.Module, gang: Gang) -> dict[str, torch.nn.P
     if gang.world_size == 1 or gang.device.type != "cpu":
         return {}
     modules = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    weights = {id(module.weight): module for module in modules if not module.sparse}
+    weights = {id(module.weight) for module in modules if not module.sparse}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -35,12 +35,6 @@ def large_embeddings(model: torch.nn.Module, gang: Gang) -> dict[str, torch.nn.P
         and parameter.requires_grad
         and parameter.numel() >= LEAST_VALUES
     }
-
-
-def begin_alike(weights: Iterable[torch.nn.Parameter], gang: Gang) -> None:
-    """Give every rank rank 0's weights, as DDP does with those that it sums itself."""
-    for weight in weights:
-        dist.broadcast(weight.data, src=0, group=gang.hosts)
 
 
 def sum_rows(weights: Iterable[torch.nn.Parameter], gang: Gang) -> None:

@@ -163,9 +163,14 @@ def broadcast_buffers(model: torch.nn.Module, gang: Gang) -> None:
 
     The peer evaluates and saves on rank 0, so rank 0's are the model's.
     """
+    broadcast_tensors(model.buffers(), gang)
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor], gang: Gang) -> None:
+    """Give every rank rank 0's values of these tensors, in place."""
     if gang.world_size > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0, group=_group_of(buffer, gang))
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0, group=_group_of(tensor, gang))
 
 
 def keep_apart(model: torch.nn.Module, parameters: Iterable[str] = ()) -> None:

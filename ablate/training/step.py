@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ablate.training.data.augment import mix, seed_globals
 from ablate.training.data.order import child_seeds
-from ablate.training.embeddings import begin_alike, large_embeddings, sum_rows
+from ablate.training.embeddings import large_embeddings, sum_rows
 from ablate.training.interruption import Borders, break_off
 from ablate.training.optim import GradientNorms, UpdateMeter, ZeroGradients
-from ablate.training.ranks import Gang, broadcast_buffers, keep_apart
+from ablate.training.ranks import Gang, broadcast_buffers, broadcast_tensors, keep_apart
 from ablate.training.task import MicroBatch, Task
 
 GROUP_STEPS = 10
@@ -147,7 +147,8 @@ def parallel(step: Step) -> torch.nn.Module:
         return model
     if execution.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    begin_alike(step.embeddings.values(), gang)
+    apart = [weight.detach() for weight in step.embeddings.values()]
+    broadcast_tensors(apart, gang)  # as DDP does with those that it sums itself
     keep_apart(model, step.embeddings)
     return DistributedDataParallel(
         model,

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ablate.training.embeddings import begin_alike, large_embeddings, sum_rows
-from ablate.training.ranks import Gang, keep_apart
+from ablate.training.embeddings import large_embeddings, sum_rows
+from ablate.training.ranks import Gang, broadcast_tensors, keep_apart
 
 WORDS, WIDTH = 8192, 65  # a row of an odd number of values
 
@@ -46,7 +46,7 @@ def learn(rank: int, ranks: int, port: int, folder: str, case: str) -> None:
         assert list(apart) == (["words.weight"] if name == "ours" else [])
         if name == "ours" and rank == 1:
             nn.init.zeros_(model.words.weight)  # what DDP would mend
-        begin_alike(apart.values(), gang)
+        broadcast_tensors([weight.detach() for weight in apart.values()], gang)
         keep_apart(model, apart)
         ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

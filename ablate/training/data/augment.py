@@ -62,9 +62,8 @@ class SeededCrop:
     Same distribution and, for the same crop, the same bytes as torchvision's on PIL images; what
     it leaves out is the per-image overhead. `colours` changes the resized images, all at once;
     `extra` are transforms of each as a PIL image, after it, called with all global generators
-    seeded from the sample's. `fast`
-    resizes by torch's kernel, which rounds otherwise than Pillow's: by 1 of 255 in about one
-    of a hundred values, rarely by 2.
+    seeded from the sample's. `fast` resizes by torch's kernel, which rounds otherwise than
+    Pillow's: by 1 of 255 in about one of a hundred values, rarely by 2.
     Bytes are returned; :class:`ToInput` makes them floats on the device.
     """
 
@@ -74,7 +73,7 @@ class SeededCrop:
         *,
         scale: tuple[float, float],
         ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
-        colours: Callable[[npt.NDArray[np.uint8], Seeds], None] | None = None,
+        colours: Callable[[Bytes, Seeds], None] | None = None,
         extra: Sequence[Callable[[Any], Any]] = (),
         fast: bool = False,
     ) -> None:
@@ -131,8 +130,8 @@ class SeededCrop:
             batch[row] = self._resize(image[top : top + h, left : left + w])
         if self.colours is not None:
             self.colours(batch, seeds)
-        for row in range(len(batch) if self.extra else 0):
-            seed_globals(int(seeds[row]))
+        for row, seed in enumerate(seeds.tolist() if self.extra else ()):
+            seed_globals(seed)
             picture = Image.fromarray(batch[row])
             for transform in self.extra:
                 picture = transform(picture)

@@ -2,7 +2,7 @@
 
 One picture at a time pays for Python: some seven hundred calls a picture, whatever its size. Here
 Pillow converts many pictures as one tall one, and what has a factor of its own for each picture
-is computed as Pillow 13 does (ImageEnhance.py; Blend.c). Images are N x S x S x 3 bytes.
+is computed as Pillow 13 does (ImageEnhance.py; Blend.c). A batch is N x S x S x 3 bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from ablate.training.data.augment import Seeds, seed_globals
+from ablate.training.data.decode import Bytes
 
 if TYPE_CHECKING:
     from torchvision.transforms import ColorJitter
 
-Images = npt.NDArray[np.uint8]
 Factors = npt.NDArray[np.float32]
 
 _BLOCK = 1 << 16
@@ -76,7 +76,7 @@ class SeededColours:
         factors = shares * (self.high - self.low) + self.low
         return Drawn(jittered, order, factors, grey)
 
-    def __call__(self, images: Images, seeds: Seeds) -> None:
+    def __call__(self, images: Bytes, seeds: Seeds) -> None:
         """Change the images in place."""
         drawn = self.draw(seeds)
         size = max(1, _BLOCK // (images.shape[1] * images.shape[2]))
@@ -84,7 +84,7 @@ class SeededColours:
         for rows in (changed[start : start + size] for start in range(0, len(changed), size)):
             images[rows] = self._coloured(images[rows], drawn.of(rows))
 
-    def _coloured(self, images: Images, drawn: Drawn) -> Images:
+    def _coloured(self, images: Bytes, drawn: Drawn) -> Bytes:
         for rows, kind in self._in_turn(drawn):
             images[rows] = ADJUST[kind](images[rows], drawn.factors[rows, kind])
         images[drawn.grey] = make_grey(images[drawn.grey])
@@ -99,29 +99,29 @@ class SeededColours:
                     yield rows, kind
 
 
-def make_grey(images: Images) -> Images:
+def make_grey(images: Bytes) -> Bytes:
     """Each pixel's brightness in all three colours."""
     return _apart(_tall(images).convert("L").convert("RGB"), images)
 
 
-def change_brightness(images: Images, factors: Factors) -> Images:
+def change_brightness(images: Bytes, factors: Factors) -> Bytes:
     """Towards black, or away from it."""
     return _looked_up(images, np.zeros((len(images), 1), np.float32), factors)
 
 
-def change_contrast(images: Images, factors: Factors) -> Images:
+def change_contrast(images: Bytes, factors: Factors) -> Bytes:
     """Towards an image's mean grey, or away from it."""
     mean = make_grey(images)[..., 0].mean(axis=(1, 2), dtype=np.float64)
     return _looked_up(images, np.floor(mean + 0.5).astype(np.float32)[:, None], factors)
 
 
-def change_saturation(images: Images, factors: Factors) -> Images:
+def change_saturation(images: Bytes, factors: Factors) -> Bytes:
     """Towards each pixel's grey, or away from it."""
     grey = make_grey(images).astype(np.float32)
     return _blend(grey, images, factors[:, None, None, None])
 
 
-def turn_hue(images: Images, factors: Factors) -> Images:
+def turn_hue(images: Bytes, factors: Factors) -> Bytes:
     """Around the circle of hues by so many turns, through Pillow's HSV of 8 bits each."""
     turned = _apart(_tall(images).convert("HSV"), images).copy()
     steps = (factors.astype(np.float64) * 255).astype(np.int32).astype(np.uint8)
@@ -133,17 +133,17 @@ ADJUST = (change_brightness, change_contrast, change_saturation, turn_hue)
 """In torchvision's order of the names."""
 
 
-def _tall(images: Images, mode: str = "RGB") -> Image.Image:
+def _tall(images: Bytes, mode: str = "RGB") -> Image.Image:
     """All the images as one, each below the one before."""
     count, height, width, _ = images.shape
     return Image.frombytes(mode, (width, count * height), images.tobytes())
 
 
-def _apart(tall: Image.Image, images: Images) -> Images:
+def _apart(tall: Image.Image, images: Bytes) -> Bytes:
     return np.asarray(tall).reshape(images.shape)
 
 
-def _looked_up(images: Images, base: Factors, factors: Factors) -> Images:
+def _looked_up(images: Bytes, base: Factors, factors: Factors) -> Bytes:
     """A blend with one value an image: a table of 256 for each."""
     tables = _blend(base, np.arange(256, dtype=np.uint8)[None], factors[:, None])
     rows = [
@@ -153,7 +153,7 @@ def _looked_up(images: Images, base: Factors, factors: Factors) -> Images:
     return np.frombuffer(b"".join(rows), np.uint8).reshape(images.shape)
 
 
-def _blend(base: Factors, values: Images, factors: Factors) -> Images:
+def _blend(base: Factors, values: Bytes, factors: Factors) -> Bytes:
     """ImagingBlend: in floats, what follows the point left out, and cut where it leaves a byte."""
     mixed = values - base
     mixed *= factors
