@@ -73,8 +73,9 @@ class SeededColours:
                 order[row] = torch.randperm(4).numpy()
                 shares[row, self.active] = torch.empty(drawn).uniform_().numpy()
             grey[row] = self.grey_share and self.chance() < self.grey_share
-        factors = shares * (self.high - self.low) + self.low
-        return Drawn(jittered, order, factors, grey)
+        # As torch's uniform_ does it: a product of doubles, of which the sum becomes a float.
+        factors = shares.astype(np.float64) * (self.high - self.low) + self.low
+        return Drawn(jittered, order, factors.astype(np.float32), grey)
 
     def __call__(self, images: Bytes, seeds: Seeds) -> None:
         """Change the images in place."""
